@@ -1,0 +1,72 @@
+"""The one exception tree.
+
+    EmbedError                  every error this project raises on purpose; exit code 1
+    ├── ModelError              a model that cannot be loaded or lacks what was asked; exit code 2
+    ├── ConfigError             a configuration that cannot be used; exit code 2
+    ├── SourceError             documents that cannot be found or read as configured; exit code 2
+    │   └── SourceChangedError  a unit that is no longer what the plan pinned; exit code 1
+    ├── StorageError            an index location that cannot be used; exit code 2
+    └── IndexStateError         an index whose state forbids the command; exit code 2
+        └── LeaseHeldError      another run is writing this index; exit code 2
+
+Exit code 2 means "nothing was started, change the request"; 1 means "a run failed".
+"""
+
+from __future__ import annotations
+
+
+class EmbedError(Exception):
+    """An error meant to be read by a person: one line, and a remedy.
+
+    `message` says what was expected, what was found and where; `remedy` says what to do.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message, remedy)  # both in args: it must survive pickling between processes
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.remedy}".strip()
+
+
+class ModelError(EmbedError):
+    """A model that cannot be loaded, or that cannot give what was asked of it."""
+
+    exit_code = 2
+
+
+class ConfigError(EmbedError):
+    """A configuration file or override that cannot be used."""
+
+    exit_code = 2
+
+
+class SourceError(EmbedError):
+    """Documents that cannot be found, or cannot be read as configured."""
+
+    exit_code = 2
+
+
+class SourceChangedError(SourceError):
+    """A unit is no longer what the plan pinned; mixing the two would corrupt the index."""
+
+    exit_code = 1
+
+
+class StorageError(EmbedError):
+    """An index location that cannot be used."""
+
+    exit_code = 2
+
+
+class IndexStateError(EmbedError):
+    """The state of the index forbids the command."""
+
+    exit_code = 2
+
+
+class LeaseHeldError(IndexStateError):
+    """Another run is writing this index."""
