@@ -24,7 +24,9 @@ class EmbedError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, remedy: str = "") -> None:
-        super().__init__(message, remedy)  # both in args: it must survive pickling between processes
+        super().__init__(
+            message, remedy
+        )  # both in args: it must survive pickling between processes
         self.message = message
         self.remedy = remedy
 

@@ -1,0 +1,299 @@
+"""The encoder: passages in, vectors out, as Arrow.
+
+    encoder = load_encoder(ModelConfig(name="BAAI/bge-m3", outputs=("dense", "sparse", "colbert")))
+    encoder.encode_passages(["Ray is a distributed engine."])     # pyarrow.Table, input order
+
+Three phases: tokenise (CPU), forward (accelerator), Arrow columns (CPU). Only the forward holds the
+device lock, so threads that share an encoder overlap their other phases with it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from actors import attention
+from actors.config import ComputeDtype, ModelConfig, Output
+from actors.errors import ModelError
+from actors.families import family_of
+from actors.fingerprint import fingerprint, space_parts
+from actors.heads import OutputHeads, Vectors, load_head, to_arrow
+from actors.model_files import ModelFiles, resolve_model
+from actors.packing import next_stop, pack
+from actors.tokenizer import TextTokenizer, non_lexical_ids
+
+__all__ = ["EncodedBatch", "Encoder", "EncoderInfo", "ModelConfig", "load_encoder"]
+
+TOKENS_COLUMN = "input_ids"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderInfo:
+    """What an encoder is; `space_fingerprint` is equal where vectors may be compared."""
+
+    name: str
+    revision: str | None
+    dim: int
+    colbert_dim: int | None
+    max_length: int
+    query_max_length: int
+    pooling: str
+    outputs: tuple[Output, ...]
+    vector_dtype: str
+    dtype: ComputeDtype
+    device: str
+    space_fingerprint: str
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """The vectors of rows [start, stop) of a token block."""
+
+    start: int
+    stop: int
+    columns: pa.Table
+    """The output columns, stop - start rows."""
+    failures: dict[int, str]
+    """Row of the block -> why its vectors cannot be used (its row in `columns` is garbage)."""
+
+
+class Encoder:
+    """A loaded model; made by `load_encoder`. Safe to share between threads."""
+
+    def __init__(
+        self,
+        *,
+        config: ModelConfig,
+        files: ModelFiles,
+        backbone: torch.nn.Module,
+        heads: OutputHeads,
+        info: EncoderInfo,
+    ) -> None:
+        self.info = info
+        self._config = config
+        self._backbone = backbone
+        self._heads = heads
+        self._device = torch.device(info.device)
+        self._hidden_size = int(files.config["hidden_size"])
+        self._first_position = family_of(files.config, config.name).first_position(files.config)
+        self._passage_tokenizer = TextTokenizer(files.folder, files.max_length)
+        self._query_tokenizer = TextTokenizer(files.folder, files.query_max_length)
+        self._non_lexical = np.array(sorted(non_lexical_ids(files.folder)), dtype=np.int32)
+        self._max_batch_tokens = config.max_batch_tokens
+        self._device_lock = threading.Lock()
+
+    def encode_passages(self, passages: Sequence[str] | pa.Table) -> pa.Table:
+        """The output columns for texts, or for a token block (a table with `input_ids`).
+
+        Raises:
+            EncodeError: a passage whose vectors are not finite, or that the model cannot run.
+        """
+        if isinstance(passages, pa.Table):
+            return self._encode(passages[TOKENS_COLUMN])
+        texts = [self._config.passage_instruction + text for text in passages]
+        return self._encode(self._passage_tokenizer.tokenize(texts).to_arrow())
+
+    def encode_queries(self, queries: Sequence[str]) -> pa.Table:
+        """The output columns for queries: the model's query instruction and length apply."""
+        texts = [self._config.query_instruction + text for text in queries]
+        return self._encode(self._query_tokenizer.tokenize(texts).to_arrow())
+
+    def stream(self, input_ids: pa.ListArray | pa.ChunkedArray) -> Iterator[EncodedBatch]:
+        """Encode a list<int32> column micro-batch by micro-batch, in input order.
+
+        A forward that fails is bisected, so one bad passage spoils itself only: it comes back under
+        `failures`. Running out of device memory also halves the token budget for good.
+        """
+        if isinstance(input_ids, pa.ChunkedArray):
+            input_ids = input_ids.combine_chunks()
+        values = input_ids.values.to_numpy(zero_copy_only=True)
+        offsets = input_ids.offsets.to_numpy(zero_copy_only=True)
+        start = 0
+        while start < len(offsets) - 1:
+            stop = next_stop(offsets, start, self._max_batch_tokens)
+            yield from self._encode_or_bisect(values, offsets, start, stop)
+            start = stop
+
+    def empty(self) -> pa.Table:
+        """The output columns with no rows: their types."""
+        none = np.zeros(0, dtype=np.int32)
+        with torch.inference_mode():
+            hidden_TH = torch.zeros((1, self._hidden_size), dtype=_TORCH[self.info.dtype], device=self._device)
+            one = pack(
+                np.zeros(1, np.int32), np.array([0, 1]), first_position=0, device=self._device
+            )
+            vectors = self._heads(hidden_TH, one)
+        row = to_arrow(vectors, np.zeros(1, np.int32), np.array([0, 1], np.int32), none)
+        return row.slice(0, 0)
+
+    def _encode(self, input_ids: pa.ListArray | pa.ChunkedArray) -> pa.Table:
+        tables = [self.empty()]
+        for batch in self.stream(input_ids):
+            for row, reason in batch.failures.items():
+                raise EncodeError(f"passage {row} cannot be encoded: {reason}")
+            tables.append(batch.columns)
+        return pa.concat_tables(tables).combine_chunks()
+
+    def _encode_or_bisect(
+        self, values: np.ndarray, offsets: np.ndarray, start: int, stop: int
+    ) -> Iterator[EncodedBatch]:
+        try:
+            encoded = self._encode_rows(values, offsets, start, stop)
+        except (RuntimeError, IndexError) as error:  # what kernels raise; OutOfMemoryError is one
+            if stop - start == 1:
+                encoded = self._failed(start, f"{type(error).__name__}: {error!s:.200}")
+            else:
+                encoded = None
+                if isinstance(error, torch.OutOfMemoryError):
+                    self._max_batch_tokens = max(int(offsets[stop] - offsets[start]) // 2, 1)
+        # Outside the handler: the error's traceback would keep the failed forward's tensors alive.
+        if encoded is not None:
+            yield encoded
+        else:
+            middle = (start + stop) // 2
+            yield from self._encode_or_bisect(values, offsets, start, middle)
+            yield from self._encode_or_bisect(values, offsets, middle, stop)
+
+    def _failed(self, row: int, reason: str) -> EncodedBatch:
+        nothing = self.empty()
+        nulls = pa.table([pa.nulls(1, field.type) for field in nothing.schema], nothing.schema)
+        return EncodedBatch(row, row + 1, nulls, {row: reason})
+
+    def _encode_rows(
+        self, values: np.ndarray, offsets: np.ndarray, start: int, stop: int
+    ) -> EncodedBatch:
+        rows = offsets[start : stop + 1]
+        vectors = self._forward(values, rows)
+        columns = to_arrow(
+            vectors,
+            values[rows[0] : rows[-1]],
+            (rows - rows[0]).astype(np.int32),
+            self._non_lexical,
+        )
+        bad = np.flatnonzero(~vectors.finite_N.cpu().numpy())
+        failures = {start + int(row): "NaN or Inf in the vectors" for row in bad}
+        return EncodedBatch(start, stop, columns, failures)
+
+    @torch.inference_mode()
+    def _forward(self, values: np.ndarray, offsets: np.ndarray) -> Vectors:
+        packed = pack(values, offsets, first_position=self._first_position, device=self._device)
+        with self._device_lock:
+            hidden_1TH = self._backbone(
+                input_ids=packed.input_ids_T[None],
+                position_ids=packed.position_ids_T[None],
+                token_type_ids=torch.zeros_like(packed.input_ids_T)[None],
+                packed=packed,
+            ).last_hidden_state
+            return self._heads(hidden_1TH[0], packed)
+
+
+class EncodeError(ModelError):
+    """A passage whose vectors cannot be computed."""
+
+    exit_code = 1
+
+
+_TORCH: dict[ComputeDtype, torch.dtype] = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+}
+
+
+def load_encoder(config: ModelConfig) -> Encoder:
+    """Load a model and its heads onto the device.
+
+    Raises:
+        ModelError: not found, a weight missing, a head of the wrong shape, no such device.
+    """
+    files = resolve_model(config)
+    device = _resolve_device(config.device)
+    dtype = resolve_dtype(config, device)
+    backbone = _load_backbone(files, _TORCH[dtype], device)
+    hidden_size = int(files.config["hidden_size"])
+    linears = {
+        output: load_head(
+            files.heads[output], hidden_size, out_features=1 if output == "sparse" else None
+        ).to(device, _TORCH[dtype])
+        for output in config.outputs
+        if output in files.heads
+    }
+
+    def kept(dim: int) -> int:
+        return min(config.truncate_dim or dim, dim)
+
+    info = EncoderInfo(
+        name=config.name,
+        revision=config.revision,
+        dim=kept(hidden_size),
+        colbert_dim=colbert
+        and min(config.truncate_dim or colbert.out_features, colbert.out_features),
+        max_length=files.max_length,
+        query_max_length=files.query_max_length,
+        pooling=files.pooling,
+        outputs=config.outputs,
+        vector_dtype=config.vector_dtype,
+        dtype=dtype,
+        device=str(device),
+        space_fingerprint=fingerprint(space_parts(config, files)),
+    )
+    heads = OutputHeads(
+        config.outputs,
+        linears,
+        pooling=files.pooling,
+        normalize=config.normalize,
+        truncate_dim=config.truncate_dim,
+        vector_dtype=_TORCH[config.vector_dtype],
+    )
+    return Encoder(config=config, files=files, backbone=backbone, heads=heads, info=info)
+
+
+def _load_backbone(files: ModelFiles, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    attention.register()
+    # Its progress bar and its report of the unused pooler would be printed by every actor.
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    model, loading = AutoModel.from_pretrained(
+        files.folder,
+        dtype=dtype,
+        attn_implementation=attention.NAME,
+        add_pooling_layer=False,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    if loading["missing_keys"]:  # transformers would leave them random, with a log line
+        missing = sorted(loading["missing_keys"])
+        raise ModelError(
+            f"{files.folder}: expected every weight of {type(model).__name__}, "
+            f"{len(missing)} are missing ({missing[0]}, ...).",
+            "The checkpoint is damaged or of another architecture.",
+        )
+    model.requires_grad_(False)
+    return model.eval().to(device)  # type: ignore[no-any-return]
+
+
+def _resolve_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"model.device: expected a CUDA device for {name!r}, found none.")
+    return device
+
+
+def resolve_dtype(config: ModelConfig, device: torch.device) -> ComputeDtype:
+    """The compute type "auto" means on this device."""
+    if config.dtype != "auto":
+        return config.dtype
+    if device.type == "cuda":
+        return "float16"
+    # Only AMX makes bfloat16 pay on a CPU; emulated, it is slower than float32.
+    return "bfloat16" if torch.cpu._is_amx_tile_supported() else "float32"

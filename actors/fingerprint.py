@@ -1,0 +1,48 @@
+"""What makes two vectors comparable, as one hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from actors.config import ModelConfig
+from actors.model_files import ModelFiles
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file; a hub blob is named by it already and is not read again."""
+    blob = path.resolve()
+    if blob.parent.name == "blobs" and len(blob.name) == 64:
+        return blob.name
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(parts: Mapping[str, Any]) -> str:
+    """Hex digest (32 digits) of a JSON value, independent of key order."""
+    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+
+def space_parts(config: ModelConfig, files: ModelFiles) -> dict[str, Any]:
+    """Everything that decides whether two vectors may be compared.
+
+    Not in it: name and revision (the weights' own hashes are), compute dtype, device, batch size,
+    stored dtype, and which outputs are asked for: a dense index and a server of all three outputs
+    of the same model share one space, so the heads count whether used or not.
+    """
+    return {
+        "weights": {path.name: file_sha256(path) for path in files.weight_files()},
+        "tokenizer": file_sha256(files.folder / "tokenizer.json"),
+        "heads": {output: file_sha256(path) for output, path in sorted(files.heads.items())},
+        "pooling": files.pooling,
+        "max_length": files.max_length,
+        "query_max_length": files.query_max_length,
+        "query_instruction": config.query_instruction,
+        "passage_instruction": config.passage_instruction,
+        "normalize": config.normalize,
+        "truncate_dim": config.truncate_dim,
+    }

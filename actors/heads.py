@@ -1,0 +1,180 @@
+"""From token vectors to the three outputs: pooling, sparse head, ColBERT head.
+
+Formulas: BGE-M3 (Chen et al. 2024, arXiv:2402.03216, section 3.2), as FlagEmbedding computes them.
+Shape suffixes: T tokens, N passages, H hidden size, D output dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch.nn import functional as F
+
+from actors.config import Output, Pooling
+from actors.errors import ModelError
+from actors.packing import PackedBatch
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What one forward pass computed, still on the device; None where not asked for."""
+
+    dense_ND: torch.Tensor | None
+    sparse_T: torch.Tensor | None
+    """float32: relu'd weight of every token."""
+    colbert_TD: torch.Tensor | None
+    """Token vectors less each passage's first: T - N rows."""
+    finite_N: torch.Tensor
+    """bool: no NaN or Inf anywhere in the passage's outputs."""
+
+
+def load_head(path: Path, hidden_size: int, *, out_features: int | None) -> torch.nn.Linear:
+    """A `{weight, bias}` state dict as a Linear layer.
+
+    Raises:
+        ModelError: not such a file, or a shape other than [out_features or any, hidden_size].
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        weight, bias = state["weight"], state["bias"]
+    except Exception as error:
+        raise ModelError(
+            f"{path}: expected a state dict of weight and bias, found: {error!s:.120}."
+        ) from error
+    expected = (out_features or weight.shape[0], hidden_size)
+    if tuple(weight.shape) != expected or tuple(bias.shape) != expected[:1]:
+        raise ModelError(
+            f"{path}: expected weight {list(expected)}, found {list(weight.shape)}.",
+            "This head belongs to another backbone.",
+        )
+    linear = torch.nn.Linear(hidden_size, weight.shape[0])
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+        linear.bias.copy_(bias)
+    return linear.requires_grad_(False)
+
+
+class OutputHeads:
+    """Turns the last hidden state of a packed micro-batch into `Vectors`."""
+
+    def __init__(
+        self,
+        outputs: tuple[Output, ...],
+        linears: Mapping[Output, torch.nn.Linear],
+        *,
+        pooling: Pooling,
+        normalize: bool,
+        truncate_dim: int | None,
+        vector_dtype: torch.dtype,
+    ) -> None:
+        self._outputs = outputs
+        self._linears = linears
+        self._pooling = pooling
+        self._normalize = normalize
+        self._truncate_dim = truncate_dim
+        self._vector_dtype = vector_dtype
+
+    def __call__(self, hidden_TH: torch.Tensor, packed: PackedBatch) -> Vectors:
+        """Compute what was asked for; nothing waits for the device here."""
+        n = len(packed.lengths_N)
+        finite_N = torch.ones(n, dtype=torch.bool, device=hidden_TH.device)
+        dense_ND = sparse_T = colbert_TD = None
+        if "dense" in self._outputs:
+            dense_ND = self._finish(self._pool(hidden_TH, packed))
+            finite_N &= dense_ND.isfinite().all(dim=1)
+        if "sparse" in self._outputs:
+            sparse_T = torch.relu(self._linears["sparse"](hidden_TH)).squeeze(-1).float()
+            # NaN survives relu; -Inf does not, and a weight of 0 is what it would have meant.
+            finite_N &= _all_by_passage(sparse_T.isfinite(), packed.lengths_N)
+        if "colbert" in self._outputs:
+            keep_T = torch.ones(len(hidden_TH), dtype=torch.bool, device=hidden_TH.device)
+            keep_T[packed.cu_seqlens[:-1].long()] = False
+            colbert_TD = self._finish(self._linears["colbert"](hidden_TH[keep_T]))
+            finite_N &= _all_by_passage(colbert_TD.isfinite().all(dim=1), packed.lengths_N - 1)
+        return Vectors(dense_ND, sparse_T, colbert_TD, finite_N)
+
+    def _pool(self, hidden_TH: torch.Tensor, packed: PackedBatch) -> torch.Tensor:
+        if self._pooling == "cls":
+            return hidden_TH[packed.cu_seqlens[:-1].long()]
+        return torch.segment_reduce(hidden_TH.float(), "mean", lengths=packed.lengths_N, axis=0)
+
+    def _finish(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Truncate, then normalise in float32, then cast: in this order."""
+        if self._truncate_dim is not None:
+            vectors = vectors[:, : self._truncate_dim]
+        vectors = vectors.float()
+        if self._normalize:
+            vectors = F.normalize(vectors, dim=-1)
+        return vectors.to(self._vector_dtype)
+
+
+def _all_by_passage(ok_T: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
+    passage_T = torch.repeat_interleave(
+        torch.arange(len(lengths_N), device=ok_T.device), lengths_N, output_size=len(ok_T)
+    )
+    bad_N = torch.zeros(len(lengths_N), dtype=torch.int32, device=ok_T.device)
+    return bad_N.index_add_(0, passage_T, (~ok_T).int()) == 0
+
+
+def to_arrow(
+    vectors: Vectors, input_ids: np.ndarray, cu_seqlens: np.ndarray, non_lexical: np.ndarray
+) -> pa.Table:
+    """Vectors as the output columns, in input order; waits for the device.
+
+    input_ids int32 [T] and cu_seqlens int32 [N + 1], both on the host; non_lexical: token ids that
+    never enter a sparse vector. Columns: dense FixedSizeList<half|float>[D], sparse
+    Struct<indices: List<int32>, values: List<float32>> with sorted indices, colbert
+    List<FixedSizeList<half|float>[D]> with n_tokens - 1 vectors a passage.
+    """
+    columns: dict[str, pa.Array] = {}
+    if vectors.dense_ND is not None:
+        columns["dense"] = fixed_size_lists(vectors.dense_ND.cpu().numpy())
+    if vectors.sparse_T is not None:
+        weights = vectors.sparse_T.cpu().numpy()
+        columns["sparse"] = sparse_vectors(weights, input_ids, cu_seqlens, non_lexical)
+    if vectors.colbert_TD is not None:
+        offsets = cu_seqlens - np.arange(len(cu_seqlens), dtype=np.int32)
+        rows = fixed_size_lists(vectors.colbert_TD.cpu().numpy())
+        columns["colbert"] = pa.ListArray.from_arrays(pa.array(offsets), rows)
+    return pa.table(columns)
+
+
+def fixed_size_lists(rows: np.ndarray) -> pa.FixedSizeListArray:
+    """[N, D] as FixedSizeList[D], without a copy."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
+
+
+def sparse_vectors(
+    weights: np.ndarray, input_ids: np.ndarray, cu_seqlens: np.ndarray, non_lexical: np.ndarray
+) -> pa.StructArray:
+    """Maximum weight per (passage, token id), zero weights and `non_lexical` ids dropped.
+
+    A segment maximum over sorted (passage, id) keys: no matrix of passages by vocabulary.
+    """
+    n = len(cu_seqlens) - 1
+    passage = np.repeat(np.arange(n, dtype=np.int64), np.diff(cu_seqlens))
+    lexical = (weights > 0) & ~np.isin(input_ids, non_lexical)
+    keys = (passage[lexical] << 32) | input_ids[lexical]
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    firsts = np.flatnonzero(np.diff(keys, prepend=-1))
+    maxima = (
+        np.maximum.reduceat(weights[lexical][order], firsts)
+        if len(firsts)
+        else np.empty(0, dtype=np.float32)
+    )
+    keys = keys[firsts]
+    offsets = pa.array(np.searchsorted(keys >> 32, np.arange(n + 1)).astype(np.int32))
+    indices = pa.array((keys & 0xFFFFFFFF).astype(np.int32))
+    return pa.StructArray.from_arrays(
+        [
+            pa.ListArray.from_arrays(offsets, indices),
+            pa.ListArray.from_arrays(offsets, pa.array(maxima.astype(np.float32))),
+        ],
+        names=["indices", "values"],
+    )

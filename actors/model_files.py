@@ -1,0 +1,207 @@
+"""Where a model's files are and what they say, without loading a weight.
+
+Knows no torch: the driver and the tokenising workers read a model's limits from here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.config import ModelConfig, Output, Pooling
+from actors.errors import ModelError
+
+SPARSE_HEAD = "sparse_linear.pt"
+COLBERT_HEAD = "colbert_linear.pt"
+_HEADS: dict[Output, str] = {"sparse": SPARSE_HEAD, "colbert": COLBERT_HEAD}
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+# What never helps to encode: other frameworks' copies of the same weights.
+_HUB_IGNORE = ["*.onnx", "onnx/*", "openvino/*", "*.h5", "*.msgpack", "rust_model.ot", "imgs/*"]
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The resolved facts about one model on disk."""
+
+    folder: Path
+    config: dict[str, Any]
+    pooling: Pooling
+    max_length: int
+    query_max_length: int
+    heads: dict[Output, Path]
+    """Head files there are, requested or not; every requested output has its own."""
+
+    @property
+    def model_type(self) -> str:
+        """The architecture, as transformers names it ("bert", "xlm-roberta", ...)."""
+        return str(self.config["model_type"])
+
+    def weight_files(self) -> list[Path]:
+        """The files that hold the backbone's weights, sorted by name."""
+        safetensors = sorted(self.folder.glob("*.safetensors"))
+        return safetensors or sorted(self.folder.glob("pytorch_model*.bin"))
+
+
+def resolve_model(config: ModelConfig) -> ModelFiles:
+    """Find the files of `config.name` and check that they can give what is asked.
+
+    Raises:
+        ModelError: not found, unreadable, a head missing, a length beyond the model's positions.
+    """
+    from actors.families import family_of  # families name positions; imported late to stay light
+
+    folder = _locate(config)
+    model = _read_json(folder / "config.json")
+    if not any((folder / name).exists() for name in _WEIGHTS):
+        raise ModelError(
+            f"model {config.name!r}: expected weights ({' or '.join(_WEIGHTS)}) in {folder}, "
+            "found none.",
+            "Download the whole model folder.",
+        )
+    if not (folder / "tokenizer.json").exists():
+        raise ModelError(
+            f"model {config.name!r}: expected tokenizer.json in {folder}, found none.",
+            "Save the tokenizer in its fast format (tokenizer.save_pretrained).",
+        )
+    family = family_of(model, config.name)
+    positions = family.usable_positions(model)
+    own_limit = min(_declared_max_length(folder), positions)
+    max_length = config.max_length or own_limit
+    query_max_length = config.query_max_length or max_length
+    for key, length in (("max_length", max_length), ("query_max_length", query_max_length)):
+        if not 3 <= length <= positions:
+            raise ModelError(
+                f"model.{key}: expected 3 to {positions} (the positions of {config.name}), "
+                f"got {length}.",
+                "Lower it, or chunk the documents.",
+            )
+    return ModelFiles(
+        folder=folder,
+        config=model,
+        pooling=_pooling(folder) if config.pooling == "auto" else config.pooling,
+        max_length=max_length,
+        query_max_length=query_max_length,
+        heads=_find_heads(config, folder),
+    )
+
+
+def _locate(config: ModelConfig) -> Path:
+    name = config.name
+    if name == "builtin:tiny-m3":
+        from actors.tiny_model import ensure_tiny_m3
+
+        return ensure_tiny_m3()
+    if name.startswith("package:"):
+        return _locate_in_package(name)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            raise ModelError(
+                f"model {name!r}: expected config.json in that folder, found none.",
+                "Point model.name at a folder in transformers format.",
+            )
+        return folder
+    return _locate_on_hub(name, config.revision)
+
+
+def _locate_in_package(name: str) -> Path:
+    module, _, inner = name.removeprefix("package:").partition("/")
+    # find_spec does not import the package, which may pull in frameworks nobody needs here.
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            f"model {name!r}: expected the Python package {module!r}, which is not installed.",
+            f"pip install {module.replace('_', '-')}",
+        )
+    folder = Path(next(iter(spec.submodule_search_locations))) / inner
+    if not (folder / "config.json").exists():
+        raise ModelError(f"model {name!r}: expected config.json in {folder}, found none.")
+    return folder
+
+
+def _locate_on_hub(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, ignore_patterns=_HUB_IGNORE))
+    except HFValidationError:
+        raise ModelError(
+            f"model {name!r}: expected an existing folder or a hub id (owner/name), found neither.",
+            "Check the path.",
+        ) from None
+    except Exception as error:  # the hub client raises a dozen unrelated types
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"model {name!r}: no such folder, and the hub did not give it ({reason[:160]}).",
+            "Without network: copy its folder to every node and set model.name to that path.",
+        ) from error
+
+
+def _find_heads(config: ModelConfig, folder: Path) -> dict[Output, Path]:
+    heads_folder = Path(config.heads).expanduser() if config.heads else folder
+    found: dict[Output, Path] = {}
+    for output, filename in _HEADS.items():
+        path = heads_folder / filename
+        if path.exists():
+            found[output] = path
+        elif output in config.outputs:
+            raise ModelError(
+                f"outputs: {output!r} needs {filename}, expected in {heads_folder}, found none.",
+                f"Drop {output!r} from outputs, or set model.heads to the folder that has it.",
+            )
+    return found
+
+
+def _pooling(folder: Path) -> Pooling:
+    """sentence-transformers' own record of the pooling; cls (BGE's) where there is none."""
+    path = folder / _pooling_folder(folder) / "config.json"
+    if not path.exists():
+        return "cls"
+    record = _read_json(path)
+    modes = {key.removeprefix("pooling_mode_") for key, on in record.items() if on is True}
+    if record.get("pooling_mode") in ("cls", "mean"):  # the key sentence-transformers 6 writes
+        modes = {f"{record['pooling_mode']}_token"}
+    if modes & {"cls_token"}:
+        return "cls"
+    if modes & {"mean_tokens", "mean_token"}:
+        return "mean"
+    raise ModelError(
+        f"{path}: expected cls or mean pooling, found {sorted(modes) or 'none'}.",
+        "Set model.pooling.",
+    )
+
+
+def _pooling_folder(folder: Path) -> str:
+    modules = folder / "modules.json"
+    if modules.exists():
+        for module in json.loads(modules.read_text()):
+            if str(module.get("type", "")).endswith("Pooling"):
+                return str(module["path"])
+    return "1_Pooling"
+
+
+def _declared_max_length(folder: Path) -> int:
+    for filename, key in (
+        ("sentence_bert_config.json", "max_seq_length"),
+        ("tokenizer_config.json", "model_max_length"),
+    ):
+        path = folder / filename
+        if path.exists():
+            value = _read_json(path).get(key)
+            if isinstance(value, int | float) and value < 1e9:  # 1e30 means "unknown" upstream
+                return int(value)
+    return 1 << 30
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: expected a JSON object, found: {error}.") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: expected a JSON object, found {type(value).__name__}.")
+    return value

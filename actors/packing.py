@@ -1,0 +1,89 @@
+"""The packed layout of a micro-batch: tokens of several passages end to end, and where each ends.
+
+Shape suffixes: T tokens of the micro-batch, N passages, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """One micro-batch on its device."""
+
+    input_ids_T: torch.Tensor
+    """int64 [T]."""
+    position_ids_T: torch.Tensor
+    """int64 [T]: each passage counts from the family's first position."""
+    cu_seqlens: torch.Tensor
+    """int32 [N + 1]: cumulative sequence lengths, on the device."""
+    max_seqlen: int
+    """Tokens of the longest passage."""
+    runs: tuple[tuple[int, int, int], ...]
+    """(first token, passages, tokens of each) for every run of equally long neighbours."""
+
+    @property
+    def lengths_N(self) -> torch.Tensor:
+        """int64 [N]: tokens of each passage, on the device."""
+        return self.cu_seqlens.diff().long()
+
+
+def pack(
+    values: np.ndarray, offsets: np.ndarray, *, first_position: int, device: torch.device
+) -> PackedBatch:
+    """Lay out passages for one forward pass.
+
+    `values` int32 [T] and `offsets` int [N + 1] are an Arrow ListArray's buffers (offsets may
+    start above zero, as a slice's do: they index into `values`).
+    """
+    values = values[offsets[0] : offsets[-1]]
+    cu_seqlens = (offsets - offsets[0]).astype(np.int32)
+    lengths = np.diff(cu_seqlens)
+    starts_T = np.repeat(cu_seqlens[:-1], lengths)
+    positions = np.arange(len(values), dtype=np.int64) - starts_T + first_position
+
+    def to_device(array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        if device.type == "cuda":
+            return tensor.pin_memory().to(device, non_blocking=True)
+        return tensor.to(device)
+
+    return PackedBatch(
+        input_ids_T=to_device(values.astype(np.int64)),
+        position_ids_T=to_device(positions),
+        cu_seqlens=to_device(cu_seqlens),
+        max_seqlen=int(lengths.max()),
+        runs=tuple(_runs(cu_seqlens)),
+    )
+
+
+def _runs(cu_seqlens: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    lengths = np.diff(cu_seqlens)
+    borders = np.flatnonzero(np.diff(lengths)) + 1
+    firsts = np.concatenate(([0], borders))
+    lasts = np.concatenate((borders, [len(lengths)]))
+    for first, last in zip(firsts, lasts, strict=True):
+        yield int(cu_seqlens[first]), int(last - first), int(lengths[first])
+
+
+def micro_batches(offsets: np.ndarray, max_tokens: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) rows of consecutive passages within a token budget, in input order.
+
+    A passage longer than the budget gets a micro-batch of its own.
+    """
+    start, rows = 0, len(offsets) - 1
+    while start < rows:
+        stop = next_stop(offsets, start, max_tokens)
+        yield start, stop
+        start = stop
+
+
+def next_stop(offsets: np.ndarray, start: int, max_tokens: int) -> int:
+    """Where the micro-batch that begins at row `start` ends."""
+    fits = int(np.searchsorted(offsets, offsets[start] + max_tokens, side="right")) - 1
+    return min(max(fits, start + 1), len(offsets) - 1)
