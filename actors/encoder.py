@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from actors import attention
+from actors.backbone import TORCH_DTYPES, load_backbone, resolve_device, resolve_dtype
 from actors.config import ComputeDtype, ModelConfig, Output
-from actors.errors import ModelError
+from actors.errors import EncodeError
 from actors.families import family_of
 from actors.fingerprint import fingerprint, space_parts
 from actors.heads import OutputHeads, Vectors, load_head, to_arrow
@@ -123,7 +123,9 @@ class Encoder:
         """The output columns with no rows: their types."""
         none = np.zeros(0, dtype=np.int32)
         with torch.inference_mode():
-            hidden_TH = torch.zeros((1, self._hidden_size), dtype=_TORCH[self.info.dtype], device=self._device)
+            hidden_TH = torch.zeros(
+                (1, self._hidden_size), dtype=TORCH_DTYPES[self.info.dtype], device=self._device
+            )
             one = pack(
                 np.zeros(1, np.int32), np.array([0, 1]), first_position=0, device=self._device
             )
@@ -192,19 +194,6 @@ class Encoder:
             return self._heads(hidden_1TH[0], packed)
 
 
-class EncodeError(ModelError):
-    """A passage whose vectors cannot be computed."""
-
-    exit_code = 1
-
-
-_TORCH: dict[ComputeDtype, torch.dtype] = {
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-}
-
-
 def load_encoder(config: ModelConfig) -> Encoder:
     """Load a model and its heads onto the device.
 
@@ -212,14 +201,14 @@ def load_encoder(config: ModelConfig) -> Encoder:
         ModelError: not found, a weight missing, a head of the wrong shape, no such device.
     """
     files = resolve_model(config)
-    device = _resolve_device(config.device)
+    device = resolve_device(config)
     dtype = resolve_dtype(config, device)
-    backbone = _load_backbone(files, _TORCH[dtype], device)
+    backbone = load_backbone(files, TORCH_DTYPES[dtype], device)
     hidden_size = int(files.config["hidden_size"])
     linears = {
         output: load_head(
             files.heads[output], hidden_size, out_features=1 if output == "sparse" else None
-        ).to(device, _TORCH[dtype])
+        ).to(device, TORCH_DTYPES[dtype])
         for output in config.outputs
         if output in files.heads
     }
@@ -231,8 +220,7 @@ def load_encoder(config: ModelConfig) -> Encoder:
         name=config.name,
         revision=config.revision,
         dim=kept(hidden_size),
-        colbert_dim=colbert
-        and min(config.truncate_dim or colbert.out_features, colbert.out_features),
+        colbert_dim=kept(linears["colbert"].out_features) if "colbert" in linears else None,
         max_length=files.max_length,
         query_max_length=files.query_max_length,
         pooling=files.pooling,
@@ -248,52 +236,6 @@ def load_encoder(config: ModelConfig) -> Encoder:
         pooling=files.pooling,
         normalize=config.normalize,
         truncate_dim=config.truncate_dim,
-        vector_dtype=_TORCH[config.vector_dtype],
+        vector_dtype=TORCH_DTYPES[config.vector_dtype],
     )
     return Encoder(config=config, files=files, backbone=backbone, heads=heads, info=info)
-
-
-def _load_backbone(files: ModelFiles, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
-    from transformers import AutoModel
-    from transformers.utils import logging
-
-    attention.register()
-    # Its progress bar and its report of the unused pooler would be printed by every actor.
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    model, loading = AutoModel.from_pretrained(
-        files.folder,
-        dtype=dtype,
-        attn_implementation=attention.NAME,
-        add_pooling_layer=False,
-        local_files_only=True,
-        output_loading_info=True,
-    )
-    if loading["missing_keys"]:  # transformers would leave them random, with a log line
-        missing = sorted(loading["missing_keys"])
-        raise ModelError(
-            f"{files.folder}: expected every weight of {type(model).__name__}, "
-            f"{len(missing)} are missing ({missing[0]}, ...).",
-            "The checkpoint is damaged or of another architecture.",
-        )
-    model.requires_grad_(False)
-    return model.eval().to(device)  # type: ignore[no-any-return]
-
-
-def _resolve_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError(f"model.device: expected a CUDA device for {name!r}, found none.")
-    return device
-
-
-def resolve_dtype(config: ModelConfig, device: torch.device) -> ComputeDtype:
-    """The compute type "auto" means on this device."""
-    if config.dtype != "auto":
-        return config.dtype
-    if device.type == "cuda":
-        return "float16"
-    # Only AMX makes bfloat16 pay on a CPU; emulated, it is slower than float32.
-    return "bfloat16" if torch.cpu._is_amx_tile_supported() else "float32"

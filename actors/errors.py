@@ -2,6 +2,7 @@
 
     EmbedError                  every error this project raises on purpose; exit code 1
     ├── ModelError              a model that cannot be loaded or lacks what was asked; exit code 2
+    ├── EncodeError             a passage whose vectors cannot be computed; exit code 1
     ├── ConfigError             a configuration that cannot be used; exit code 2
     ├── SourceError             documents that cannot be found or read as configured; exit code 2
     │   └── SourceChangedError  a unit that is no longer what the plan pinned; exit code 1
@@ -38,6 +39,10 @@ class ModelError(EmbedError):
     """A model that cannot be loaded, or that cannot give what was asked of it."""
 
     exit_code = 2
+
+
+class EncodeError(EmbedError):
+    """A passage whose vectors cannot be computed."""
 
 
 class ConfigError(EmbedError):

@@ -1,0 +1,73 @@
+"""The transformer under the heads: which device, which compute type, and its weights on it."""
+
+from __future__ import annotations
+
+import torch
+
+from actors import attention
+from actors.config import ComputeDtype, ModelConfig
+from actors.errors import ModelError
+from actors.model_files import ModelFiles
+
+TORCH_DTYPES: dict[ComputeDtype, torch.dtype] = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+}
+
+
+def load_backbone(files: ModelFiles, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+    """The backbone in `dtype` on `device`, its attention packed.
+
+    Raises:
+        ModelError: the checkpoint lacks a weight.
+    """
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    attention.register()
+    # Its progress bar and its report of the unused pooler would be printed by every actor.
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    model, loading = AutoModel.from_pretrained(
+        files.folder,
+        dtype=dtype,
+        attn_implementation=attention.NAME,
+        add_pooling_layer=False,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    if loading["missing_keys"]:  # transformers would leave them random, with a log line
+        missing = sorted(loading["missing_keys"])
+        raise ModelError(
+            f"{files.folder}: expected every weight of {type(model).__name__}, "
+            f"{len(missing)} are missing ({missing[0]}, ...).",
+            "The checkpoint is damaged or of another architecture.",
+        )
+    model.requires_grad_(False)
+    return model.eval().to(device)  # type: ignore[no-any-return]
+
+
+def resolve_device(config: ModelConfig) -> torch.device:
+    """The device "auto" means on this machine.
+
+    Raises:
+        ModelError: CUDA asked for by name where there is none.
+    """
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"model.device: expected a CUDA device for {name!r}, found none.")
+    return device
+
+
+def resolve_dtype(config: ModelConfig, device: torch.device) -> ComputeDtype:
+    """The compute type "auto" means on this device."""
+    if config.dtype != "auto":
+        return config.dtype
+    if device.type == "cuda":
+        return "float16"
+    # Only AMX makes bfloat16 pay on a CPU; emulated, it is slower than float32.
+    return "bfloat16" if torch.cpu._is_amx_tile_supported() else "float32"
