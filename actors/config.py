@@ -52,5 +52,6 @@ class ModelConfig:
     """Compute type; "auto": float16 on CUDA, bfloat16 on CPUs with AMX, else float32."""
     device: str = "auto"
     """"auto": cuda when there is one, else cpu."""
-    max_batch_tokens: int = 16_384
-    """Token budget of one forward pass (micro-batch)."""
+    max_batch_tokens: int | None = None
+    """Token budget of one forward pass (micro-batch); when not given: 16,384 on CUDA, 2,048 on CPUs,
+    where larger ones outgrow the caches."""

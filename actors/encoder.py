@@ -25,11 +25,9 @@ from actors.fingerprint import fingerprint, space_parts
 from actors.heads import OutputHeads, Vectors, load_head, to_arrow
 from actors.model_files import ModelFiles, resolve_model
 from actors.packing import next_stop, pack
-from actors.tokenizer import TextTokenizer, non_lexical_ids
+from actors.tokenizer import TOKENS_COLUMN, TextTokenizer, non_lexical_ids
 
 __all__ = ["EncodedBatch", "Encoder", "EncoderInfo", "ModelConfig", "load_encoder"]
-
-TOKENS_COLUMN = "input_ids"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,16 +73,21 @@ class Encoder:
         info: EncoderInfo,
     ) -> None:
         self.info = info
-        self._config = config
         self._backbone = backbone
         self._heads = heads
         self._device = torch.device(info.device)
         self._hidden_size = int(files.config["hidden_size"])
         self._first_position = family_of(files.config, config.name).first_position(files.config)
-        self._passage_tokenizer = TextTokenizer(files.folder, files.max_length)
-        self._query_tokenizer = TextTokenizer(files.folder, files.query_max_length)
+        self._passage_tokenizer = TextTokenizer(
+            files.folder, files.max_length, config.passage_instruction
+        )
+        self._query_tokenizer = TextTokenizer(
+            files.folder, files.query_max_length, config.query_instruction
+        )
         self._non_lexical = np.array(sorted(non_lexical_ids(files.folder)), dtype=np.int32)
-        self._max_batch_tokens = config.max_batch_tokens
+        self._max_batch_tokens = config.max_batch_tokens or (
+            16_384 if self._device.type == "cuda" else 2_048
+        )
         self._device_lock = threading.Lock()
 
     def encode_passages(self, passages: Sequence[str] | pa.Table) -> pa.Table:
@@ -95,13 +98,11 @@ class Encoder:
         """
         if isinstance(passages, pa.Table):
             return self._encode(passages[TOKENS_COLUMN])
-        texts = [self._config.passage_instruction + text for text in passages]
-        return self._encode(self._passage_tokenizer.tokenize(texts).to_arrow())
+        return self._encode(self._passage_tokenizer.tokenize(passages).to_arrow())
 
     def encode_queries(self, queries: Sequence[str]) -> pa.Table:
         """The output columns for queries: the model's query instruction and length apply."""
-        texts = [self._config.query_instruction + text for text in queries]
-        return self._encode(self._query_tokenizer.tokenize(texts).to_arrow())
+        return self._encode(self._query_tokenizer.tokenize(queries).to_arrow())
 
     def stream(self, input_ids: pa.ListArray | pa.ChunkedArray) -> Iterator[EncodedBatch]:
         """Encode a list<int32> column micro-batch by micro-batch, in input order.

@@ -15,6 +15,9 @@ import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer
 
+TOKENS_COLUMN = "input_ids"
+"""Name of the list<int32> column of a token block."""
+
 # Special tokens that carry no lexical meaning (FlagEmbedding's list, plus BERT's [SEP], which is
 # XLM-R's eos under another name).
 _NON_LEXICAL = ("cls_token", "sep_token", "eos_token", "pad_token", "unk_token")
@@ -45,29 +48,34 @@ class TokenizedTexts:
 
 
 class TextTokenizer:
-    """A model's tokenizer with its padding off and its truncation ours."""
+    """A model's tokenizer with its padding off, its truncation ours, an instruction put before."""
 
-    def __init__(self, folder: Path, max_length: int) -> None:
-        """Load `folder`/tokenizer.json; `max_length` counts special tokens."""
+    def __init__(self, folder: Path, max_length: int, instruction: str = "") -> None:
+        """Load `folder`/tokenizer.json; `max_length` counts special tokens and instruction."""
         self.max_length = max_length
+        self._instruction = instruction
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_padding()  # some published files pad to 128
         self._tokenizer.enable_truncation(max_length)
-        self.special_tokens = len(self._tokenizer.encode("").ids)
+        self.overhead = len(self._tokenizer.encode(instruction).ids)
+        """Tokens that are not the text's own: special ones and the instruction's."""
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         """Token ids of each text, special tokens on, cut at `max_length`."""
+        if self._instruction:
+            texts = [self._instruction + text for text in texts]
         encodings = self._tokenizer.encode_batch_fast(list(texts))
         offsets = np.zeros(len(encodings) + 1, dtype=np.int32)
         np.cumsum([len(e.ids) for e in encodings], out=offsets[1:])
         values = np.empty(int(offsets[-1]), dtype=np.int32)
         for start, encoding in zip(offsets, encodings, strict=False):
-            values[start : start + len(encoding.ids)] = encoding.ids
+            ids = encoding.ids
+            values[start : start + len(ids)] = ids
         truncated = np.fromiter((bool(e.overflowing) for e in encodings), dtype=bool)
         return TokenizedTexts(values, offsets, truncated)
 
-    def untruncated(self) -> Tokenizer:
-        """A copy that never cuts, for splitters that count the tokens of a text."""
+    def without_truncation(self) -> Tokenizer:
+        """A bare copy that never cuts, for a splitter that counts the tokens of a text."""
         copy = Tokenizer.from_str(self._tokenizer.to_str())
         copy.no_truncation()
         return copy

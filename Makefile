@@ -1,0 +1,42 @@
+# make quickstart    an index of real articles, in .venv, from nothing but Python 3.11+
+# make test          the whole suite      make check   style, types      make lock   new pins
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+# PyPI's torch carries CUDA (gigabytes). Where there is no GPU and PyTorch's own index answers,
+# its CPU build is taken; anywhere else pip chooses. Override: make quickstart TORCH_INDEX=...
+TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null || $(PYTHON) -c "import urllib.request as u; p='https://download.pytorch.org/whl/cpu'; u.urlopen(p+'/torch/', timeout=3); print(p)" 2>/dev/null)
+PIP_FLAGS   := --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+.PHONY: quickstart test check format lock clean
+
+quickstart: $(STAMP)
+	$(BIN)/python -m pipelines.embed_corpus conf/quickstart.yaml
+	$(BIN)/python -m pipelines.show_index out/quickstart
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Constraints, not requirements: torch stays "whatever build fits this machine", at one version.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q $(PIP_FLAGS) -c constraints.txt "torch"
+	$(BIN)/pip install -q $(PIP_FLAGS) -c constraints.txt -e ".[dev]"
+	touch $@
+
+lock: $(STAMP)
+	$(BIN)/pip freeze --exclude-editable | sed -E 's/^(torch==[0-9.]+)\+.*/\1/; /^(nvidia|triton|cuda)/d' > constraints.txt
+
+clean:
+	rm -rf $(VENV) out

@@ -1,0 +1,111 @@
+"""The Ray cluster a run uses: an existing one, or a local one for as long as the run lasts."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+import ray.data
+
+from actors.errors import ConfigError, StorageError
+from pipelines.config import RayConfig
+from pipelines.storage import Store
+
+# A local cluster counts more CPUs than a small machine has: a reading task, an actor and Ray's own
+# tasks must fit at once, or the pipeline waits for ever.
+_MIN_LOCAL_CPUS = 4
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The shape of the encoder pool on this cluster."""
+
+    actors: int
+    gpus: float
+    cpus: int
+
+
+@contextmanager
+def ray_session(config: RayConfig, *, verbose: bool = False) -> Iterator[None]:
+    """Connect to Ray, or start a local cluster and stop it at the end.
+
+    A process that is connected already (a notebook, a test) is left as it is.
+
+    Raises:
+        ConfigError: the address cannot be reached.
+    """
+    _quieten(verbose)
+    if ray.is_initialized():
+        yield
+        return
+    # Without an explicit address Ray would find any cluster that happens to run on this machine.
+    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    local = {"num_cpus": max(_MIN_LOCAL_CPUS, os.cpu_count() or 1), "include_dashboard": False}
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=verbose,
+            logging_level=logging.INFO if verbose else logging.ERROR,
+            **(local if address == "local" else {}),
+        )
+    except ConnectionError as error:
+        raise ConfigError(
+            f"ray.address: expected a Ray cluster at {address}, found none ({error!s:.120})."
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def pool_for(config: RayConfig) -> Pool:
+    """How many encoder actors, and what each of them holds.
+
+    Raises:
+        ConfigError: the cluster cannot hold the pool and one reading task beside it.
+    """
+    resources = ray.cluster_resources()
+    gpus = float(resources.get("GPU", 0))
+    per_actor = config.gpus_per_actor
+    if per_actor is None:
+        per_actor = 1.0 if gpus else 0.0
+    cpus = config.cpus_per_actor or (1 if per_actor else 2)
+    actors = config.actors or (max(int(gpus // per_actor), 1) if per_actor else 1)
+    have = int(resources.get("CPU", 0))
+    if actors * cpus + 1 > have or actors * per_actor > gpus:
+        raise ConfigError(
+            f"ray: {actors} actors of {per_actor:g} GPU and {cpus} CPU and a reading task of 1 CPU "
+            f"do not fit a cluster of {gpus:g} GPU and {have} CPU.",
+            "Lower ray.actors or ray.cpus_per_actor, or use a larger cluster.",
+        )
+    return Pool(actors, per_actor, cpus)
+
+
+def refuse_local_index(store: Store) -> None:
+    """A local path means a different folder on every machine.
+
+    Raises:
+        StorageError: the index is local and the cluster has several machines.
+    """
+    hosts = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    if store.is_local and len(hosts) > 1:
+        raise StorageError(
+            f"index.uri: expected object storage on a cluster of {len(hosts)} machines, "
+            f"got the local path {store.uri}.",
+            "Use s3://, gs:// or abfs://.",
+        )
+
+
+def _quieten(verbose: bool) -> None:
+    context = ray.data.DataContext.get_current()
+    # One block for each slice a reading task yields: the first is encoded while the rest is read.
+    context.target_max_block_size = 1000
+    if verbose:
+        return
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -1,0 +1,263 @@
+"""From done records to a live generation: check, mask duplicates, tables, manifest, publication.
+
+The manifest is written last: a reader sees the whole run or nothing of it. Every step may be
+repeated after a crash; tables have unique names, so that a losing committer spoils nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from importlib import metadata
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from actors.errors import EmbedError, IndexStateError
+from pipelines.config import RunConfig
+from pipelines.generations import generation_path, highest_generation, publish, read_manifest
+from pipelines.output import write_table
+from pipelines.plan import Request, Run, incomplete_units
+from pipelines.records import (
+    DELETIONS_SCHEMA,
+    FILES_SCHEMA,
+    Counts,
+    Done,
+    FileRecord,
+    Manifest,
+    ModelRecord,
+    TableRecord,
+    Tables,
+    manifest_path,
+    new_nonce,
+    reject_table,
+)
+from pipelines.storage import Store
+
+_THREADS = 16
+_PACKAGES = ("packvec", "ray", "torch", "transformers", "tokenizers", "pyarrow")
+
+
+def commit(
+    store: Store,
+    config: RunConfig,
+    request: Request,
+    run: Run,
+    done: Sequence[Done],
+    check_lease: Callable[[], None],
+) -> Manifest:
+    """Make a finished run the live generation of its index.
+
+    Raises:
+        EmbedError: a unit is not complete.
+        LeaseHeldError: another run has taken the index over.
+    """
+    missing = incomplete_units(run.units, done)
+    if missing:
+        raise EmbedError(
+            f"run {run.plan.run_id}: {len(missing)} of {len(run.units)} units are not complete "
+            f"(first: unit {missing[0]}).",
+            "Run the same command again: finished slices are kept.",
+        )
+    lost = _duplicates(store, done)
+    check_lease()
+    number = highest_generation(store) + 1
+    tables = _write_tables(store, number, run.plan.run_id, done, lost)
+    manifest = _manifest(store, config, request, run, done, lost, number, tables)
+    path = manifest_path(number)
+    if not store.create_exclusive(path, manifest.to_bytes()):
+        winner = read_manifest(store, number)
+        if winner.run_id != manifest.run_id:
+            raise IndexStateError(
+                f"{store.url(path)}: run {winner.run_id} committed while this one did.",
+                "Nothing of it was changed; run again to see what differs.",
+            )
+        manifest = winner
+    publish(store, number)
+    _write_report(store, config, manifest, done)
+    return manifest
+
+
+def _duplicates(store: Store, done: Sequence[Done]) -> pa.Table:
+    """Ledger rows of documents whose id an earlier (unit, position) has.
+
+    Two passes: 64-bit hashes of all ids (8 bytes a document), then only rows whose hash repeats.
+    """
+    paths = [record.ledger.path for record in done if record.ledger]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        hashes = list(pool.map(lambda p: _id_hashes(_read(store, p, ["doc_id"])), paths))
+        every = np.sort(np.concatenate(hashes)) if hashes else np.empty(0, np.uint64)
+        repeated = np.unique(every[1:][every[1:] == every[:-1]])
+        suspects = [
+            path for path, h in zip(paths, hashes, strict=True) if np.isin(h, repeated).any()
+        ]
+        rows = list(pool.map(lambda p: _with_hash_in(_read(store, p, None), repeated), suspects))
+    if not rows:
+        return _NO_ROWS
+    candidates = pa.concat_tables(rows).sort_by([("unit", "ascending"), ("position", "ascending")])
+    later = pd.Series(candidates["doc_id"].to_pylist()).duplicated(keep="first")
+    return candidates.filter(pa.array(later.to_numpy()))
+
+
+_NO_ROWS = pa.table(
+    {
+        "doc_id": pa.array([], pa.string()),
+        "unit": pa.array([], pa.int32()),
+        "position": pa.array([], pa.int64()),
+        "part": pa.array([], pa.string()),
+        "first_row": pa.array([], pa.int64()),
+        "n_rows": pa.array([], pa.int32()),
+        "n_tokens": pa.array([], pa.int64()),
+    }
+)
+
+
+def _read(store: Store, path: str, columns: list[str] | None) -> pa.Table:
+    with store.open_input(path) as file:
+        return pq.read_table(file, columns=columns)
+
+
+def _id_hashes(table: pa.Table) -> np.ndarray:
+    ids = table["doc_id"].to_numpy().astype(object)
+    hashes: np.ndarray = pd.util.hash_array(ids, categorize=False)
+    return hashes
+
+
+def _with_hash_in(table: pa.Table, repeated: np.ndarray) -> pa.Table:
+    return table.filter(pa.array(np.isin(_id_hashes(table), repeated))).select(
+        _NO_ROWS.column_names
+    )
+
+
+def _write_tables(
+    store: Store, number: int, run_id: str, done: Sequence[Done], lost: pa.Table
+) -> Tables:
+    nonce = new_nonce()
+    parts = [record.part for record in done if record.part]
+    ledgers = [record.ledger for record in done if record.ledger]
+    rejects = [record.reject_file for record in done if record.reject_file]
+    if lost.num_rows:
+        columns = (lost[name].to_pylist() for name in ("doc_id", "unit", "position"))
+        rows = reject_table(
+            (doc_id, unit, position, "duplicate_id", "in another slice")
+            for doc_id, unit, position in zip(*columns, strict=True)
+        )
+        path = f"rejects/{run_id}/duplicates-{nonce}.parquet"
+        rejects.append(write_table(store, rows, path))
+    masked = [
+        pa.Table.from_pylist(
+            [row.model_dump() for r in done for row in r.masked], DELETIONS_SCHEMA
+        ),
+        lost.select(DELETIONS_SCHEMA.names).cast(DELETIONS_SCHEMA),
+    ]
+
+    def put(name: str, table: pa.Table) -> TableRecord:
+        path = generation_path(number, f"{name}-{nonce}.parquet")
+        return TableRecord(path=path, sha256=write_table(store, table, path).sha256)
+
+    return Tables(
+        parts=put("parts", _files_table(parts)),
+        documents=put("documents", _files_table(ledgers)),
+        rejects=put("rejects", _files_table(rejects)),
+        deletions=put("deletions", pa.concat_tables(masked)),
+    )
+
+
+def _files_table(files: Sequence[FileRecord]) -> pa.Table:
+    return pa.Table.from_pylist([file.model_dump() for file in files], FILES_SCHEMA)
+
+
+def _manifest(
+    store: Store,
+    config: RunConfig,
+    request: Request,
+    run: Run,
+    done: Sequence[Done],
+    lost: pa.Table,
+    number: int,
+    tables: Tables,
+) -> Manifest:
+    encoder = done[0].encoder
+    rejects: Counter[str] = Counter()
+    for record in done:
+        rejects.update(record.rejects)
+    if lost.num_rows:
+        rejects["duplicate_id"] += lost.num_rows
+    passages = sum(record.passages for record in done)
+    return Manifest(
+        generation=number,
+        parent=run.plan.parent,
+        run_id=run.plan.run_id,
+        space_fingerprint=encoder.space_fingerprint,
+        index_fingerprint=request.index_fingerprint,
+        model=ModelRecord(
+            name=config.model.name,
+            revision=config.model.revision,
+            dim=encoder.dim,
+            colbert_dim=encoder.colbert_dim,
+            max_length=encoder.max_length,
+            pooling=encoder.pooling,
+            dtypes=sorted({record.encoder.dtype for record in done}),
+        ),
+        outputs=list(config.outputs),
+        vector_dtype=config.model.vector_dtype,
+        colbert_storage=config.index.colbert_storage,
+        counts=Counts(
+            documents=sum(record.embedded for record in done) - lost.num_rows,
+            passages=passages - sum(lost["n_rows"].to_pylist()),
+            tokens=sum(record.tokens for record in done) - sum(lost["n_tokens"].to_pylist()),
+            truncated=sum(record.truncated for record in done) - _truncated(store, lost),
+            encoded=passages,
+            rejects=dict(sorted(rejects.items())),
+        ),
+        started=run.plan.created,
+        ended=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions={"python": platform.python_version()}
+        | {name: _version(name) for name in _PACKAGES},
+        tables=tables,
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # run from a working directory, not installed
+        return "unknown"
+
+
+def _truncated(store: Store, lost: pa.Table) -> int:
+    """Truncated passages among the rows that duplicates lose."""
+    total = 0
+    columns = (lost[name].to_pylist() for name in ("part", "first_row", "n_rows"))
+    for part, first_row, n_rows in zip(*columns, strict=True):
+        flags = _read(store, part, ["truncated"])["truncated"].to_numpy()
+        total += int(flags[first_row : first_row + n_rows].sum())
+    return total
+
+
+def _write_report(
+    store: Store, config: RunConfig, manifest: Manifest, done: Sequence[Done]
+) -> None:
+    """What a person reads later; not part of the commit."""
+    seconds = sum(record.seconds for record in done)
+    report = {
+        "generation": manifest.generation,
+        "run_id": manifest.run_id,
+        "started": manifest.started,
+        "ended": manifest.ended,
+        "slices": len(done),
+        "encoder_seconds": round(seconds, 3),
+        "counts": manifest.counts.model_dump(),
+        "bytes": sum(record.part.bytes for record in done if record.part),
+    }
+    number = manifest.generation
+    configuration = yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True)
+    store.overwrite(generation_path(number, "config.yaml"), configuration.encode())
+    store.overwrite(generation_path(number, "report.json"), json.dumps(report, indent=1).encode())

@@ -1,0 +1,228 @@
+"""The configuration of a run: each part owns its section, the run's configuration is their sum.
+
+    config = load_config("conf/wiki.yaml", ["slice.documents=500"])
+
+Unknown keys are errors; paths are relative to the current directory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from actors.config import ModelConfig, Output
+from actors.errors import ConfigError
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of the configuration; frozen, so that what was validated stays valid."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Columns(Section):
+    """Which source columns mean what."""
+
+    id: str = "id"
+    """Unique id of a document (string or integer)."""
+    text: str = "text"
+    """What is embedded."""
+    title: str | None = None
+    """Kept beside the passage."""
+    metadata: tuple[str, ...] = ()
+    """Columns copied into every output row."""
+
+
+class SourceConfig(Section):
+    """The documents: a Parquet file, a folder of them or a glob, local or on object storage."""
+
+    uri: str
+    columns: Columns = Columns()
+    limit: Count | None = None
+    """Only the first N documents in plan order."""
+    storage_options: dict[str, Any] = {}
+    """Passed to fsspec (keys, endpoint); never stored with the index."""
+
+
+class IndexConfig(Section):
+    """Where the vectors go and how they are stored."""
+
+    uri: str
+    store_text: bool = True
+    """Keep each passage's text in the index."""
+    colbert_storage: Literal["values", "bytes"] = "values"
+    """"values": readable by every Parquet reader; "bytes": raw fp16, many times faster to write."""
+    storage_options: dict[str, Any] = {}
+
+
+class ChunkConfig(Section):
+    """How a document becomes passages."""
+
+    by: Literal["none", "tokens"] = "tokens"
+    """"tokens": passages of at most `max_tokens`, cut at paragraphs, sentences, words; "none": the
+    document is one passage, truncated at the model's max_length."""
+    max_tokens: Count | None = None
+    """Special tokens included; the model's max_length when not given."""
+    overlap: Annotated[int, Field(ge=0)] = 0
+    """At most so many tokens are repeated from the end of the passage before."""
+
+
+class SliceConfig(Section):
+    """The unit of work, retry, commit and resume: cut at whichever limit comes first."""
+
+    documents: Count = 1000
+    max_tokens: Count | None = None
+    """131,072 with ColBERT (256 MB at 1,024 dimensions), 1,048,576 without, when not given."""
+
+
+class RayConfig(Section):
+    """Where and how wide the run is executed; never part of what decides the result."""
+
+    address: str | None = None
+    """An existing cluster; RAY_ADDRESS when not given, else a local one is started."""
+    actors: Count | None = None
+    """Encoder actors; one per GPU when not given, one on a machine without."""
+    gpus_per_actor: Annotated[float, Field(ge=0)] | None = None
+    """1 when the cluster has GPUs, else 0."""
+    cpus_per_actor: Count | None = None
+    """1 beside a GPU; without one: how many threads an actor computes with (2)."""
+    slices_per_actor: Count = 2
+    """Slices an actor holds at once: one encodes while the others are written."""
+
+
+class RunConfig(Section):
+    """Everything about one run."""
+
+    source: SourceConfig
+    index: IndexConfig
+    model: ModelConfig
+    outputs: tuple[Output, ...] = ("dense",)
+    chunk: ChunkConfig = ChunkConfig()
+    slice: SliceConfig = SliceConfig()
+    ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> RunConfig:
+        if not self.outputs or len(set(self.outputs)) != len(self.outputs):
+            raise ValueError("outputs: expected one or more of dense, sparse, colbert, each once")
+        return self
+
+    @property
+    def encoder(self) -> ModelConfig:
+        """What the actors load: the model section and the outputs."""
+        return dataclasses.replace(self.model, outputs=self.outputs)
+
+    @property
+    def slice_max_tokens(self) -> int:
+        """The token limit of a slice: at most about 256 MB of output."""
+        return self.slice.max_tokens or (131_072 if "colbert" in self.outputs else 1_048_576)
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data, defaults filled in, secrets out: fit to be stored with the index."""
+        record = self.model_dump(mode="json")
+        record["model"].pop("outputs")
+        record["slice"]["max_tokens"] = self.slice_max_tokens
+        for section in ("source", "index"):
+            options = record[section]["storage_options"]
+            record[section]["storage_options"] = dict.fromkeys(options, "***")
+        return record
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file and apply `a.b=value` overrides (values are YAML too).
+
+    Raises:
+        ConfigError: no such file, not YAML, an unknown key, a value of the wrong type.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"no such configuration: {path}.", "See conf/ for examples.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"{path}: expected YAML, found: {' '.join(str(error).split())}."
+        ) from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected sections (source, index, model, ...), found {raw!r}.")
+    for override in overrides:
+        _apply(raw, override)
+    return parse_config(raw, where=str(path))
+
+
+def parse_config(raw: Mapping[str, Any], *, where: str = "configuration") -> RunConfig:
+    """Validate plain data.
+
+    Raises:
+        ConfigError: an unknown key or a value of the wrong type.
+    """
+    _refuse_unknown(raw, RunConfig, where, ())
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise ConfigError(f"{where}: {key} is required.") from None
+        message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        if not key:
+            raise ConfigError(f"{where}: {message}.") from None
+        got = repr(first["input"])
+        raise ConfigError(f"{where}: {key}: expected {message}, got {got:.80}.") from None
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override!r}: expected a.b=value.")
+    *parents, last = key.split(".")
+    section = raw
+    for parent in parents:
+        child = section.setdefault(parent, {})
+        if child is None:
+            child = section[parent] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {override!r}: {parent} is a value, not a section.")
+        section = child
+    try:
+        section[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: {' '.join(str(error).split())}.") from None
+
+
+def _refuse_unknown(
+    raw: Any, section: type[BaseModel] | type[ModelConfig], where: str, path: tuple[str, ...]
+) -> None:
+    if not isinstance(raw, Mapping):
+        return  # the type error is pydantic's to report
+    hints = typing.get_type_hints(section)
+    known = _keys(section)
+    for key, value in raw.items():
+        if key not in known:
+            raise ConfigError(
+                f"{where}: unknown key {'.'.join((*path, str(key)))!r}.", _suggest(str(key), known)
+            )
+        child = hints[key]
+        if isinstance(child, type) and (issubclass(child, BaseModel) or child is ModelConfig):
+            _refuse_unknown(value, child, where, (*path, key))
+
+
+def _keys(section: type[BaseModel] | type[ModelConfig]) -> list[str]:
+    if issubclass(section, BaseModel):
+        return list(section.model_fields)
+    # `outputs` is a key of its own, beside `model`, so that it is said once.
+    return [field.name for field in dataclasses.fields(section) if field.name != "outputs"]
+
+
+def _suggest(key: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"Did you mean {close[0]!r}?" if close else f"Expected one of: {', '.join(known)}."

@@ -1,0 +1,212 @@
+"""Encode one slice, write its files, commit it: what an actor of the pool does.
+
+The class holds an encoder and knows no Ray: Ray Data calls it with one slice a call, several calls
+at once, so that one slice's writing overlaps the next one's encoding (the encoder serialises the
+forward passes itself).
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from actors.encoder import Encoder, load_encoder
+from actors.errors import ModelError
+from actors.tokenizer import TOKENS_COLUMN
+from pipelines.config import RunConfig
+from pipelines.output import PartWriter, describe_file, stored_rows, write_table
+from pipelines.records import (
+    LEDGER_SCHEMA,
+    Done,
+    EncoderRecord,
+    FileRecord,
+    MaskedRows,
+    done_path,
+    new_nonce,
+    reject_table,
+    slice_name,
+)
+from pipelines.slices import Slice
+from pipelines.storage import Store, open_store
+
+
+class SliceEncoder:
+    """Holds a model; turns slices into parts and done records."""
+
+    def __init__(self, config: RunConfig, run_id: str, space_fingerprint: str) -> None:
+        """Load the model.
+
+        Raises:
+            ModelError: it cannot be loaded, or this node's files are not the driver's.
+        """
+        self._encoder: Encoder = load_encoder(config.encoder)
+        info = self._encoder.info
+        if info.space_fingerprint != space_fingerprint:
+            raise ModelError(
+                f"model {info.name!r} on this node: expected space fingerprint "
+                f"{space_fingerprint} (the driver's), found {info.space_fingerprint}.",
+                "Give every node the same model files.",
+            )
+        self._store: Store = open_store(config.index.uri, config.index.storage_options)
+        self._colbert_storage = config.index.colbert_storage
+        self._run_id = run_id
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        """One slice (`Slice.to_row`) in, its receipt out: the done record as JSON."""
+        done = self.encode(Slice.from_row(row))
+        return pa.table({"done": [done.model_dump_json()]})
+
+    def encode(self, work: Slice) -> Done:
+        """Encode and write a slice, then create its done record.
+
+        Losing the race for the record to another attempt is no error: its record is returned, and
+        what was written here is garbage.
+        """
+        started = time.monotonic()
+        nonce = new_nonce()
+        name = f"{self._run_id}/{slice_name(work.unit, work.first_document)}-{nonce}.parquet"
+        part, placed = self._write_part(work, f"data/{name}")
+        documents = placed.ledger(work, part)
+        rejects = pa.concat_tables([work.rejects, placed.rejects(work)])
+        kept = np.flatnonzero(placed.document_ok[placed.document])
+        info = self._encoder.info
+        done = Done(
+            run_id=self._run_id,
+            nonce=nonce,
+            unit=work.unit,
+            first_document=work.first_document,
+            documents=work.documents,
+            last=work.last,
+            embedded=documents.num_rows,
+            passages=len(kept),
+            tokens=int(work.passages["n_tokens"].to_numpy()[kept].sum()),
+            truncated=int(work.passages["truncated"].to_numpy()[kept].sum()),
+            rejects=Counter(rejects["code"].to_pylist()),
+            masked=placed.masked(work, part),
+            part=part,
+            ledger=_write_rows(self._store, documents, f"documents/{name}"),
+            reject_file=_write_rows(self._store, rejects, f"rejects/{name}"),
+            encoder=EncoderRecord(
+                space_fingerprint=info.space_fingerprint,
+                dim=info.dim,
+                colbert_dim=info.colbert_dim,
+                max_length=info.max_length,
+                pooling=info.pooling,
+                dtype=info.dtype,
+                device=info.device,
+            ),
+            seconds=round(time.monotonic() - started, 3),
+        )
+        path = done_path(self._run_id, work.unit, work.first_document)
+        if self._store.create_exclusive(path, done.to_bytes()):
+            return done
+        return Done.model_validate_json(self._store.read(path))
+
+    def _write_part(self, work: Slice, path: str) -> tuple[FileRecord | None, _Placed]:
+        placed = _Placed.of(work)
+        if not work.passages.num_rows:
+            return None, placed
+        passages = work.passages.drop_columns([TOKENS_COLUMN])
+        nothing = stored_rows(passages.slice(0, 0), self._encoder.empty(), self._colbert_storage)
+        with tempfile.TemporaryDirectory(prefix="packvec-") as scratch:
+            local = Path(scratch) / "part.parquet"
+            with PartWriter(local, nothing.schema) as writer:
+                for batch in self._encoder.stream(work.passages[TOKENS_COLUMN]):
+                    keep = placed.place(batch.start, batch.stop, batch.failures, writer.rows)
+                    rows = passages.slice(batch.start, batch.stop - batch.start)
+                    vectors = batch.columns
+                    if not keep.all():
+                        rows, vectors = (t.filter(pa.array(keep)) for t in (rows, vectors))
+                    writer.write(stored_rows(rows, vectors, self._colbert_storage))
+            if not writer.rows:
+                return None, placed
+            record = describe_file(local, path, writer.rows)
+            self._store.upload(local, path)
+        return record, placed
+
+
+def _write_rows(store: Store, table: pa.Table, path: str) -> FileRecord | None:
+    return write_table(store, table, path) if table.num_rows else None
+
+
+@dataclass
+class _Placed:
+    """Where each passage's row went, and which documents failed.
+
+    A document is embedded whole or not at all: rows that were already written when a later passage
+    of the same document failed are masked.
+    """
+
+    document: np.ndarray
+    """int64 [passages]: document of each passage, as a row of the slice's ledger."""
+    document_ok: np.ndarray
+    """bool [documents]."""
+    row: np.ndarray
+    """int64 [passages]: row in the part, -1 where not written."""
+    reasons: dict[int, str]
+    """Document -> why it failed."""
+
+    @staticmethod
+    def of(work: Slice) -> _Placed:
+        n_rows = work.ledger["n_rows"].to_numpy()
+        document = np.repeat(np.arange(len(n_rows)), n_rows)
+        return _Placed(document, np.ones(len(n_rows), bool), np.full(len(document), -1), {})
+
+    def place(self, start: int, stop: int, failures: dict[int, str], first: int) -> np.ndarray:
+        """Give rows [start, stop) their places from `first` on; which of them to write."""
+        for passage, reason in failures.items():
+            document = int(self.document[passage])
+            self.document_ok[document] = False
+            number = passage - int(np.searchsorted(self.document, document))
+            self.reasons.setdefault(document, f"passage {number}: {reason}")
+        keep: np.ndarray = self.document_ok[self.document[start:stop]]
+        self.row[start:stop][keep] = first + np.arange(int(keep.sum()))
+        return keep
+
+    def ledger(self, work: Slice, part: FileRecord | None) -> pa.Table:
+        """The ledger rows of the documents that were embedded."""
+        ok = pa.array(self.document_ok)
+        documents = work.ledger.filter(ok)
+        firsts = np.searchsorted(self.document, np.arange(len(self.document_ok)))
+        n = documents.num_rows
+        return pa.table(
+            {
+                "doc_id": documents["doc_id"],
+                "doc_hash": documents["doc_hash"],
+                "unit": pa.array(np.full(n, work.unit, np.int32)),
+                "position": documents["position"],
+                "part": pa.array([part.path if part else None] * n, pa.string()),
+                "first_row": pa.array(self.row[firsts[self.document_ok]]),
+                "n_rows": documents["n_rows"],
+                "n_tokens": documents["n_tokens"],
+            },
+            schema=LEDGER_SCHEMA,
+        )
+
+    def rejects(self, work: Slice) -> pa.Table:
+        """The reject rows of the documents that failed."""
+        ids, positions = work.ledger["doc_id"], work.ledger["position"]
+        return reject_table(
+            (ids[d].as_py(), work.unit, positions[d].as_py(), "encoder_error", reason)
+            for d, reason in sorted(self.reasons.items())
+        )
+
+    def masked(self, work: Slice, part: FileRecord | None) -> list[MaskedRows]:
+        """Rows in the part that belong to documents that failed."""
+        found = []
+        for document in sorted(self.reasons):
+            rows = self.row[(self.document == document) & (self.row >= 0)]
+            if len(rows) and part:
+                doc_id = work.ledger["doc_id"][document].as_py()
+                found.append(
+                    MaskedRows(
+                        doc_id=doc_id, part=part.path, first_row=int(rows[0]), n_rows=len(rows)
+                    )
+                )
+        return found

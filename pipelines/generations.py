@@ -1,0 +1,98 @@
+"""Committed generations: finding, reading and publishing them.
+
+A generation exists when its manifest does; the highest publication says which one is live.
+Nothing here trusts a directory listing for data: listings only find manifests and publications.
+"""
+
+from __future__ import annotations
+
+import json
+
+from pydantic import BaseModel, ValidationError
+
+from actors.errors import IndexStateError
+from pipelines.records import (
+    FORMAT_VERSION,
+    Manifest,
+    generation_folder,
+    manifest_path,
+    publication_path,
+)
+from pipelines.storage import Store
+
+
+class Publication(BaseModel):
+    """Which generation is live from now on; publishing an older one is a roll-back."""
+
+    generation: int
+
+
+def read_manifest(store: Store, generation: int) -> Manifest:
+    """One generation's manifest.
+
+    Raises:
+        IndexStateError: there is none, or a newer version of this project wrote it.
+    """
+    path = manifest_path(generation)
+    try:
+        raw = json.loads(store.read(path))
+    except FileNotFoundError:
+        raise IndexStateError(
+            f"{store.url(path)}: expected generation {generation}, found none."
+        ) from None
+    found = raw.get("format_version")
+    if found != FORMAT_VERSION:
+        raise IndexStateError(
+            f"{store.url(path)}: expected format_version {FORMAT_VERSION}, found {found}.",
+            "Upgrade packvec.",
+        )
+    try:
+        return Manifest.model_validate(raw)
+    except ValidationError as error:
+        raise IndexStateError(f"{store.url(path)}: not a manifest ({error}).") from None
+
+
+def highest_generation(store: Store) -> int:
+    """The newest committed generation, 0 when there is none."""
+    numbers = (int(path.rsplit("/", 1)[-1]) for path in store.list_folders("generations"))
+    for number in sorted(numbers, reverse=True):
+        if store.exists(manifest_path(number)):  # a folder may hold a dead committer's tables
+            return number
+    return 0
+
+
+def publications(store: Store) -> dict[int, int]:
+    """Publication number -> generation."""
+    paths = store.list("publications")
+    contents = store.read_many(paths)
+    return {
+        int(path.rsplit("/", 1)[-1].removesuffix(".json")): Publication.model_validate_json(
+            content
+        ).generation
+        for path, content in zip(paths, contents, strict=True)
+    }
+
+
+def live_generation(store: Store) -> int | None:
+    """The generation readers see, None before the first publication."""
+    published = publications(store)
+    return published[max(published)] if published else None
+
+
+def publish(store: Store, generation: int) -> None:
+    """Make a generation the live one.
+
+    Raises:
+        IndexStateError: another writer published at the same moment.
+    """
+    number = max(publications(store), default=0) + 1
+    content = Publication(generation=generation).model_dump_json().encode()
+    if not store.create_exclusive(publication_path(number), content):
+        raise IndexStateError(
+            f"{store.uri}: another writer published while this one did.", "Run again."
+        )
+
+
+def generation_path(generation: int, name: str) -> str:
+    """Path of a file of a generation."""
+    return f"{generation_folder(generation)}/{name}"

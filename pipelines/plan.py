@@ -1,0 +1,235 @@
+"""What a run reads, pinned before it starts: the request, its id, its units, what is left to do.
+
+The run id is a hash of the request, so that the same command after a crash finds its own plan and
+goes on with it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from actors.errors import SourceChangedError
+from actors.fingerprint import fingerprint, space_parts
+from actors.model_files import ModelFiles
+from pipelines.config import RunConfig
+from pipelines.records import UNITS_SCHEMA, Done, Plan, done_folder, plan_path, units_path
+from pipelines.source import Source, SourceFile, Unit, listing_hash
+from pipelines.storage import Store
+
+TODO_SCHEMA = UNITS_SCHEMA.append(pa.field("todo", pa.list_(pa.list_(pa.int64()))))
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that decides the result of a run, in comparable form."""
+
+    parts: dict[str, Any]
+    """Plain data; what two requests differ in is named by its dotted path."""
+
+    @staticmethod
+    def of(config: RunConfig, files: ModelFiles) -> Request:
+        """The request a configuration makes of a resolved model."""
+        uri = config.source.uri
+        return Request(
+            {
+                "source": {
+                    "uri": uri if "://" in uri else str(Path(uri).expanduser().absolute()),
+                    "columns": config.source.columns.model_dump(mode="json"),
+                    "limit": config.source.limit,
+                },
+                "model": space_parts(config.encoder, files),
+                "outputs": sorted(config.outputs),
+                "vector_dtype": config.model.vector_dtype,
+                "chunk": config.chunk.model_dump()
+                | {"max_tokens": config.chunk.max_tokens or files.max_length},
+                "slice": {
+                    "documents": config.slice.documents,
+                    "max_tokens": config.slice_max_tokens,
+                },
+                "index": {
+                    "store_text": config.index.store_text,
+                    "colbert_storage": config.index.colbert_storage,
+                },
+            }
+        )
+
+    @property
+    def space_fingerprint(self) -> str:
+        """Equal where vectors may be compared."""
+        return fingerprint(self.parts["model"])
+
+    @property
+    def index_fingerprint(self) -> str:
+        """Equal where two generations may be one index."""
+        parts = {k: v for k, v in self.parts.items() if k not in ("source", "slice")}
+        return fingerprint(parts | {"columns": self.parts["source"]["columns"]})
+
+    def run_id(self, *, fresh_after: int | None, listing: str) -> str:
+        """The id of the run this request makes.
+
+        `fresh_after`: the newest generation when starting over (--fresh), else None. Starting over
+        also counts the source's listing in, so that a plan the source has outgrown blocks nothing.
+        """
+        fresh = {} if fresh_after is None else {"after": fresh_after, "listing": listing}
+        return fingerprint({"request": self.parts, "fresh": fresh})[:16]
+
+    def differences(self, other: Mapping[str, Any]) -> list[str]:
+        """Dotted paths at which the other request's parts differ."""
+        mine, theirs = dict(_flatten(self.parts)), dict(_flatten(other))
+        return sorted(key for key in mine | theirs if mine.get(key) != theirs.get(key))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A pinned plan and its units."""
+
+    plan: Plan
+    units: list[Unit]
+
+
+def load_plan(store: Store, run_id: str) -> Plan | None:
+    """A run's plan, None when it has none."""
+    try:
+        return Plan.model_validate_json(store.read(plan_path(run_id)))
+    except FileNotFoundError:
+        return None
+
+
+def plan_run(
+    store: Store,
+    config: RunConfig,
+    request: Request,
+    source: Source,
+    files: Sequence[SourceFile],
+    run_id: str,
+) -> Run:
+    """Pin what the run reads, or take up the plan an earlier try pinned.
+
+    Raises:
+        SourceChangedError: a file of the earlier plan is no longer what it was.
+    """
+    if not store.exists(units_path(run_id)):
+        store.create_exclusive(units_path(run_id), _units_to_bytes(source.units(files)))
+    units = _units_from_bytes(store.read(units_path(run_id)))
+    _check_unchanged(units, files)
+    plan = load_plan(store, run_id)
+    if plan is None:
+        plan = Plan(
+            run_id=run_id,
+            parent=None,
+            request=request.parts,
+            listing=listing_hash(files),
+            units=len(units),
+            documents=sum(unit.documents for unit in units),
+            config=config.resolved(),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        store.create_exclusive(plan_path(run_id), plan.to_bytes())
+    return Run(plan, units)
+
+
+def read_done(store: Store, run_id: str) -> list[Done]:
+    """The done records of a run, by unit and first document."""
+    contents = store.read_many(store.list(done_folder(run_id)))
+    records = [Done.model_validate_json(content) for content in contents]
+    return sorted(records, key=lambda done: (done.unit, done.first_document))
+
+
+def todo_table(units: Iterable[Unit], done: Iterable[Done]) -> pa.Table:
+    """One row for each unit with something left: the unit, and the document ranges to read."""
+    by_unit: dict[int, list[Done]] = defaultdict(list)
+    for record in done:
+        by_unit[record.unit].append(record)
+    rows = [
+        (unit, ranges)
+        for unit in units
+        if (ranges := _missing_ranges(unit, by_unit[unit.number])) is not None
+    ]
+    columns = [*_unit_columns([unit for unit, _ in rows]), [ranges for _, ranges in rows]]
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, TODO_SCHEMA, strict=True)]
+    return pa.table(arrays, schema=TODO_SCHEMA)
+
+
+def _missing_ranges(unit: Unit, done: Sequence[Done]) -> list[tuple[int, int]] | None:
+    """Document ranges without a done record, None when there are none."""
+    if any(record.last for record in done) and _is_contiguous(done):
+        return None
+    ranges, position = [], 0
+    for record in done:
+        if record.first_document > position:
+            ranges.append((position, record.first_document))
+        position = record.next_document
+    if position < unit.documents or unit.documents == 0:
+        ranges.append((position, unit.documents))
+    return ranges
+
+
+def _is_contiguous(done: Sequence[Done]) -> bool:
+    position = 0
+    for record in done:
+        if record.first_document != position:
+            return False
+        position = record.next_document
+    return True
+
+
+def incomplete_units(units: Iterable[Unit], done: Iterable[Done]) -> list[int]:
+    """Units whose done records do not yet reach from the first document to the last."""
+    return todo_table(units, done)["unit"].to_pylist()  # type: ignore[no-any-return]
+
+
+def _check_unchanged(units: Sequence[Unit], files: Sequence[SourceFile]) -> None:
+    now = {file.path: file for file in files}
+    for file in {unit.file for unit in units}:
+        if now.get(file.path) != file:
+            state = "changed" if file.path in now else "is gone"
+            raise SourceChangedError(
+                f"{file.path} {state} since this run was planned; the two must not be mixed.",
+                "Restore it, or start over with --fresh.",
+            )
+
+
+def _unit_columns(units: Sequence[Unit]) -> list[list[Any]]:
+    return [
+        [unit.number for unit in units],
+        [unit.file.path for unit in units],
+        [unit.file.size for unit in units],
+        [unit.file.etag for unit in units],
+        [unit.row_group for unit in units],
+        [unit.documents for unit in units],
+    ]
+
+
+def _units_to_bytes(units: Sequence[Unit]) -> bytes:
+    columns = zip(_unit_columns(units), UNITS_SCHEMA, strict=True)
+    table = pa.table([pa.array(c, f.type) for c, f in columns], schema=UNITS_SCHEMA)
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _units_from_bytes(data: bytes) -> list[Unit]:
+    return [unit_of(row) for row in pq.read_table(pa.BufferReader(data)).to_pylist()]
+
+
+def unit_of(row: Mapping[str, Any]) -> Unit:
+    """A row of units.parquet as a unit."""
+    file = SourceFile(row["path"], row["size"], row["etag"])
+    return Unit(row["unit"], file, row["row_group"], row["documents"])
+
+
+def _flatten(parts: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in parts.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

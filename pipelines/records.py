@@ -1,0 +1,282 @@
+"""The records of an index on storage: their schemas, their JSON, and where they lie.
+
+    runs/<run_id>/plan.json, units.parquet       what a run reads: pinned
+    runs/<run_id>/done/<slice>.json              the commit of one slice
+    data|documents|rejects/<run_id>/<slice>-<nonce>.parquet
+    generations/<number>/manifest.json           the commit of a run
+    publications/<number>.json                   which generation is live
+
+All paths are relative to the index. See docs/index-format.md.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+FORMAT_VERSION = 1
+
+HASH = pa.binary(16)
+
+LEDGER_SCHEMA = pa.schema(
+    [
+        ("doc_id", pa.string()),
+        ("doc_hash", HASH),
+        ("unit", pa.int32()),
+        ("position", pa.int64()),
+        ("part", pa.string()),
+        ("first_row", pa.int64()),
+        ("n_rows", pa.int32()),
+        ("n_tokens", pa.int64()),
+    ]
+)
+REJECTS_SCHEMA = pa.schema(
+    [
+        ("doc_id", pa.string()),
+        ("unit", pa.int32()),
+        ("position", pa.int64()),
+        ("code", pa.string()),
+        ("detail", pa.string()),
+        ("final", pa.bool_()),
+    ]
+)
+FILES_SCHEMA = pa.schema(
+    [("path", pa.string()), ("rows", pa.int64()), ("bytes", pa.int64()), ("sha256", pa.string())]
+)
+DELETIONS_SCHEMA = pa.schema(
+    [
+        ("doc_id", pa.string()),
+        ("part", pa.string()),
+        ("first_row", pa.int64()),
+        ("n_rows", pa.int64()),
+    ]
+)
+UNITS_SCHEMA = pa.schema(
+    [
+        ("unit", pa.int32()),
+        ("path", pa.string()),
+        ("size", pa.int64()),
+        ("etag", pa.string()),
+        ("row_group", pa.int32()),
+        ("documents", pa.int64()),
+    ]
+)
+
+RejectCode = Literal[
+    "null_text",
+    "empty_text",
+    "missing_id",
+    "duplicate_id",
+    "bad_encoding",
+    "bad_record",
+    "encoder_error",
+    "unreadable_unit",
+]
+FOR_NOW: frozenset[str] = frozenset({"encoder_error", "unreadable_unit"})
+"""Codes that are tried again; every other one is final."""
+
+
+def reject_table(rows: Iterable[tuple[str | None, int, int, RejectCode, str]]) -> pa.Table:
+    """(doc_id, unit, position, code, detail) as rows of REJECTS_SCHEMA."""
+    full = [(*row, row[3] not in FOR_NOW) for row in rows]
+    columns = zip(*full, strict=True) if full else [()] * len(REJECTS_SCHEMA)
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, REJECTS_SCHEMA, strict=True)]
+    return pa.table(arrays, schema=REJECTS_SCHEMA)
+
+
+class Record(BaseModel):
+    """A JSON record; keys it does not know are ignored, so that later versions may add some."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    def to_bytes(self) -> bytes:
+        """Readable JSON."""
+        return self.model_dump_json(indent=1).encode()
+
+
+class FileRecord(Record):
+    """One file of an index."""
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class MaskedRows(Record):
+    """Rows of a part that readers must skip."""
+
+    doc_id: str
+    part: str
+    first_row: int
+    n_rows: int
+
+
+class EncoderRecord(Record):
+    """What encoded a slice."""
+
+    space_fingerprint: str
+    dim: int
+    colbert_dim: int | None
+    max_length: int
+    pooling: str
+    dtype: str
+    device: str
+
+
+class Done(Record):
+    """The commit of one slice."""
+
+    run_id: str
+    nonce: str
+    unit: int
+    first_document: int
+    documents: int
+    """Input rows of the slice, rejects included."""
+    last: bool
+    """It ends its unit."""
+    embedded: int
+    """Documents with rows in `part`."""
+    passages: int
+    tokens: int
+    truncated: int
+    rejects: dict[str, int]
+    masked: list[MaskedRows]
+    part: FileRecord | None
+    ledger: FileRecord | None
+    reject_file: FileRecord | None
+    encoder: EncoderRecord
+    seconds: float
+
+    @property
+    def next_document(self) -> int:
+        """Where the unit's next slice begins."""
+        return self.first_document + self.documents
+
+
+class Plan(Record):
+    """What a run reads and what it was asked: pinned when it starts."""
+
+    format_version: int = FORMAT_VERSION
+    run_id: str
+    parent: int | None
+    request: dict[str, Any]
+    listing: str
+    """Hash of the source's files (path, size, etag), also of those beyond a limit."""
+    units: int
+    documents: int
+    config: dict[str, Any]
+    created: str
+
+
+class TableRecord(Record):
+    """A table of a generation."""
+
+    path: str
+    sha256: str
+
+
+class ModelRecord(Record):
+    """The model of a generation."""
+
+    name: str
+    revision: str | None
+    dim: int
+    colbert_dim: int | None
+    max_length: int
+    pooling: str
+    dtypes: list[str]
+    """Compute types that were used."""
+
+
+class Counts(Record):
+    """What a generation holds and did, after masking."""
+
+    documents: int
+    passages: int
+    tokens: int
+    truncated: int
+    encoded: int
+    """Passages that went through the model."""
+    reused: int = 0
+    unchanged: int = 0
+    deleted: int = 0
+    rejects: dict[str, int]
+
+
+class Tables(Record):
+    """The tables of a generation."""
+
+    parts: TableRecord
+    documents: TableRecord
+    rejects: TableRecord
+    deletions: TableRecord
+
+
+class Manifest(Record):
+    """A committed generation; its existence is the commit of a run."""
+
+    format_version: int = FORMAT_VERSION
+    generation: int
+    parent: int | None
+    run_id: str
+    space_fingerprint: str
+    index_fingerprint: str
+    model: ModelRecord
+    outputs: list[str]
+    vector_dtype: str
+    colbert_storage: str
+    counts: Counts
+    started: str
+    ended: str
+    versions: dict[str, str]
+    tables: Tables
+
+
+def slice_name(unit: int, first_document: int) -> str:
+    """The name of a slice: its unit and its first document."""
+    return f"{unit:06d}-{first_document:010d}"
+
+
+def new_nonce() -> str:
+    """What makes a file's name its writer's own."""
+    return secrets.token_hex(6)
+
+
+def plan_path(run_id: str) -> str:
+    """Path of a run's plan."""
+    return f"runs/{run_id}/plan.json"
+
+
+def units_path(run_id: str) -> str:
+    """Path of a run's units."""
+    return f"runs/{run_id}/units.parquet"
+
+
+def done_folder(run_id: str) -> str:
+    """Folder of a run's slice commits."""
+    return f"runs/{run_id}/done"
+
+
+def done_path(run_id: str, unit: int, first_document: int) -> str:
+    """Path of one slice's commit."""
+    return f"{done_folder(run_id)}/{slice_name(unit, first_document)}.json"
+
+
+def generation_folder(number: int) -> str:
+    """Folder of a generation."""
+    return f"generations/{number:06d}"
+
+
+def manifest_path(number: int) -> str:
+    """Path of a generation's manifest."""
+    return f"{generation_folder(number)}/manifest.json"
+
+
+def publication_path(number: int) -> str:
+    """Path of a publication."""
+    return f"publications/{number:06d}.json"

@@ -1,0 +1,66 @@
+"""A short look at an index: where it is, what it holds, a few rows.
+
+python -m pipelines.show_index out/quickstart
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.cli import exit_with_one_line
+from pipelines.index import Index, open_index
+from pipelines.output import VECTOR_COLUMNS
+
+_WIDTH = 44
+_HIDDEN = {"passage_hash", "doc_id", "passage_no", "char_start", "char_end", "truncated"}
+
+
+def look(index: Index, rows: int) -> Table:
+    """The first rows as a table a terminal can show; vectors abbreviated."""
+    names = [name for name in index.schema.names if name not in _HIDDEN]
+    table = Table(*names, show_lines=True)
+    for row in index.scanner(names).head(rows).to_pylist():
+        table.add_row(*(_cell(name, row[name]) for name in names))
+    return table
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if name not in VECTOR_COLUMNS:
+        text = " ".join(str(value).split())
+        return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"
+    if name == "dense":
+        return f"[{value[0]:.3f}, {value[1]:.3f}, …] × {len(value)}"
+    if name == "sparse":
+        return f"{len(value['indices'])} token weights"
+    return f"{len(value)} × {len(value[0]) if value else 0}"
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    uri: Annotated[str, typer.Argument(help="The index: a local path or s3://...")],
+    rows: Annotated[int, typer.Option(help="How many rows.", min=0)] = 5,
+) -> None:
+    """Show where an index is, what it holds, and a few of its rows."""
+    with exit_with_one_line():
+        index = open_index(uri)
+        console, info = Console(), index.info
+        console.print(
+            f"{uri}: generation {info.generation}, {info.counts.documents:,} documents, "
+            f"{info.counts.passages:,} passages, {info.counts.tokens:,} tokens, "
+            f"{info.model.name} ({', '.join(info.outputs)})",
+            highlight=False,
+        )
+        console.print(look(index, rows))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,232 @@
+"""Documents on storage: which files there are, the units they are read in, and the reading.
+
+A unit is one row group of a Parquet file. Knows nothing of passages, tokens or vectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from actors.errors import SourceChangedError, SourceError
+from pipelines.config import SourceConfig
+
+_BATCH_DOCUMENTS = 128
+_FOOTER_THREADS = 32
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of the source, as it was when it was listed."""
+
+    path: str
+    size: int
+    etag: str
+    """The store's ETag, or a time of modification where it has none."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one reading task reads: a run of documents of one file."""
+
+    number: int
+    file: SourceFile
+    row_group: int
+    documents: int
+
+
+class Source:
+    """The documents a configuration names."""
+
+    def __init__(self, config: SourceConfig) -> None:
+        self._config = config
+        self._fs, self._root = _filesystem(config)
+
+    def list_files(self) -> list[SourceFile]:
+        """The files, by path.
+
+        Raises:
+            SourceError: nothing there, or nothing readable.
+        """
+        uri = self._config.uri
+        try:
+            self._fs.invalidate_cache()
+            if any(c in self._root for c in "*?["):
+                infos = list(self._fs.glob(self._root, detail=True).values())
+                wanted = "a glob that matches a Parquet file"
+            elif self._fs.isdir(self._root):
+                infos = list(self._fs.find(self._root, detail=True).values())
+                infos = [info for info in infos if info["name"].endswith(".parquet")]
+                wanted = "a folder with Parquet files"
+            else:
+                infos = [self._fs.info(self._root)]
+                wanted = "a file"
+        except FileNotFoundError:
+            raise SourceError(
+                f"source.uri: expected a file, folder or glob, found nothing at {uri}."
+            ) from None
+        except PermissionError as error:
+            raise SourceError(f"source.uri: not allowed to read {uri} ({error}).") from None
+        files = [
+            SourceFile(info["name"], int(info["size"]), _etag(info))
+            for info in infos
+            if info["type"] == "file" and not Path(info["name"]).name.startswith((".", "_"))
+        ]
+        if not files:
+            raise SourceError(f"source.uri: expected {wanted}, found none at {uri}.")
+        return sorted(files, key=lambda file: file.path)
+
+    def units(self, files: Sequence[SourceFile]) -> list[Unit]:
+        """The row groups in the order of the files, up to `limit` documents.
+
+        Raises:
+            SourceError: not a Parquet file, or a configured column it does not have.
+        """
+        units: list[Unit] = []
+        left = self._config.limit
+        with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+            for file, groups in zip(files, pool.map(self._row_groups, files), strict=True):
+                for row_group, documents in enumerate(groups):
+                    taken = documents if left is None else min(documents, left)
+                    units.append(Unit(len(units), file, row_group, taken))
+                    if left is not None:
+                        left -= taken
+                        if left == 0:
+                            pool.shutdown(wait=False, cancel_futures=True)
+                            return units
+        return units
+
+    def read(self, unit: Unit, start: int, stop: int) -> Iterator[pa.Table]:
+        """Documents [start, stop) of a unit: doc_id, text, title, then the metadata columns.
+
+        doc_id, text and title are strings (null where the source has null).
+
+        Raises:
+            SourceChangedError: the file is no longer the one that was listed.
+        """
+        self._check_unchanged(unit.file)
+        columns = self._config.columns
+        wanted = [columns.id, columns.text, columns.title, *columns.metadata]
+        names = list(dict.fromkeys(name for name in wanted if name))
+        position = 0
+        with self._fs.open(unit.file.path, "rb", **self._open_options) as opened:
+            parquet = pq.ParquetFile(opened, pre_buffer=True)
+            for batch in parquet.iter_batches(
+                _BATCH_DOCUMENTS, row_groups=[unit.row_group], columns=names
+            ):
+                low, high = max(start - position, 0), min(stop - position, batch.num_rows)
+                position += batch.num_rows
+                if low < high:
+                    yield self._canonical(pa.Table.from_batches([batch.slice(low, high - low)]))
+                if position >= stop:
+                    return
+
+    def no_documents(self, unit: Unit) -> pa.Table:
+        """What `read` gives, with no rows: its types."""
+        with self._fs.open(unit.file.path, "rb", **self._open_options) as opened:
+            schema = pq.ParquetFile(opened).schema_arrow
+        return self._canonical(schema.empty_table())
+
+    def _canonical(self, table: pa.Table) -> pa.Table:
+        columns = self._config.columns
+        n = table.num_rows
+        fields = {
+            "doc_id": table[columns.id].cast(pa.string()),
+            "text": table[columns.text].cast(pa.string()),
+            "title": table[columns.title].cast(pa.string())
+            if columns.title
+            else pa.nulls(n, pa.string()),
+        }
+        return pa.table(fields | {name: table[name] for name in columns.metadata})
+
+    def _row_groups(self, file: SourceFile) -> list[int]:
+        try:
+            with self._fs.open(file.path, "rb", **self._open_options) as opened:
+                parquet = pq.ParquetFile(opened)
+                metadata, schema = parquet.metadata, parquet.schema_arrow
+        except pa.ArrowInvalid as error:
+            raise SourceError(f"{file.path}: expected a Parquet file ({error}).") from None
+        self._check_columns(file, schema)
+        return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+
+    def _check_columns(self, file: SourceFile, schema: pa.Schema) -> None:
+        columns = self._config.columns
+        present = ", ".join(schema.names)
+        named = {"id": columns.id, "text": columns.text, "title": columns.title}
+        named |= {f"metadata[{i}]": name for i, name in enumerate(columns.metadata)}
+        for key, name in named.items():
+            if name is not None and name not in schema.names:
+                raise SourceError(
+                    f"source.columns.{key}: expected a column {name!r} in {file.path}, "
+                    f"found {present}.",
+                )
+        for key, name in (("text", columns.text), ("title", columns.title)):
+            if name is not None and not _is_text(schema.field(name).type):
+                raise SourceError(
+                    f"source.columns.{key}: expected strings in {name!r} of {file.path}, "
+                    f"found {schema.field(name).type}."
+                )
+
+    def _check_unchanged(self, file: SourceFile) -> None:
+        try:
+            self._fs.invalidate_cache(file.path)
+            info = self._fs.info(file.path)
+            found = SourceFile(file.path, int(info["size"]), _etag(info))
+        except FileNotFoundError:
+            raise SourceChangedError(
+                f"{file.path}: expected the file the plan pinned, found none.",
+                "Restore it, or start over with --fresh.",
+            ) from None
+        if found != file:
+            raise SourceChangedError(
+                f"{file.path}: changed since the run was planned "
+                f"({file.size} bytes, {file.etag} -> {found.size} bytes, {found.etag}).",
+                "Start over with --fresh.",
+            )
+
+    @property
+    def _open_options(self) -> dict[str, Any]:
+        # pyarrow asks for whole column chunks; a read-ahead cache would fetch more than needed.
+        return {} if "file" in self._fs.protocol else {"cache_type": "none"}
+
+
+def listing_hash(files: Sequence[SourceFile]) -> str:
+    """One hash for the state of a whole source."""
+    lines = "".join(f"{file.path}\0{file.size}\0{file.etag}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()[:32]
+
+
+def _filesystem(config: SourceConfig) -> tuple[Any, str]:
+    uri = config.uri
+    if "://" not in uri:
+        uri = str(Path(uri).expanduser().absolute())
+    try:
+        fs, root = fsspec.core.url_to_fs(uri, **config.storage_options)
+    except (ImportError, ValueError) as error:
+        raise SourceError(f"source.uri: cannot read {config.uri} ({error}).") from None
+    return fs, root
+
+
+def _etag(info: dict[str, Any]) -> str:
+    for key in ("ETag", "etag", "md5Hash"):
+        if info.get(key):
+            return str(info[key]).strip('"')
+    for key in ("mtime", "LastModified", "last_modified", "updated"):
+        if info.get(key):
+            return str(info[key])
+    return ""
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    kinds = pa.types
+    return any(f(kind) for f in (kinds.is_string, kinds.is_large_string, kinds.is_string_view))

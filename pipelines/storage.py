@@ -1,0 +1,317 @@
+"""Files of an index on local disk or object storage, and the one primitive every commit rests on.
+
+    store = open_store("s3://bucket/index")
+    store.create_exclusive("generations/000001/manifest.json", b"...")
+
+Whole files only: a reader sees all of a file or none of it. Knows nothing of what the files mean.
+Paths are relative to the store's root and use "/". Every method but `open_store` may raise
+StorageError: no such bucket, access denied, unreachable, unwritable.
+"""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import fsspec
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from actors.errors import StorageError
+
+T = TypeVar("T")
+
+# Protocols whose drivers have a conditional PUT, and what installs the driver.
+_PACKAGES = {"s3": "packvec"} | dict.fromkeys(("gs", "gcs"), "packvec[gcs]")
+_PACKAGES |= dict.fromkeys(("az", "abfs", "abfss"), "packvec[azure]")
+_READ_THREADS = 32
+_BLOCK_BYTES = 4 << 20  # s3fs reads 50 MiB ahead by default: too much for a Parquet footer
+
+# On top of the drivers' own retries (botocore and s3fs: five each), which do not cover a 409.
+_ATTEMPTS = 4
+_WAIT = wait_random_exponential(multiplier=0.4, max=5)  # seconds; full jitter
+# By name, of botocore, aiohttp, requests and azure.core: two of the drivers are optional.
+_NETWORK_ERRORS = {"ConnectionError", "TimeoutError", "HTTPClientError", "ClientConnectionError"}
+_NETWORK_ERRORS |= {"ClientPayloadError", "ServiceRequestError", "ServiceResponseError"}
+_ACCESS_ERRORS = {"PermissionError", "NoCredentialsError", "ClientAuthenticationError"}
+_OTHER_ERRORS = {"OSError", "BotoCoreError", "AzureError", "GoogleAuthError"}
+_FAULTS = {
+    "bucket": ("no such bucket or folder", "Create it, or correct the location."),
+    "access": ("access denied", "Check the credentials or permissions, or choose another place."),
+    "network": ("no connection", "Check the network and the endpoint in storage_options."),
+    "busy": ("a store that stays unavailable", "Try again later."),
+    "other": ("an error", "Check the location, the space left and storage_options."),
+}
+
+
+def open_store(uri: str, storage_options: Mapping[str, Any] | None = None) -> Store:
+    """The store at a local path or on s3://, gs://, az:// or abfs://; nothing is read or created.
+
+    A relative local path is made absolute at once. `storage_options` go to the fsspec driver.
+
+    Raises:
+        StorageError: another protocol (exclusive creation is not known to work there), no bucket
+            in the URI, or a driver that is not installed.
+    """
+    local = uri.removeprefix("file://") if uri.startswith("file:///") else uri
+    scheme, colon, rest = local.partition(":")
+    if local and (not colon or "/" in scheme):
+        return Store(str(Path(local).expanduser().absolute()))
+    # "::" chains file systems in fsspec, such as a cache before a store.
+    if scheme not in _PACKAGES or not re.fullmatch(r"//(?!.*::)[^/].*", rest):
+        raise StorageError(
+            f"expected a local path, s3://, gs://, az:// or abfs:// location, found {uri!r}.",
+            "Use one of these; a local path with a colon in it starts with './'.",
+        )
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except ImportError as error:
+        raise StorageError(
+            f"{uri}: expected the driver for {scheme}://, found it not installed ({error}).",
+            f"pip install '{_PACKAGES[scheme]}'",
+        ) from error
+    return Store(uri.rstrip("/"), dict(storage_options or {}))
+
+
+@dataclass(frozen=True)
+class Store:
+    """A root folder on storage. Picklable: connections are made where they are used."""
+
+    uri: str
+    """Of the root: an absolute path, or scheme://bucket/folder."""
+    options: dict[str, Any] = field(default_factory=dict, repr=False, hash=False)
+    """For the fsspec driver; may hold secrets, so never shown."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the files are on this machine's file system."""
+        return self.uri.startswith("/")
+
+    @property
+    def filesystem(self) -> fsspec.AbstractFileSystem:
+        """The fsspec file system; fsspec keeps one per process (and per thread for local)."""
+        return self._open_filesystem()[0]
+
+    def url(self, path: str) -> str:
+        """The full URI of a path; for a local store the absolute path."""
+        return f"{self.uri.rstrip('/')}/{path}" if path else self.uri
+
+    def path(self, path: str) -> str:
+        """What `filesystem` calls this path."""
+        root: str = self._open_filesystem()[1]
+        return f"{root.rstrip('/')}/{path}" if path else root
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file (not a folder) at this path now."""
+        try:
+            info = self._run(path, lambda: self.filesystem.info(self.path(path)))
+        except FileNotFoundError:
+            return False
+        return bool(info["type"] == "file")
+
+    def read(self, path: str) -> bytes:
+        """The content of a file; FileNotFoundError when there is none."""
+        return self._run(path, lambda: bytes(self.filesystem.cat_file(self.path(path))))
+
+    def read_many(self, paths: Iterable[str]) -> builtins.list[bytes]:
+        """The contents of files, read concurrently, in the order asked; missing: as `read`."""
+        # Not fs.cat: it expands globs and answers in an order of its own.
+        with ThreadPoolExecutor(_READ_THREADS) as pool:
+            return [*pool.map(self.read, paths)]
+
+    def list(self, folder: str) -> builtins.list[str]:
+        """Paths of the files directly in a folder, sorted; [] when there is no such folder.
+
+        Names that start with a dot (files being written) are left out.
+        """
+        return self._list(folder, "file")
+
+    def list_folders(self, folder: str) -> builtins.list[str]:
+        """Paths of the folders directly in a folder, sorted; [] when there is no such folder."""
+        return self._list(folder, "directory")
+
+    def create_exclusive(self, path: str, data: bytes) -> bool:
+        """Create a file unless there is one: the primitive every commit rests on.
+
+        Of several concurrent callers with different data exactly one gets True. True also when the
+        file already holds exactly `data`, which is what an earlier try whose answer got lost looks
+        like: a caller who must know that the file is his puts something unique (run id, nonce)
+        into the data.
+
+        Returns:
+            Whether the file now holds `data`; False: it holds someone else's.
+        """
+        return self._put(path, data, exclusive=True)
+
+    def overwrite(self, path: str, data: bytes) -> None:
+        """Write a file, whole, over what may be there. Not for anything a manifest refers to."""
+        self._put(path, data)
+
+    def upload(self, local_file: str | Path, path: str) -> None:
+        """Put a copy of a finished local file, whole, at `path`, a name no one else uses."""
+        Path(local_file).stat()  # else its absence would be reported as that of the bucket
+        self._put(path, Path(local_file))
+
+    def open_input(self, path: str) -> BinaryIO:
+        """A file open for seekable binary reading, as Parquet wants it; missing: as `read`.
+
+        The caller closes it. What its own methods raise is the driver's.
+        """
+        options = {} if self.is_local else {"block_size": _BLOCK_BYTES}
+        file: BinaryIO = self._run(
+            path, lambda: self.filesystem.open(self.path(path), "rb", **options)
+        )
+        return file
+
+    def _open_filesystem(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        if self.is_local:
+            return fsspec.filesystem("file"), self.uri
+        # What another process has just written must be seen.
+        options = {**self.options, "use_listings_cache": False}
+        filesystem, root = fsspec.url_to_fs(self.uri, **options)
+        return filesystem, root
+
+    def _put(self, path: str, source: bytes | Path, *, exclusive: bool = False) -> bool:
+        # Never through fs.open: leaving that block by an exception publishes half a file.
+        def put() -> bool:
+            target = self.path(path)
+            if self.is_local:
+                return _put_local(Path(target), source, exclusive=exclusive)
+            if isinstance(source, Path):
+                self.filesystem.put_file(str(source), target)
+                return True
+            mode = "create" if exclusive else "overwrite"
+            try:
+                self.filesystem.pipe_file(target, source, mode=mode)
+            except FileExistsError:
+                return bool(self.filesystem.cat_file(target) == source)
+            return True
+
+        return self._run(path, put, writes=True)
+
+    def _list(self, folder: str, kind: str) -> builtins.list[str]:
+        folder = folder.rstrip("/")
+        names_of = _local_names if self.is_local else self._remote_names
+        try:
+            names = self._run(folder, lambda: names_of(self.path(folder), kind))
+        except FileNotFoundError:
+            return []
+        parent = f"{folder}/" if folder else ""
+        return sorted(parent + name for name in names if not name.startswith("."))
+
+    def _remote_names(self, folder: str, kind: str) -> builtins.list[str]:
+        prefix = f"{folder}/"
+        found = [e["name"] for e in self.filesystem.ls(folder, detail=True) if e["type"] == kind]
+        # ls of a file lists that file; a key that ends in "/" stands for the folder itself.
+        names = (n.removeprefix(prefix).rstrip("/") for n in found if n.startswith(prefix))
+        return [name for name in names if name]
+
+    def _run(self, path: str, action: Callable[[], T], *, writes: bool = False) -> T:
+        """Do it, and again when the store hiccups. `writes`: nothing but the bucket can be missing.
+
+        Everything is reported as StorageError but FileNotFoundError and errors of no store.
+        """
+        again = retry_if_exception(lambda error: _fault(error) in ("network", "busy"))
+        stop = stop_after_attempt(_ATTEMPTS)
+        try:
+            return Retrying(stop=stop, wait=_WAIT, retry=again, reraise=True)(action)
+        except Exception as error:
+            missing = writes and isinstance(error, FileNotFoundError)
+            fault = "bucket" if missing else _fault(error)
+            if fault is None:
+                raise
+            what, remedy = _FAULTS[fault]
+            message = f"{self.url(path)}: expected a usable location, found {what} ({error})."
+            raise StorageError(message, remedy) from error
+
+
+def _fault(error: BaseException) -> str | None:
+    """Which of `_FAULTS` an error is; None: a missing file, or no matter of the location."""
+    response = getattr(error.__cause__ or error, "response", None)  # botocore's
+    if isinstance(response, dict):
+        code = response.get("Error", {}).get("Code")
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        code = getattr(error, "code", None)  # gcsfs's
+        status = getattr(error, "status_code", code)  # azure's
+    status = int(status) if str(status).isdecimal() else 0
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if isinstance(error, FileNotFoundError):
+        return "bucket" if code == "NoSuchBucket" else None
+    if names & _ACCESS_ERRORS or status in (401, 403) or getattr(error, "errno", 0) == errno.EROFS:
+        return "access"
+    if not status and names & _NETWORK_ERRORS:
+        return "network"
+    if status >= 500 or status in (408, 409, 425, 429):
+        return "busy"
+    return "other" if status or names & _OTHER_ERRORS else None
+
+
+def _put_local(target: Path, source: bytes | Path, *, exclusive: bool) -> bool:
+    """Write a whole file durably; exclusive: unless there is one with other content."""
+    _make_folder(target.parent)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+    created = True
+    try:
+        with temporary.open("xb") as file:
+            if isinstance(source, bytes):
+                file.write(source)
+            else:
+                with source.open("rb") as finished:
+                    shutil.copyfileobj(finished, file, 1 << 20)
+            file.flush()
+            os.fsync(file.fileno())
+        if not exclusive:
+            temporary.replace(target)
+        else:
+            created = _link(temporary, target) or target.read_bytes() == source
+    finally:
+        temporary.unlink(missing_ok=True)
+    _fsync_folder(target.parent)
+    return created
+
+
+def _link(source: Path, target: Path) -> bool:
+    # Rename overwrites, O_EXCL shows half a file.
+    try:
+        target.hardlink_to(source)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise StorageError(
+            f"{target}: expected a file system with hard links, found none ({error}).",
+            "Use a local disk or object storage.",
+        ) from error
+    return True
+
+
+def _local_names(folder: str, kind: str) -> list[str]:
+    # Not fs.ls: it does not follow links, and older ones fail when a file vanishes meanwhile.
+    is_kind = Path.is_file if kind == "file" else Path.is_dir
+    try:
+        return [entry.name for entry in Path(folder).iterdir() if is_kind(entry)]
+    except NotADirectoryError:
+        return []
+
+
+def _make_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _fsync_folder(folder.parent)
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

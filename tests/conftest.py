@@ -1,0 +1,67 @@
+"""Shared by all tests: one Ray cluster, one S3 server, small corpora."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from s3_server import s3_bucket, s3_endpoint
+
+from pipelines.config import RunConfig, parse_config
+
+__all__ = ["s3_bucket", "s3_endpoint"]
+
+ROOT = Path(__file__).parent.parent
+CORPUS = ROOT / "conf/data/simplewiki-1200.parquet"
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local cluster with faked GPUs: it gives the production plan on any machine."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=4,
+        num_gpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=512 << 20,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def articles() -> pa.Table:
+    """Real articles: id, url, title, text."""
+    return pq.read_table(CORPUS)
+
+
+@pytest.fixture
+def make_config(tmp_path: Path) -> Any:
+    """Configurations over the tiny M3, with an index of the test's own."""
+
+    def make(source: Path | str, **sections: Any) -> RunConfig:
+        raw: dict[str, Any] = {
+            "source": {"uri": str(source), "columns": {"title": "title", "metadata": ["url"]}},
+            "index": {"uri": str(tmp_path / "index")},
+            "model": {"name": "builtin:tiny-m3", "max_length": 128},
+            "outputs": ["dense", "sparse", "colbert"],
+            "chunk": {"max_tokens": 96, "overlap": 8},
+            "slice": {"documents": 20},
+        }
+        for name, value in sections.items():
+            raw[name] = raw[name] | value if isinstance(raw.get(name), dict) else value
+        return parse_config(raw)
+
+    return make

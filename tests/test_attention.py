@@ -1,0 +1,128 @@
+"""Packed attention against plain softmax attention under a dense block-diagonal mask."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from actors import attention
+from actors.packing import PackedBatch, pack
+
+HEADS, HEAD_DIM = 3, 8
+LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """On matrices this small a second thread waits longer than it works."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def packed_of(lengths: list[int]) -> PackedBatch:
+    offsets = np.cumsum([0, *lengths], dtype=np.int32)
+    values = np.zeros(offsets[-1], dtype=np.int32)
+    return pack(values, offsets, first_position=0, device=torch.device("cpu"))
+
+
+def random_qkv(tokens: int, seed: int, *, strided: bool) -> list[torch.Tensor]:
+    """[1, heads, T, head_dim] x 3; strided: transposed views, as transformers makes them."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (1, tokens, HEADS, HEAD_DIM) if strided else (1, HEADS, tokens, HEAD_DIM)
+    tensors = [torch.randn(shape, generator=generator) for _ in range(3)]
+    return [x.transpose(1, 2) for x in tensors] if strided else tensors
+
+
+def dense_mask_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lengths: list[int],
+    scaling: float,
+) -> torch.Tensor:
+    passage_T = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    apart_TT = passage_T[:, None] != passage_T[None, :]
+    scores = (query @ key.transpose(-1, -2) * scaling).masked_fill(apart_TT, float("-inf"))
+    return (scores.softmax(dim=-1) @ value).transpose(1, 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=LENGTHS,
+    seed=st.integers(0, 2**31),
+    strided=st.booleans(),
+    scaling=st.sampled_from([None, 0.5, 1.0]),
+)
+def test_packed_attention_equals_dense_mask_attention(
+    lengths: list[int], seed: int, strided: bool, scaling: float | None
+) -> None:
+    query, key, value = random_qkv(sum(lengths), seed, strided=strided)
+    ours, weights = attention.packed_attention(
+        torch.nn.Module(), query, key, value, None, scaling, packed=packed_of(lengths)
+    )
+    scale = scaling or 1 / math.sqrt(HEAD_DIM)
+    torch.testing.assert_close(
+        ours, dense_mask_attention(query, key, value, lengths, scale), rtol=0, atol=1e-5
+    )
+    assert ours.shape == (1, sum(lengths), HEADS, HEAD_DIM)
+    assert weights is None
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths=LENGTHS, seed=st.integers(0, 2**31), data=st.data())
+def test_packed_attention_of_a_passage_ignores_all_others(
+    lengths: list[int], seed: int, data: st.DataObject
+) -> None:
+    row = data.draw(st.integers(0, len(lengths) - 1))
+    start = sum(lengths[:row])
+    own = slice(start, start + lengths[row])
+    query, key, value = random_qkv(sum(lengths), seed, strided=True)
+    before, _ = attention.packed_attention(
+        torch.nn.Module(), query, key, value, None, packed=packed_of(lengths)
+    )
+    foreign = torch.ones(sum(lengths), dtype=torch.bool)
+    foreign[own] = False
+    for tensor in (query, key, value):
+        tensor[:, :, foreign] = float("nan")
+    after, _ = attention.packed_attention(
+        torch.nn.Module(), query, key, value, None, packed=packed_of(lengths)
+    )
+    assert torch.equal(after[:, own], before[:, own])
+    assert after[:, foreign].isnan().all()
+
+
+def test_packed_attention_with_a_mask_refused() -> None:
+    query, key, value = random_qkv(4, 0, strided=True)
+    mask = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    with pytest.raises(NotImplementedError, match="takes no mask"):
+        attention.packed_attention(
+            torch.nn.Module(), query, key, value, mask, packed=packed_of([4])
+        )
+
+
+def test_packed_attention_of_a_causal_module_refused() -> None:
+    query, key, value = random_qkv(4, 0, strided=True)
+    causal = torch.nn.Module()
+    causal.is_causal = True
+    with pytest.raises(NotImplementedError, match="bidirectional"):
+        attention.packed_attention(causal, query, key, value, None, packed=packed_of([4]))
+
+
+def test_register_twice_leaves_packed_attention_known_to_transformers() -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    attention.register()
+    once = set(AttentionInterface().valid_keys()), set(AttentionMaskInterface().valid_keys())
+    attention.register()
+    twice = set(AttentionInterface().valid_keys()), set(AttentionMaskInterface().valid_keys())
+    assert once == twice
+    assert AttentionInterface()[attention.NAME] is attention.packed_attention
+    assert AttentionMaskInterface()[attention.NAME](1, key="anything") is None

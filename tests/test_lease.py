@@ -1,0 +1,378 @@
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from s3_server import s3_bucket, s3_endpoint, s3_server  # noqa: F401
+
+from actors.errors import IndexStateError, LeaseHeldError, StorageError
+from pipelines.lease import Owner, hold_lease
+from pipelines.storage import Store, open_store
+
+ROOT = Path(__file__).parents[1]
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/ns/pid").exists(), reason="needs Linux")
+
+
+@pytest.fixture
+def store(tmp_path):
+    return open_store(str(tmp_path / "index"))
+
+
+@pytest.fixture(params=["local", "s3"])
+def any_store(request, store):
+    if request.param == "local":
+        return store
+    uri, options = request.getfixturevalue("s3_bucket")
+    return open_store(f"{uri}/index", options)
+
+
+class Observer:
+    """A clock that only sleeping moves; `events` run once their time has come."""
+
+    def __init__(self, **events: Callable[[], object]) -> None:
+        self.now = 1000.0
+        self.events = {1000.0 + float(at.removeprefix("at_")): do for at, do in events.items()}
+
+    def clock(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds > 0
+        self.now += seconds
+        for at in [at for at in self.events if at <= self.now]:
+            self.events.pop(at)()
+
+    def take(self, store: Store, run_id: str = "observer"):
+        return hold_lease(store, run_id, clock=self.clock, sleep=self.sleep)
+
+
+def leave_lease(store: Store, epoch: int = 1, **changes: object) -> Owner:
+    """A lease as another process would have left it; by default one of another machine."""
+    owner = Owner.this_process("run-elsewhere").model_copy(update={"host": "elsewhere", **changes})
+    assert store.create_exclusive(f"leases/{epoch:06d}.json", owner.to_bytes())
+    store.overwrite(f"leases/{epoch:06d}.beat", b"1 then\n")
+    return owner
+
+
+@contextmanager
+def child_with_lease(store: Store, run_id: str = "run-child"):
+    """A process that holds the lease until it is killed."""
+    script = (
+        "import pickle, sys; from pipelines.lease import hold_lease\n"
+        "store = pickle.loads(bytes.fromhex(sys.argv[1]))\n"
+        "with hold_lease(store, sys.argv[2]):\n"
+        "    print('held', flush=True); sys.stdin.readline()\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, pickle.dumps(store).hex(), run_id],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with child:
+        try:
+            assert child.stdout.readline() == "held\n"
+            yield child
+        finally:
+            child.kill()
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen"
+        time.sleep(0.005)
+
+
+# One after another
+
+
+def test_hold_lease_first_time_is_epoch_one_and_released_after(any_store):
+    with hold_lease(any_store, "run-a") as lease:
+        assert lease.epoch == 1
+        owner = Owner.model_validate_json(any_store.read("leases/000001.json"))
+        assert (owner.run_id, owner.pid) == ("run-a", os.getpid())
+        assert abs(datetime.now(UTC) - owner.acquired) < timedelta(minutes=1)
+        assert not any_store.exists("leases/000001.released")
+        lease.check()
+    assert any_store.exists("leases/000001.released")
+
+
+def test_hold_lease_released_is_next_epoch_at_once(any_store):
+    for epoch in (1, 2, 3):
+        with Observer().take(any_store) as lease:
+            assert lease.epoch == epoch
+            lease.check()
+
+
+def test_hold_lease_run_fails_lease_is_released_and_error_kept(store):
+    with pytest.raises(ZeroDivisionError), hold_lease(store, "run-a"):
+        raise ZeroDivisionError
+    assert store.exists("leases/000001.released")
+
+
+def test_hold_lease_beat_changes_while_held(any_store):
+    def beat() -> bytes:
+        try:
+            return any_store.read("leases/000001.beat")
+        except FileNotFoundError:
+            return b""
+
+    with hold_lease(any_store, "run-a", beat_seconds=0.01):
+        for _ in range(3):
+            before = beat()
+            wait_until(lambda before=before: beat() != before)
+    last = beat()
+    time.sleep(0.05)
+    assert beat() == last
+
+
+# This host
+
+
+@needs_proc
+def test_hold_lease_owner_alive_is_refused_naming_it(any_store):
+    observer = Observer()
+    with child_with_lease(any_store) as child:
+        with pytest.raises(LeaseHeldError) as caught, observer.take(any_store):
+            pass
+        assert f"run run-child on {os.uname().nodename} (pid {child.pid}), started 0:0" in str(
+            caught.value
+        )
+        assert caught.value.remedy == f"Wait for it, or stop it: kill {child.pid}."
+    assert observer.now == 1000  # did not wait
+
+
+@needs_proc
+def test_hold_lease_owner_killed_is_replaced_at_once(any_store):
+    with child_with_lease(any_store) as child:
+        child.kill()
+        child.wait()
+        assert not any_store.exists("leases/000001.released")
+        observer = Observer()
+        with observer.take(any_store) as lease:
+            assert lease.epoch == 2
+        assert observer.now == 1000
+
+
+@needs_proc
+def test_hold_lease_owner_is_zombie_is_replaced_at_once(store):
+    with child_with_lease(store) as child:
+        child.kill()
+        stat = Path(f"/proc/{child.pid}/stat")
+        wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "Z")
+        with Observer().take(store) as lease:
+            assert lease.epoch == 2
+
+
+@needs_proc
+def test_hold_lease_pid_used_again_is_replaced_at_once(store):
+    me = Owner.this_process("me")
+    leave_lease(store, host=me.host, process_start=me.process_start - 1)
+    observer = Observer()
+    with observer.take(store) as lease:
+        assert lease.epoch == 2
+    assert observer.now == 1000
+
+
+@needs_proc
+def test_hold_lease_child_ends_by_itself_is_released(store):
+    with child_with_lease(store) as child:
+        child.communicate("stop\n", timeout=20)
+        assert child.returncode == 0
+        assert store.exists("leases/000001.released")
+
+
+@needs_proc
+def test_hold_lease_twice_in_one_process_is_refused(store):
+    with hold_lease(store, "run-a"), pytest.raises(LeaseHeldError), hold_lease(store, "run-b"):
+        pass
+
+
+@needs_proc
+def test_owner_stat_with_odd_process_name_is_read(tmp_path):
+    proc = tmp_path / "proc"
+    (proc / "sys/kernel/random").mkdir(parents=True)
+    (proc / "sys/kernel/random/boot_id").write_text("boot\n")
+    (proc / "self/ns").mkdir(parents=True)
+    (proc / "self/ns/pid").symlink_to("pid:[7]")
+    (proc / str(os.getpid())).mkdir()
+    real = Path(f"/proc/{os.getpid()}/stat").read_text().rpartition(")")[2]
+    (proc / str(os.getpid()) / "stat").write_text(f"{os.getpid()} (a) Z 1 (b){real}")
+    owner = Owner.this_process("run", proc)
+    assert (owner.boot_id, owner.pid_namespace) == ("boot", "pid:[7]")
+    assert owner.process_start == Owner.this_process("run").process_start
+
+
+# Other machines
+
+
+ELSEWHERE = [
+    {"host": "elsewhere"},
+    {"host": os.uname().nodename, "boot_id": "an earlier boot"},
+    {"host": os.uname().nodename, "pid_namespace": "pid:[1]"},
+    {"host": os.uname().nodename, "boot_id": None, "pid_namespace": None, "process_start": None},
+]
+
+
+@pytest.mark.parametrize("where", ELSEWHERE)
+def test_hold_lease_elsewhere_silent_is_taken_over_after_expiry(where, store):
+    leave_lease(store, **where, pid=os.getpid())
+    observer = Observer()
+    with observer.take(store) as lease:
+        assert lease.epoch == 2
+    assert observer.now == 1060
+
+
+@pytest.mark.parametrize("where", ELSEWHERE)
+def test_hold_lease_elsewhere_beating_is_refused(where, store):
+    leave_lease(store, **where, pid=2**22 + 1)
+    observer = Observer(at_58=lambda: store.overwrite("leases/000001.beat", b"2 later\n"))
+    with pytest.raises(LeaseHeldError, match="which has a heartbeat"), observer.take(store):
+        pass
+    assert not store.exists("leases/000002.json")
+
+
+def test_hold_lease_elsewhere_first_beat_only_now_is_refused(store):
+    owner = Owner.this_process("run-elsewhere").model_copy(update={"host": "elsewhere"})
+    store.create_exclusive("leases/000001.json", owner.to_bytes())
+    observer = Observer(at_3=lambda: store.overwrite("leases/000001.beat", b"1\n"))
+    with pytest.raises(LeaseHeldError, match="on elsewhere"), observer.take(store):
+        pass
+
+
+def test_hold_lease_elsewhere_released_meanwhile_is_taken_then(store):
+    leave_lease(store)
+    observer = Observer(at_5=lambda: store.overwrite("leases/000001.released", b""))
+    with observer.take(store) as lease:
+        assert lease.epoch == 2
+    assert observer.now == 1005
+
+
+def test_hold_lease_elsewhere_third_run_is_faster_is_watched_too(store):
+    leave_lease(store)
+    observer = Observer(
+        at_50=lambda: leave_lease(store, 2, run_id="run-third"),
+        at_100=lambda: store.overwrite("leases/000002.beat", b"2\n"),
+    )
+    with pytest.raises(LeaseHeldError, match="run-third"), observer.take(store):
+        pass
+
+
+@pytest.mark.parametrize("skew", [timedelta(days=-400), timedelta(days=400)])
+def test_hold_lease_elsewhere_wall_clock_decides_nothing(skew, store):
+    leave_lease(store, acquired=datetime.now(UTC) + skew)
+    observer = Observer(at_30=lambda: store.overwrite("leases/000001.beat", b"2\n"))
+    with pytest.raises(LeaseHeldError) as caught, observer.take(store):
+        pass
+    started = "started 0:00:00 ago" if skew > timedelta() else "started 400 days, 0:00:"
+    assert started in caught.value.message
+
+
+def test_this_process_without_proc_is_known_by_heartbeat_alone(tmp_path):
+    owner = Owner.this_process("run", tmp_path)
+    assert owner.boot_id is None
+    assert owner.is_alive(owner) is None
+    assert owner.is_alive(Owner.this_process("run")) is None
+
+
+# Races and losses
+
+
+def test_hold_lease_race_has_one_winner(any_store):
+    racers = 6
+    start, done = (threading.Barrier(racers, timeout=30) for _ in range(2))
+
+    def race(racer: int) -> int | None:
+        start.wait()
+        try:
+            with hold_lease(any_store, f"run-{racer}", expiry_seconds=20) as lease:
+                done.wait()
+                return lease.epoch
+        except LeaseHeldError:
+            done.wait()
+            return None
+
+    with ThreadPoolExecutor(racers) as pool:
+        epochs = [*pool.map(race, range(racers))]
+    assert sorted(epochs, key=str) == [1, *[None] * (racers - 1)]
+
+
+@needs_proc
+def test_hold_lease_race_for_a_dead_one_has_one_winner(store):
+    me = Owner.this_process("me")
+    leave_lease(store, host=me.host, process_start=me.process_start - 1)
+    won = []
+    start, done = (threading.Barrier(4, timeout=30) for _ in range(2))
+
+    def race(racer: int) -> None:
+        start.wait()
+        try:
+            with hold_lease(store, f"run-{racer}") as lease:
+                won.append(lease.epoch)
+                done.wait()
+        except LeaseHeldError:
+            done.wait()
+
+    with ThreadPoolExecutor(4) as pool:
+        [*pool.map(race, range(4))]
+    assert won == [2]
+
+
+def test_check_taken_over_raises_lease_held(any_store):
+    with hold_lease(any_store, "run-a") as lease:
+        lease.check()
+        leave_lease(any_store, 2)
+        with pytest.raises(LeaseHeldError, match="another run took over epoch 1"):
+            lease.check()
+
+
+def test_hold_lease_beat_fails_run_goes_on_with_a_warning(store, tmp_path, caplog):
+    (tmp_path / "index/leases/000001.beat").mkdir(parents=True)  # a file cannot replace a folder
+    with hold_lease(store, "run-a", beat_seconds=0.01) as lease:
+        wait_until(lambda: len(caplog.records) >= 2)
+        lease.check()
+    assert {r.getMessage() for r in caplog.records} == {
+        f"cannot write {store.url('leases/000001.beat')}"
+    }
+    assert store.exists("leases/000001.released")
+
+
+def test_hold_lease_file_is_no_lease_is_an_index_state_error(store):
+    store.overwrite("leases/000001.json", b"{}")
+    with pytest.raises(IndexStateError, match=r"000001\.json: expected a lease") as caught:
+        hold_lease(store, "run-a").__enter__()
+    assert "\n" not in str(caught.value)
+
+
+def test_hold_lease_other_files_beside_it_do_not_matter(store):
+    store.overwrite("leases/notes.json", b"")
+    store.overwrite("leases/000009.beat", b"")
+    with hold_lease(store, "run-a") as lease:
+        assert lease.epoch == 1
+
+
+class OverwritingStore(Store):
+    """Like the S3 look-alikes that ignore If-None-Match."""
+
+    def create_exclusive(self, path: str, data: bytes) -> bool:
+        self.overwrite(path, data)
+        return True
+
+
+def test_hold_lease_store_that_overwrites_is_refused(tmp_path):
+    store = OverwritingStore(str(tmp_path))
+    with pytest.raises(StorageError, match="creates exclusively"):
+        hold_lease(store, "run-a").__enter__()
