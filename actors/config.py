@@ -53,5 +53,5 @@ class ModelConfig:
     device: str = "auto"
     """"auto": cuda when there is one, else cpu."""
     max_batch_tokens: int | None = None
-    """Token budget of one forward pass (micro-batch); when not given: 16,384 on CUDA, 2,048 on CPUs,
-    where larger ones outgrow the caches."""
+    """Token budget of one forward pass (micro-batch); when not given: 16,384 on CUDA, 2,048 on a
+    CPU, where larger ones outgrow the caches."""

@@ -9,7 +9,6 @@ The same command after a crash goes on where it stopped; over a committed index 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +26,7 @@ from pipelines.config import RunConfig, load_config
 from pipelines.encode_slices import SliceEncoder
 from pipelines.generations import highest_generation, live_generation, publish, read_manifest
 from pipelines.lease import hold_lease
-from pipelines.plan import Request, Run, load_plan, plan_run, read_done, todo_table
+from pipelines.plan import Request, load_plan, plan_run, read_done, todo_table
 from pipelines.progress import Progress, summary
 from pipelines.records import Done, Manifest
 from pipelines.slices import check_chunking, read_slices
@@ -61,23 +60,25 @@ def embed_corpus(
             return manifest
         run = plan_run(store, config, request, source, listing, run_id)
         done = read_done(store, run_id)
-        with ray_session(config.ray, verbose=verbose):
-            refuse_local_index(store)
-            progress = Progress(console, run.plan.documents, sum(r.documents for r in done))
-            for receipt in encode(config, request, run, done):
-                progress.update(receipt)
+        todo = todo_table(run.units, done)
+        if todo.num_rows:
+            with ray_session(config.ray, verbose=verbose):
+                refuse_local_index(store)
+                progress = Progress(console, run.plan.documents, sum(r.documents for r in done))
+                for batch in receipts(config, request, run_id, todo).iter_batches(
+                    batch_size=None, batch_format="pyarrow"
+                ):
+                    for record in batch["done"].to_pylist():
+                        progress.update(Done.model_validate_json(record))
         manifest = commit(store, config, request, run, read_done(store, run_id), lease.check)
     console.print(summary(manifest, store.uri), highlight=False)
     return manifest
 
 
-def encode(config: RunConfig, request: Request, run: Run, done: Iterable[Done]) -> Iterator[Done]:
-    """The data path: every slice that has no done record yet gets one; yields their receipts."""
-    todo = todo_table(run.units, done)
-    if not todo.num_rows:
-        return
+def receipts(config: RunConfig, request: Request, run_id: str, todo: pa.Table) -> ray.data.Dataset:
+    """The data path: units in, one row for each slice out, once it is written and recorded."""
     pool = pool_for(config.ray)
-    receipts = (
+    return (
         ray.data.from_arrow([todo.slice(row, 1) for row in range(todo.num_rows)])
         .map_batches(  # read + chunk + tokenise: one unit in, its slices out, each its own block
             read_slices,
@@ -90,7 +91,7 @@ def encode(config: RunConfig, request: Request, run: Run, done: Iterable[Done]) 
             SliceEncoder,
             fn_constructor_kwargs={
                 "config": config,
-                "run_id": run.plan.run_id,
+                "run_id": run_id,
                 "space_fingerprint": request.space_fingerprint,
             },
             batch_size=1,
@@ -103,15 +104,7 @@ def encode(config: RunConfig, request: Request, run: Run, done: Iterable[Done]) 
                 max_concurrent_calls_per_actor=config.ray.slices_per_actor,
             ),
         )
-        .iter_batches(batch_size=None, batch_format="pyarrow")
     )
-    for batch in receipts:
-        yield from _receipts(batch)
-
-
-def _receipts(batch: pa.Table) -> Iterator[Done]:
-    for record in batch["done"].to_pylist():
-        yield Done.model_validate_json(record)
 
 
 def _already_committed(store: Store, request: Request, listing: str) -> Manifest | None:

@@ -7,6 +7,8 @@ forward passes itself).
 
 from __future__ import annotations
 
+import os
+import socket
 import tempfile
 import time
 from collections import Counter
@@ -100,6 +102,7 @@ class SliceEncoder:
                 pooling=info.pooling,
                 dtype=info.dtype,
                 device=info.device,
+                worker=f"{socket.gethostname()}:{os.getpid()}",
             ),
             seconds=round(time.monotonic() - started, 3),
         )

@@ -91,7 +91,7 @@ class Index:
         """A pyarrow scanner over the live rows; only the columns asked for are read."""
         schema = self._projected(columns)
         # With threads, a scan that is not read to its end (head) would still hold the Python
-        # generator when the interpreter exits, and abort it. The Parquet reader has its own threads.
+        # generator when the interpreter exits, and abort it. Parquet decoding is threaded anyway.
         return ds.Scanner.from_batches(self._batches(schema), schema=schema, use_threads=False)
 
     def to_table(self, columns: Sequence[str] | None = None) -> pa.Table:

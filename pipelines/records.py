@@ -126,6 +126,8 @@ class EncoderRecord(Record):
     pooling: str
     dtype: str
     device: str
+    worker: str
+    """host:pid of the actor."""
 
 
 class Done(Record):

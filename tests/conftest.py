@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from s3_server import s3_bucket, s3_endpoint
 
 from pipelines.config import RunConfig, parse_config
 
-__all__ = ["s3_bucket", "s3_endpoint"]
+__all__ = ["config_for", "s3_bucket", "s3_endpoint"]
 
 ROOT = Path(__file__).parent.parent
 CORPUS = ROOT / "conf/data/simplewiki-1200.parquet"
@@ -47,21 +47,26 @@ def articles() -> pa.Table:
     return pq.read_table(CORPUS)
 
 
-@pytest.fixture
-def make_config(tmp_path: Path) -> Any:
-    """Configurations over the tiny M3, with an index of the test's own."""
+def config_for(source: Path | str, /, **sections: Any) -> RunConfig:
+    """A configuration over the tiny M3; sections are merged over the defaults here."""
+    raw: dict[str, Any] = {
+        "source": {"uri": str(source), "columns": {"title": "title", "metadata": ["url"]}},
+        "model": {"name": "builtin:tiny-m3", "max_length": 128},
+        "outputs": ["dense", "sparse", "colbert"],
+        "chunk": {"max_tokens": 96, "overlap": 8},
+        "slice": {"documents": 20},
+    }
+    for name, value in sections.items():
+        raw[name] = raw[name] | value if isinstance(raw.get(name), dict) else value
+    return parse_config(raw)
 
-    def make(source: Path | str, **sections: Any) -> RunConfig:
-        raw: dict[str, Any] = {
-            "source": {"uri": str(source), "columns": {"title": "title", "metadata": ["url"]}},
-            "index": {"uri": str(tmp_path / "index")},
-            "model": {"name": "builtin:tiny-m3", "max_length": 128},
-            "outputs": ["dense", "sparse", "colbert"],
-            "chunk": {"max_tokens": 96, "overlap": 8},
-            "slice": {"documents": 20},
-        }
-        for name, value in sections.items():
-            raw[name] = raw[name] | value if isinstance(raw.get(name), dict) else value
-        return parse_config(raw)
+
+@pytest.fixture
+def make_config(tmp_path: Path) -> Callable[..., RunConfig]:
+    """`config_for` with an index of the test's own."""
+
+    def make(source: Path | str, /, **sections: Any) -> RunConfig:
+        sections["index"] = {"uri": str(tmp_path / "index")} | sections.get("index", {})
+        return config_for(source, **sections)
 
     return make

@@ -5,6 +5,7 @@ Use its fixtures by importing them: `from s3_server import s3_bucket, s3_endpoin
 
 from __future__ import annotations
 
+import functools
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -101,30 +102,36 @@ def _wrap(app: App, faults: list[Fault], requests: list[tuple[str, str]]) -> App
     return serve
 
 
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[S3Server]:
-    server = start_server()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="session")
-def s3_endpoint(s3_server: S3Server) -> str:
-    return s3_server.endpoint
+@functools.cache
+def _shared() -> S3Server:
+    # One for the whole process, in however many files its fixtures are imported; its threads are
+    # daemons and end with the process.
+    return start_server()
 
 
 @pytest.fixture
-def s3_bucket(s3_server: S3Server) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(uri, storage_options) of a bucket of one's own; faults left over are dropped."""
+def s3_server() -> Iterator[S3Server]:
+    """The server behind `s3_bucket`; faults left over are dropped."""
+    yield _shared()
+    _shared().faults.clear()
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> str:
+    return _shared().endpoint
+
+
+@pytest.fixture
+def s3_bucket(s3_endpoint: str) -> tuple[str, dict[str, Any]]:
+    """(uri, storage_options) of a bucket of one's own."""
     bucket = f"test-{uuid.uuid4().hex}"
     client = boto3.client(
         "s3",
-        endpoint_url=s3_server.endpoint,
+        endpoint_url=s3_endpoint,
         aws_access_key_id=KEY,
         aws_secret_access_key=SECRET,
         region_name=REGION,
     )
     client.create_bucket(Bucket=bucket)
     client.close()
-    yield f"s3://{bucket}", s3_server.storage_options
-    s3_server.faults.clear()
+    return f"s3://{bucket}", _shared().storage_options

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from s3_server import s3_bucket, s3_endpoint, s3_server  # noqa: F401
+from s3_server import s3_bucket, s3_endpoint  # noqa: F401
 
 from actors.errors import IndexStateError, LeaseHeldError, StorageError
 from pipelines.lease import Owner, hold_lease

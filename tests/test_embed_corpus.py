@@ -1,0 +1,389 @@
+"""End to end, over a real local Ray cluster with faked GPUs: the production plan."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from conftest import config_for
+from rich.console import Console
+
+from actors.encoder import load_encoder
+from actors.errors import IndexStateError, SourceChangedError
+from actors.model_files import resolve_model
+from pipelines.embed_corpus import embed_corpus, receipts
+from pipelines.index import open_index
+from pipelines.lease import hold_lease
+from pipelines.plan import Request, plan_run, read_done, todo_table
+from pipelines.records import Done, Manifest, publication_path
+from pipelines.source import Source, listing_hash
+from pipelines.storage import Store, open_store
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory, articles: pa.Table) -> Path:
+    """90 articles in two files of two row groups each."""
+    folder = tmp_path_factory.mktemp("corpus")
+    pq.write_table(articles.slice(0, 50), folder / "a.parquet", row_group_size=30)
+    pq.write_table(articles.slice(50, 40), folder / "b.parquet", row_group_size=30)
+    return folder
+
+
+def files_of(index: Path, manifest: Manifest, table: str) -> pa.Table:
+    return pq.read_table(index / getattr(manifest.tables, table).path)
+
+
+def rows_of(index: Path, manifest: Manifest) -> pa.Table:
+    """All rows of all parts, read without this project's reader."""
+    paths = files_of(index, manifest, "parts")["path"].to_pylist()
+    return pa.concat_tables([pq.read_table(index / path) for path in paths])
+
+
+@pytest.fixture(scope="module")
+def indexed(
+    source: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None
+) -> tuple[Path, Manifest, Any]:
+    """One committed index that several tests look at."""
+    index = tmp_path_factory.mktemp("indexed")
+    config = config_for(source, index={"uri": str(index)})
+    return index, embed_corpus(config), config
+
+
+def test_index_of_articles_holds_every_document_once(
+    indexed: tuple[Path, Manifest, Any], articles: pa.Table
+) -> None:
+    index, manifest, _ = indexed
+    rows = rows_of(index, manifest)
+    assert set(rows["doc_id"].to_pylist()) == set(articles["id"].slice(0, 90).to_pylist())
+    assert rows["passage_id"].value_counts().field("counts").to_pylist() == [1] * rows.num_rows
+    assert manifest.counts.rejects == {}
+
+
+def test_manifest_counts_equal_what_the_files_hold(indexed: tuple[Path, Manifest, Any]) -> None:
+    index, manifest, _ = indexed
+    rows = rows_of(index, manifest)
+    assert manifest.counts.documents == 90
+    assert manifest.counts.passages == manifest.counts.encoded == rows.num_rows
+    assert manifest.counts.tokens == pc.sum(rows["n_tokens"]).as_py()
+    for table in ("parts", "documents"):
+        record = getattr(manifest.tables, table)
+        assert hashlib.sha256((index / record.path).read_bytes()).hexdigest() == record.sha256
+        for file in files_of(index, manifest, table).to_pylist():
+            data = (index / file["path"]).read_bytes()
+            assert (len(data), hashlib.sha256(data).hexdigest()) == (file["bytes"], file["sha256"])
+            assert pq.read_metadata(index / file["path"]).num_rows == file["rows"]
+
+
+def test_ledger_row_ranges_point_at_the_documents_rows(
+    indexed: tuple[Path, Manifest, Any],
+) -> None:
+    index, _, _ = indexed
+    ledger = open_index(str(index)).documents().to_pylist()
+    assert len(ledger) == 90
+    for entry in ledger:
+        rows = pq.read_table(index / entry["part"]).slice(entry["first_row"], entry["n_rows"])
+        assert set(rows["doc_id"].to_pylist()) == {entry["doc_id"]}
+        assert rows["passage_no"].to_pylist() == list(range(entry["n_rows"]))
+        assert pc.sum(rows["n_tokens"]).as_py() == entry["n_tokens"]
+
+
+def test_index_columns_have_the_types_of_the_contract(indexed: tuple[Path, Manifest, Any]) -> None:
+    index, manifest, _ = indexed
+    vector = pa.list_(pa.float16(), 64)
+    expected = {
+        "doc_id": pa.string(),
+        "passage_id": pa.string(),
+        "passage_no": pa.int32(),
+        "text": pa.string(),
+        "title": pa.string(),
+        "n_tokens": pa.int32(),
+        "truncated": pa.bool_(),
+        "char_start": pa.int32(),
+        "char_end": pa.int32(),
+        "passage_hash": pa.binary(16),
+        "url": pa.string(),
+        "dense": vector,
+        "sparse": pa.struct(
+            [("indices", pa.list_(pa.int32())), ("values", pa.list_(pa.float32()))]
+        ),
+        "colbert": pa.list_(vector),
+    }
+    schema = rows_of(index, manifest).schema
+    assert schema.names == list(expected)
+    for name, kind in expected.items():
+        # Arrow compares names of list items too; Parquet calls them "element".
+        assert str(schema.field(name).type).replace("element", "item") == str(kind), name
+
+
+def test_colbert_has_a_vector_for_every_token_but_the_first(
+    indexed: tuple[Path, Manifest, Any],
+) -> None:
+    rows = rows_of(*indexed[:2])
+    lengths = pc.list_value_length(rows["colbert"]).to_numpy()
+    np.testing.assert_array_equal(lengths, rows["n_tokens"].to_numpy() - 1)
+
+
+def test_stored_vectors_equal_those_of_the_text_encoded_alone(
+    indexed: tuple[Path, Manifest, Any],
+) -> None:
+    rows = rows_of(*indexed[:2])
+    encoder = load_encoder(indexed[2].encoder)
+    for row in rows.slice(0, 120).to_pylist()[::12]:
+        alone = encoder.encode_passages([row["text"]]).to_pylist()[0]
+        np.testing.assert_allclose(row["dense"], alone["dense"], atol=1e-3)
+        np.testing.assert_allclose(row["colbert"], alone["colbert"], atol=1e-3)
+        assert row["sparse"]["indices"] == alone["sparse"]["indices"]
+        np.testing.assert_allclose(row["sparse"]["values"], alone["sparse"]["values"], rtol=1e-4)
+
+
+def test_passage_text_is_the_documents_characters(
+    indexed: tuple[Path, Manifest, Any], articles: pa.Table
+) -> None:
+    texts = dict(zip(articles["id"].to_pylist(), articles["text"].to_pylist(), strict=True))
+    for row in rows_of(*indexed[:2]).to_pylist():
+        assert row["text"] == texts[row["doc_id"]][row["char_start"] : row["char_end"]]
+
+
+def test_parts_are_read_by_duckdb_and_polars(indexed: tuple[Path, Manifest, Any]) -> None:
+    index, manifest, _ = indexed
+    glob = str(index / "data" / manifest.run_id / "*.parquet")
+    count, dim = duckdb.sql(
+        f"select count(*), max(len(dense)) from read_parquet('{glob}')"
+    ).fetchall()[0]
+    assert (count, dim) == (manifest.counts.passages, 64)
+    frame = pl.read_parquet(glob)
+    assert frame.height == manifest.counts.passages
+    assert frame["dense"].dtype == pl.Array(pl.Float16, 64)
+
+
+def test_same_command_again_changes_nothing_and_says_so(
+    indexed: tuple[Path, Manifest, Any],
+) -> None:
+    index, manifest, config = indexed
+    before = sorted(path for path in index.rglob("*") if path.is_file())
+    console = Console(file=io.StringIO(), record=True, width=200)
+    assert embed_corpus(config, console=console) == manifest
+    assert "already committed" in console.export_text()
+    assert sorted(path for path in index.rglob("*") if path.is_file()) == before
+
+
+def test_another_request_over_a_committed_index_is_refused_naming_the_difference(
+    indexed: tuple[Path, Manifest, Any], source: Path
+) -> None:
+    index = indexed[0]
+    changed = config_for(source, index={"uri": str(index)}, chunk={"max_tokens": 64})
+    with pytest.raises(IndexStateError, match=r"chunk\.max_tokens"):
+        embed_corpus(changed)
+
+
+def test_index_reader_gives_the_same_rows_as_the_parts(indexed: tuple[Path, Manifest, Any]) -> None:
+    rows = rows_of(*indexed[:2]).sort_by("passage_id")
+    index = open_index(str(indexed[0]))
+    assert index.info == indexed[1]
+    columns = ["passage_id", "dense", "colbert"]
+    for table in (
+        index.to_table(columns),
+        index.scanner(columns).to_table(),
+        pa.concat_tables(list(index.to_ray(columns).iter_batches(batch_format="pyarrow"))),
+    ):
+        assert table.sort_by("passage_id").to_pydict() == rows.select(columns).to_pydict()
+
+
+def test_plan_with_gpus_tokenises_outside_the_two_encoder_actors(
+    source: Path, make_config: Any
+) -> None:
+    config = make_config(source, slice={"documents": 4}, ray={"slices_per_actor": 1})
+    request, store, run_id = _prepare(config)
+    files = Source(config.source).list_files()
+    run = plan_run(store, config, request, Source(config.source), files, run_id)
+    dataset = receipts(config, request, run_id, todo_table(run.units, []))
+    done = [Done.model_validate_json(row["done"]) for row in dataset.iter_rows()]
+    plan = dataset.stats()
+    assert "MapBatches(read_slices)" in plan
+    assert "MapBatches(SliceEncoder)" in plan
+    assert "read_slices)->" not in plan.replace(" ", "")  # fused, it would be one operator
+    assert len(done) == sum(-(-unit.documents // 4) for unit in run.units)
+    assert len({record.encoder.worker for record in done}) == 2
+    assert sum(record.documents for record in done) == 90
+
+
+def _prepare(config: Any) -> tuple[Request, Store, str]:
+    request = Request.of(config, resolve_model(config.encoder))
+    listing = listing_hash(Source(config.source).list_files())
+    store = open_store(config.index.uri, config.index.storage_options)
+    return request, store, request.run_id(fresh_after=None, listing=listing)
+
+
+def test_interrupted_run_goes_on_without_doing_slices_again(source: Path, make_config: Any) -> None:
+    config = make_config(source, slice={"documents": 7})
+    request, store, run_id = _prepare(config)
+    listing = Source(config.source).list_files()
+    run = plan_run(store, config, request, Source(config.source), listing, run_id)
+    todo = todo_table(run.units, [])
+    for _ in receipts(config, request, run_id, todo.slice(0, 2)).iter_rows():
+        pass  # two of the four units are done when the driver "dies"
+    before = read_done(store, run_id)
+    assert 0 < sum(record.documents for record in before) < 90
+    manifest = embed_corpus(config)
+    after = {(r.unit, r.first_document): r for r in read_done(store, run_id)}
+    assert all(after[r.unit, r.first_document] == r for r in before)
+    assert manifest.counts.documents == 90
+
+
+def test_run_that_died_before_publishing_is_published_by_the_next(
+    source: Path, make_config: Any
+) -> None:
+    config = make_config(source, source={"limit": 10})
+    manifest = embed_corpus(config)
+    Path(config.index.uri, publication_path(1)).unlink()
+    assert embed_corpus(config) == manifest
+    assert open_index(config.index.uri).info == manifest
+
+
+def test_limit_takes_the_first_documents_in_plan_order(
+    source: Path, make_config: Any, articles: pa.Table
+) -> None:
+    config = make_config(source, source={"limit": 55}, outputs=["dense"])
+    embed_corpus(config)
+    ids = set(open_index(config.index.uri).to_table(["doc_id"])["doc_id"].to_pylist())
+    assert ids == set(articles["id"].slice(0, 55).to_pylist())
+
+
+def test_bad_rows_become_rejects_and_their_neighbours_are_embedded(
+    tmp_path: Path, make_config: Any, articles: pa.Table
+) -> None:
+    good = articles.slice(0, 30).to_pylist()
+    bad = [
+        {"id": "null", "url": None, "title": None, "text": None},
+        {"id": "blank", "url": None, "title": None, "text": " \n\t "},
+        {"id": None, "url": None, "title": None, "text": "no id"},
+        good[3] | {"text": "the same id in another slice"},
+        {"id": "twin", "url": None, "title": None, "text": "first twin"},
+        {"id": "twin", "url": None, "title": None, "text": "second twin, in the same slice"},
+    ]
+    corpus = tmp_path / "bad.parquet"
+    pq.write_table(pa.Table.from_pylist(good + bad, articles.schema), corpus, row_group_size=12)
+    config = make_config(corpus, slice={"documents": 12})
+    manifest = embed_corpus(config)
+    index = open_index(config.index.uri)
+    rejected = {(r["position"] + 12 * r["unit"], r["code"]) for r in index.rejects().to_pylist()}
+    assert rejected == {
+        (30, "null_text"),
+        (31, "empty_text"),
+        (32, "missing_id"),
+        (33, "duplicate_id"),
+        (35, "duplicate_id"),
+    }
+    assert manifest.counts.rejects == {
+        "null_text": 1,
+        "empty_text": 1,
+        "missing_id": 1,
+        "duplicate_id": 2,
+    }
+    live = index.to_table(["doc_id", "text", "n_tokens"]).to_pylist()
+    assert {row["doc_id"] for row in live} == {row["id"] for row in good} | {"twin"}
+    assert not any("another slice" in row["text"] or "second" in row["text"] for row in live)
+    assert manifest.counts.passages == len(live)
+    assert manifest.counts.tokens == sum(row["n_tokens"] for row in live)
+    assert manifest.counts.documents == 31
+
+
+def test_changed_file_stops_a_resumed_run_and_fresh_starts_over(
+    tmp_path: Path, make_config: Any, articles: pa.Table
+) -> None:
+    corpus = tmp_path / "corpus.parquet"
+    pq.write_table(articles.slice(0, 20), corpus)
+    config = make_config(corpus)
+    request, store, run_id = _prepare(config)
+    plan_run(
+        store,
+        config,
+        request,
+        Source(config.source),
+        Source(config.source).list_files(),
+        run_id,
+    )
+    pq.write_table(articles.slice(0, 25), corpus)
+    with pytest.raises(SourceChangedError, match="--fresh"):
+        embed_corpus(config)
+    manifest = embed_corpus(config, fresh=True)
+    assert manifest.counts.documents == 25
+    assert embed_corpus(config) == manifest  # the same request, whichever run answered it
+
+
+def test_index_held_by_a_living_run_is_refused(source: Path, make_config: Any) -> None:
+    config = make_config(source)
+    with (
+        hold_lease(open_store(config.index.uri), "other"),
+        pytest.raises(IndexStateError, match="other"),
+    ):
+        embed_corpus(config)
+
+
+def test_colbert_as_bytes_reads_as_the_same_numbers(source: Path, make_config: Any) -> None:
+    tables = []
+    for storage in ("values", "bytes"):
+        config = make_config(source, source={"limit": 12})
+        uri = f"{config.index.uri}-{storage}"
+        config = make_config(
+            source, source={"limit": 12}, index={"uri": uri, "colbert_storage": storage}
+        )
+        manifest = embed_corpus(config)
+        assert manifest.colbert_storage == storage
+        tables.append(open_index(uri).to_table(["passage_id", "colbert"]).sort_by("passage_id"))
+    assert tables[0].to_pydict() == tables[1].to_pydict()
+
+
+def test_run_over_s3_equals_the_local_one(
+    indexed: tuple[Path, Manifest, Any],
+    source: Path,
+    s3_bucket: tuple[str, dict[str, Any]],
+    make_config: Any,
+) -> None:
+    bucket, options = s3_bucket
+    remote = open_store(bucket, options)
+    for file in sorted(source.iterdir()):
+        remote.upload(file, f"corpus/{file.name}")
+    config = make_config(
+        f"{bucket}/corpus",
+        source={"storage_options": options},
+        index={"uri": f"{bucket}/index", "storage_options": options},
+    )
+    manifest = embed_corpus(config)
+    assert embed_corpus(config) == manifest
+    assert manifest.counts == indexed[1].counts
+    index = open_index(f"{bucket}/index", options)
+    local = open_index(str(indexed[0]))
+    columns = ["passage_id", "dense"]
+    ours, theirs = (i.to_table(columns).sort_by("passage_id").to_pydict() for i in (index, local))
+    assert ours["passage_id"] == theirs["passage_id"]
+    np.testing.assert_allclose(ours["dense"], theirs["dense"], atol=1e-3)
+    stored = json.loads(remote.read(f"index/runs/{manifest.run_id}/plan.json"))
+    assert "testing" not in json.dumps(stored["config"])  # the key and the secret
+
+
+def test_scanner_that_is_not_read_to_its_end_lets_the_interpreter_exit(
+    indexed: tuple[Path, Manifest, Any],
+) -> None:
+    code = (
+        "from pipelines.index import open_index; import sys; "
+        "print(open_index(sys.argv[1]).scanner(['doc_id']).head(2).num_rows)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(indexed[0])], capture_output=True, text=True, timeout=60
+    )
+    assert (result.returncode, result.stdout.strip()) == (0, "2"), result.stderr
