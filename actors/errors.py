@@ -5,7 +5,8 @@
     ├── EncodeError             a passage whose vectors cannot be computed; exit code 1
     ├── ConfigError             a configuration that cannot be used; exit code 2
     ├── SourceError             documents that cannot be found or read as configured; exit code 2
-    │   └── SourceChangedError  a unit that is no longer what the plan pinned; exit code 1
+    │   ├── SourceChangedError  a unit that is no longer what the plan pinned; exit code 1
+    │   └── UnreadableUnitError a unit that is damaged or cannot be fetched; exit code 1
     ├── StorageError            an index location that cannot be used; exit code 2
     └── IndexStateError         an index whose state forbids the command; exit code 2
         └── LeaseHeldError      another run is writing this index; exit code 2
@@ -59,6 +60,12 @@ class SourceError(EmbedError):
 
 class SourceChangedError(SourceError):
     """A unit is no longer what the plan pinned; mixing the two would corrupt the index."""
+
+    exit_code = 1
+
+
+class UnreadableUnitError(SourceError):
+    """A unit that was planned, and is damaged or cannot be fetched."""
 
     exit_code = 1
 

@@ -28,7 +28,8 @@ def exit_with_one_line(*, verbose: bool = False) -> Iterator[None]:
             raise
         known = find_cause(error)
         if known is None:
-            line = f"error: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            root = _innermost(error)
+            line = f"error: {type(root).__name__}: {' '.join(str(root).split())[:300]}"
             remedy = "--verbose shows where; finished slices are kept."
         else:
             line, remedy = f"error: {known.message}", known.remedy
@@ -51,3 +52,10 @@ def find_cause(error: BaseException) -> EmbedError | None:
         pending += [current.__cause__, current.__context__]
         pending.append(cause if isinstance(cause, BaseException) else None)
     return None
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """What a worker raised, out of Ray's wrappers, whose text is a stack trace."""
+    while isinstance(cause := getattr(error, "cause", None), BaseException):
+        error = cause
+    return error

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import ray
@@ -42,16 +43,20 @@ def ray_session(config: RayConfig, *, verbose: bool = False) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    if not verbose:
+        # Ray reports every restartable actor of its own as an error of its core (ray#53727).
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # Without an explicit address Ray would find any cluster that happens to run on this machine.
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     local = {"num_cpus": max(_MIN_LOCAL_CPUS, os.cpu_count() or 1), "include_dashboard": False}
     try:
-        ray.init(
-            address=address,
-            log_to_driver=verbose,
-            logging_level=logging.INFO if verbose else logging.ERROR,
-            **(local if address == "local" else {}),
-        )
+        with nullcontext() if verbose else _muted_stderr():
+            ray.init(
+                address=address,
+                log_to_driver=verbose,
+                logging_level=logging.INFO if verbose else logging.ERROR,
+                **(local if address == "local" else {}),
+            )
     except ConnectionError as error:
         raise ConfigError(
             f"ray.address: expected a Ray cluster at {address}, found none ({error!s:.120})."
@@ -100,12 +105,28 @@ def refuse_local_index(store: Store) -> None:
         )
 
 
+@contextmanager
+def _muted_stderr() -> Iterator[None]:
+    """Ray's C++ core announces its log level on the file descriptor itself; errors still raise."""
+    saved = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nothing:  # noqa: PTH123
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
 def _quieten(verbose: bool) -> None:
     context = ray.data.DataContext.get_current()
     # One block for each slice a reading task yields: the first is encoded while the rest is read.
     context.target_max_block_size = 1000
     if verbose:
         return
+    # A small corpus may have fewer slices than the pool has actors: true, and no news to anyone.
+    warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # An error reaches the user as one line; Ray would print it twice before, as stack traces.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)

@@ -16,7 +16,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actors.errors import SourceChangedError, SourceError
+from actors.errors import SourceChangedError, SourceError, UnreadableUnitError
 from pipelines.config import SourceConfig
 
 _BATCH_DOCUMENTS = 128
@@ -111,23 +111,34 @@ class Source:
 
         Raises:
             SourceChangedError: the file is no longer the one that was listed.
+            UnreadableUnitError: its bytes are damaged, or the store does not give them.
         """
         self._check_unchanged(unit.file)
         columns = self._config.columns
         wanted = [columns.id, columns.text, columns.title, *columns.metadata]
         names = list(dict.fromkeys(name for name in wanted if name))
         position = 0
-        with self._fs.open(unit.file.path, "rb", **self._open_options) as opened:
-            parquet = pq.ParquetFile(opened, pre_buffer=True)
-            for batch in parquet.iter_batches(
-                _BATCH_DOCUMENTS, row_groups=[unit.row_group], columns=names
-            ):
+        try:
+            for batch in self._batches(unit, names):
                 low, high = max(start - position, 0), min(stop - position, batch.num_rows)
                 position += batch.num_rows
                 if low < high:
                     yield self._canonical(pa.Table.from_batches([batch.slice(low, high - low)]))
                 if position >= stop:
                     return
+        except (OSError, pa.ArrowException) as error:  # pyarrow raises either for damaged pages
+            reason = " ".join(str(error).split())
+            raise UnreadableUnitError(
+                f"{unit.file.path}, row group {unit.row_group}: cannot be read ({reason:.160}).",
+                "Repair the file and start over with --fresh; if the store failed, run again.",
+            ) from error
+
+    def _batches(self, unit: Unit, names: list[str]) -> Iterator[pa.RecordBatch]:
+        with self._fs.open(unit.file.path, "rb", **self._open_options) as opened:
+            parquet = pq.ParquetFile(opened, pre_buffer=True)
+            yield from parquet.iter_batches(
+                _BATCH_DOCUMENTS, row_groups=[unit.row_group], columns=names
+            )
 
     def no_documents(self, unit: Unit) -> pa.Table:
         """What `read` gives, with no rows: its types."""
