@@ -11,11 +11,7 @@ StorageError: no such bucket, access denied, unreachable, unwritable.
 from __future__ import annotations
 
 import builtins
-import errno
-import os
 import re
-import secrets
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -26,6 +22,8 @@ import fsspec
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from actors.errors import StorageError
+from pipelines.local_files import local_names, put_local
+from pipelines.storage_faults import FAULTS, fault_of
 
 T = TypeVar("T")
 
@@ -38,18 +36,6 @@ _BLOCK_BYTES = 4 << 20  # s3fs reads 50 MiB ahead by default: too much for a Par
 # On top of the drivers' own retries (botocore and s3fs: five each), which do not cover a 409.
 _ATTEMPTS = 4
 _WAIT = wait_random_exponential(multiplier=0.4, max=5)  # seconds; full jitter
-# By name, of botocore, aiohttp, requests and azure.core: two of the drivers are optional.
-_NETWORK_ERRORS = {"ConnectionError", "TimeoutError", "HTTPClientError", "ClientConnectionError"}
-_NETWORK_ERRORS |= {"ClientPayloadError", "ServiceRequestError", "ServiceResponseError"}
-_ACCESS_ERRORS = {"PermissionError", "NoCredentialsError", "ClientAuthenticationError"}
-_OTHER_ERRORS = {"OSError", "BotoCoreError", "AzureError", "GoogleAuthError"}
-_FAULTS = {
-    "bucket": ("no such bucket or folder", "Create it, or correct the location."),
-    "access": ("access denied", "Check the credentials or permissions, or choose another place."),
-    "network": ("no connection", "Check the network and the endpoint in storage_options."),
-    "busy": ("a store that stays unavailable", "Try again later."),
-    "other": ("an error", "Check the location, the space left and storage_options."),
-}
 
 
 def open_store(uri: str, storage_options: Mapping[str, Any] | None = None) -> Store:
@@ -184,7 +170,7 @@ class Store:
         def put() -> bool:
             target = self.path(path)
             if self.is_local:
-                return _put_local(Path(target), source, exclusive=exclusive)
+                return put_local(Path(target), source, exclusive=exclusive)
             if isinstance(source, Path):
                 self.filesystem.put_file(str(source), target)
                 return True
@@ -199,7 +185,7 @@ class Store:
 
     def _list(self, folder: str, kind: str) -> builtins.list[str]:
         folder = folder.rstrip("/")
-        names_of = _local_names if self.is_local else self._remote_names
+        names_of = local_names if self.is_local else self._remote_names
         try:
             names = self._run(folder, lambda: names_of(self.path(folder), kind))
         except FileNotFoundError:
@@ -219,99 +205,15 @@ class Store:
 
         Everything is reported as StorageError but FileNotFoundError and errors of no store.
         """
-        again = retry_if_exception(lambda error: _fault(error) in ("network", "busy"))
+        again = retry_if_exception(lambda error: fault_of(error) in ("network", "busy"))
         stop = stop_after_attempt(_ATTEMPTS)
         try:
             return Retrying(stop=stop, wait=_WAIT, retry=again, reraise=True)(action)
         except Exception as error:
             missing = writes and isinstance(error, FileNotFoundError)
-            fault = "bucket" if missing else _fault(error)
+            fault = "bucket" if missing else fault_of(error)
             if fault is None:
                 raise
-            what, remedy = _FAULTS[fault]
+            what, remedy = FAULTS[fault]
             message = f"{self.url(path)}: expected a usable location, found {what} ({error})."
             raise StorageError(message, remedy) from error
-
-
-def _fault(error: BaseException) -> str | None:
-    """Which of `_FAULTS` an error is; None: a missing file, or no matter of the location."""
-    response = getattr(error.__cause__ or error, "response", None)  # botocore's
-    if isinstance(response, dict):
-        code = response.get("Error", {}).get("Code")
-        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    else:
-        code = getattr(error, "code", None)  # gcsfs's
-        status = getattr(error, "status_code", code)  # azure's
-    status = int(status) if str(status).isdecimal() else 0
-    names = {kind.__name__ for kind in type(error).__mro__}
-    if isinstance(error, FileNotFoundError):
-        return "bucket" if code == "NoSuchBucket" else None
-    if names & _ACCESS_ERRORS or status in (401, 403) or getattr(error, "errno", 0) == errno.EROFS:
-        return "access"
-    if not status and names & _NETWORK_ERRORS:
-        return "network"
-    if status >= 500 or status in (408, 409, 425, 429):
-        return "busy"
-    return "other" if status or names & _OTHER_ERRORS else None
-
-
-def _put_local(target: Path, source: bytes | Path, *, exclusive: bool) -> bool:
-    """Write a whole file durably; exclusive: unless there is one with other content."""
-    _make_folder(target.parent)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
-    created = True
-    try:
-        with temporary.open("xb") as file:
-            if isinstance(source, bytes):
-                file.write(source)
-            else:
-                with source.open("rb") as finished:
-                    shutil.copyfileobj(finished, file, 1 << 20)
-            file.flush()
-            os.fsync(file.fileno())
-        if not exclusive:
-            temporary.replace(target)
-        else:
-            created = _link(temporary, target) or target.read_bytes() == source
-    finally:
-        temporary.unlink(missing_ok=True)
-    _fsync_folder(target.parent)
-    return created
-
-
-def _link(source: Path, target: Path) -> bool:
-    # Rename overwrites, O_EXCL shows half a file.
-    try:
-        target.hardlink_to(source)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise StorageError(
-            f"{target}: expected a file system with hard links, found none ({error}).",
-            "Use a local disk or object storage.",
-        ) from error
-    return True
-
-
-def _local_names(folder: str, kind: str) -> list[str]:
-    # Not fs.ls: it does not follow links, and older ones fail when a file vanishes meanwhile.
-    is_kind = Path.is_file if kind == "file" else Path.is_dir
-    try:
-        return [entry.name for entry in Path(folder).iterdir() if is_kind(entry)]
-    except NotADirectoryError:
-        return []
-
-
-def _make_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        _make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        _fsync_folder(folder.parent)
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

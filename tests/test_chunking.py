@@ -1,0 +1,271 @@
+"""Chunking: where passages begin and end, and that nothing between them is lost."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from actors.errors import ConfigError
+from actors.tiny_model import ensure_tiny_m3
+from actors.tokenizer import TextTokenizer
+from pipelines.chunking import Chunker, Passages
+from pipelines.config import ChunkConfig
+
+MAX_LENGTH = 64
+
+WORDS = st.one_of(
+    st.text(st.characters(categories=["Ll", "Lu", "Nd"], max_codepoint=0x24F), min_size=1),
+    st.sampled_from(
+        [
+            "Ray",
+            "naïve",
+            "I.B.M.",
+            "深度学习是机器学习的一个分支",
+            "日本語のテキスト、二つ目。",
+            "مرحبا بالعالم",
+            "שלום",
+            "👩‍👩‍👧‍👦🏳️‍🌈",
+            "e\u0301\u0323",
+            "½①㍿…",
+            "pneumonoultramicroscopicsilicovolcanoconiosis",
+            "x" * 150,
+            "界" * 90,
+            "<s>",
+        ]
+    ),
+)
+SPACES = st.sampled_from(
+    [" ", " ", " ", "\n", "\n\n", ". ", "\r\n", "\t", "\u3000", "\u200b", "  "]
+)
+PROSE = st.lists(st.tuples(WORDS, SPACES), max_size=30).map(
+    lambda pairs: "".join(word + space for word, space in pairs)
+)
+DOCUMENTS = st.one_of(PROSE, st.text(max_size=200), st.text(" \n\t\x1c\u2028", max_size=5))
+BUDGETS = st.tuples(st.sampled_from([24, 33, MAX_LENGTH]), st.sampled_from([0, 5, 12]))
+
+thorough = settings(max_examples=100, deadline=None)
+
+
+@functools.cache
+def tokenizer(max_length=MAX_LENGTH, instruction=""):
+    return TextTokenizer(ensure_tiny_m3(), max_length, instruction)
+
+
+@functools.cache
+def chunker(max_tokens=None, overlap=0, by="tokens", instruction=""):
+    config = ChunkConfig(by=by, max_tokens=max_tokens, overlap=overlap)
+    return Chunker(config, tokenizer(instruction=instruction))
+
+
+def spans(passages: Passages) -> list[tuple[int, int]]:
+    return list(zip(passages.start.tolist(), passages.end.tolist(), strict=True))
+
+
+def ids(passages: Passages) -> list[list[int]]:
+    ends = passages.tokens.offsets.tolist()
+    return [passages.tokens.values[a:b].tolist() for a, b in itertools.pairwise(ends)]
+
+
+def tokens_of(text: str) -> int:
+    return len(tokenizer().without_truncation().encode(text).ids)
+
+
+# Passages of at most so many tokens
+
+
+@thorough
+@given(DOCUMENTS, BUDGETS)
+def test_passages_texts_are_pieces_of_the_document(document, budget):
+    passages = chunker(*budget).passages([document])
+    assert passages.texts == [document[start:end] for start, end in spans(passages)]
+    assert all(text == text.strip() != "" for text in passages.texts)
+
+
+@thorough
+@given(DOCUMENTS, BUDGETS)
+@example("½" * 20, (24, 0))
+@example("\ufdfa" * 4, (24, 0))
+def test_passages_budget_is_never_exceeded(document, budget):
+    passages = chunker(*budget).passages([document])
+    assert max(map(tokens_of, passages.texts), default=0) <= budget[0]
+    assert passages.tokens.lengths.tolist() == list(map(tokens_of, passages.texts))
+    assert not passages.tokens.truncated.any()
+
+
+@thorough
+@given(DOCUMENTS, BUDGETS)
+def test_passages_cover_every_character_but_whitespace(document, budget):
+    covered = np.zeros(len(document), dtype=bool)
+    for start, end in spans(chunker(*budget).passages([document])):
+        covered[start:end] = True
+    assert [
+        c for c, is_in in zip(document, covered, strict=True) if not (is_in or c.isspace())
+    ] == []
+
+
+@thorough
+@given(DOCUMENTS, BUDGETS)
+def test_passages_are_in_order(document, budget):
+    found = spans(chunker(*budget).passages([document]))
+    assert all(a[0] < b[0] and a[1] < b[1] for a, b in itertools.pairwise(found))
+
+
+@thorough
+@given(DOCUMENTS, BUDGETS)
+def test_passages_overlap_no_more_than_asked(document, budget):
+    found = spans(chunker(*budget).passages([document]))
+    for (_, end), (start, _) in itertools.pairwise(found):
+        shared = document[start:end].strip()
+        assert not shared or tokens_of(shared) - tokenizer().overhead <= budget[1]
+
+
+@thorough
+@given(DOCUMENTS, BUDGETS)
+def test_passages_ids_are_those_of_the_text_alone(document, budget):
+    passages = chunker(*budget).passages([document])
+    for text, found in zip(passages.texts, ids(passages), strict=True):
+        assert found == tokenizer().tokenize([text]).values.tolist()
+
+
+@thorough
+@given(st.lists(DOCUMENTS, max_size=4), BUDGETS)
+def test_passages_of_a_document_do_not_depend_on_its_neighbours(documents, budget):
+    together = chunker(*budget).passages(documents)
+    alone = [chunker(*budget).passages([document]) for document in documents]
+    assert together.texts == [text for passages in alone for text in passages.texts]
+    assert spans(together) == [span for passages in alone for span in spans(passages)]
+    assert ids(together) == [row for passages in alone for row in ids(passages)]
+    numbers = [i for i, passages in enumerate(alone) for _ in passages.texts]
+    assert together.document.tolist() == numbers
+
+
+@thorough
+@given(PROSE)
+def test_passages_from_another_chunker_are_the_same(document):
+    again = Chunker(
+        ChunkConfig(max_tokens=33, overlap=5), TextTokenizer(ensure_tiny_m3(), MAX_LENGTH)
+    )
+    first, second = chunker(33, 5).passages([document]), again.passages([document])
+    assert (spans(first), ids(first)) == (spans(second), ids(second))
+
+
+@thorough
+@given(st.lists(st.text("abcdefgh", min_size=1, max_size=9), min_size=1, max_size=120))
+def test_passages_begin_and_end_at_words(words):
+    document = " ".join(words)
+    for start, end in spans(chunker(24, 6).passages([document])):
+        assert start == 0 or document[start - 1] == " "
+        assert end == len(document) or document[end] == " "
+
+
+def test_passages_with_overlap_repeat_the_end_of_the_one_before():
+    document = " ".join(f"w{i}" for i in range(200))
+    plain, overlapping = (spans(chunker(24, n).passages([document])) for n in (0, 10))
+    assert all(a[1] < b[0] for a, b in itertools.pairwise(plain))
+    assert all(a[1] > b[0] for a, b in itertools.pairwise(overlapping))
+    assert len(overlapping) > len(plain) > 3
+
+
+def test_passages_prefer_paragraphs():
+    first, second = " ".join(["alpha"] * 12), " ".join(["beta"] * 12)
+    passages = chunker(48).passages([f"{first}\n\n{second}"])
+    assert passages.texts == [first, second]
+
+
+def test_passages_document_that_fits_is_one_without_its_outer_whitespace():
+    passages = chunker(24).passages(["\n\t a b\n\nc \u3000"])
+    assert passages.texts == ["a b\n\nc"]
+    assert spans(passages) == [(3, 9)]
+
+
+@pytest.mark.parametrize("by", ["tokens", "none"])
+@pytest.mark.parametrize("documents", [[], [""], [" \n\t\u3000", "", "\x1c"]])
+def test_passages_of_whitespace_are_none(by, documents):
+    passages = chunker(by=by).passages(documents)
+    assert passages.texts == [] == spans(passages)
+    assert (len(passages.tokens), len(passages.document)) == (0, 0)
+
+
+@pytest.mark.parametrize("by", ["tokens", "none"])
+def test_passages_document_between_empty_ones_keeps_its_number(by):
+    passages = chunker(by=by).passages(["", "one", " ", "two", ""])
+    assert passages.texts == ["one", "two"]
+    assert passages.document.tolist() == [1, 3]
+
+
+def test_chunker_without_max_tokens_takes_the_models():
+    document = " ".join(["word"] * 200)
+    assert chunker().max_tokens == MAX_LENGTH
+    assert spans(chunker().passages([document])) == spans(chunker(MAX_LENGTH).passages([document]))
+
+
+# Instructions
+
+
+@thorough
+@given(DOCUMENTS)
+def test_passages_instruction_counts_but_is_not_in_the_text(document):
+    passages = chunker(33, instruction="passage: ").passages([document])
+    assert passages.texts == [document[start:end] for start, end in spans(passages)]
+    whole = [tokens_of("passage: " + text) for text in passages.texts]
+    assert passages.tokens.lengths.tolist() == whole
+
+
+def test_passages_instruction_leaves_the_budget():
+    document = " ".join(["some ordinary words"] * 60)
+    passages = chunker(33, instruction="passage: ").passages([document])
+    assert 24 < passages.tokens.lengths.max() <= 33
+
+
+# One passage a document
+
+
+@thorough
+@given(DOCUMENTS)
+def test_passages_by_none_is_one_truncated_at_the_models_length(document):
+    passages = chunker(by="none").passages([document])
+    text = document.strip()
+    assert passages.texts == [text][: bool(text)]
+    for row in ids(passages):
+        assert row == tokenizer().tokenize([text]).values.tolist()
+        assert len(row) == min(tokens_of(text), MAX_LENGTH)
+    assert passages.tokens.truncated.tolist() == [tokens_of(text) > MAX_LENGTH][: bool(text)]
+
+
+@pytest.mark.parametrize(("words", "truncated"), [(62, False), (63, True)])
+def test_passages_by_none_says_what_it_truncates(words, truncated):
+    passages = chunker(by="none").passages([" ".join("a" * words)])
+    assert passages.tokens.truncated.tolist() == [truncated]
+    assert passages.tokens.lengths.tolist() == [64]
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("by", ["tokens", "none"])
+def test_chunker_more_than_the_model_holds_is_refused(by):
+    with pytest.raises(ConfigError, match=r"chunk\.max_tokens: expected at most 64 .*, got 65"):
+        Chunker(ChunkConfig(by=by, max_tokens=65), tokenizer())
+
+
+@pytest.mark.parametrize(("max_tokens", "overlap"), [(1, 0), (2, 0), (3, 1), (24, 22), (24, 99)])
+def test_chunker_no_room_beside_overlap_is_refused(max_tokens, overlap):
+    with pytest.raises(ConfigError, match=rf"above overlap \({overlap}\).*got {max_tokens}\."):
+        Chunker(ChunkConfig(max_tokens=max_tokens, overlap=overlap), tokenizer())
+
+
+def test_chunker_smallest_room_is_accepted():
+    passages = Chunker(ChunkConfig(max_tokens=3), tokenizer()).passages(["a b c"])
+    assert passages.texts == ["a", "b", "c"]
+
+
+def test_chunker_instruction_without_room_is_refused():
+    instruction = "represent this passage for retrieval: "
+    assert tokenizer(instruction=instruction).overhead > 20
+    with pytest.raises(ConfigError, match="special and instruction tokens, got 20"):
+        Chunker(ChunkConfig(max_tokens=20), tokenizer(instruction=instruction))
