@@ -1,7 +1,7 @@
 """Packed (padding-free) self-attention, registered with transformers under the name "packed".
 
-A passage's tokens attend to that passage alone. CUDA: torch's variable-length flash attention;
-CPU: scaled_dot_product_attention once per run of equally long passages.
+A passage's tokens attend to that passage alone. Half precision on CUDA: torch's variable-length
+flash attention; anything else: scaled_dot_product_attention per run of equally long passages.
 """
 
 from __future__ import annotations
@@ -36,8 +36,14 @@ def packed_attention(
     if attention_mask is not None or getattr(module, "is_causal", False):
         raise NotImplementedError("packed attention is bidirectional and takes no mask")
     query_THD, key_THD, value_THD = (x[0].transpose(0, 1) for x in (query, key, value))
-    attend = _attend_varlen if query.is_cuda else _attend_runs
+    attend = _attend_varlen if _has_flash(query) else _attend_runs
     return attend(query_THD, key_THD, value_THD, packed, scaling).unsqueeze(0), None
+
+
+def _has_flash(query: torch.Tensor) -> bool:
+    """Flash attention is for half precision on Ampere and later."""
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    return query.is_cuda and half and torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
 def _attend_varlen(

@@ -27,6 +27,8 @@ def exit_with_one_line(*, verbose: bool = False) -> Iterator[None]:
         if verbose:
             raise
         known = find_cause(error)
+        # What a worker raised was raised in mid-run, whatever its kind.
+        code = error.exit_code if isinstance(error, EmbedError) else 1
         if known is None:
             root = _innermost(error)
             line = f"error: {type(root).__name__}: {' '.join(str(root).split())[:300]}"
@@ -34,7 +36,7 @@ def exit_with_one_line(*, verbose: bool = False) -> Iterator[None]:
         else:
             line, remedy = f"error: {known.message}", known.remedy
         typer.echo("\n".join(filter(None, (line, remedy))), err=True)
-        raise typer.Exit(known.exit_code if known else 1) from None
+        raise typer.Exit(code) from None
 
 
 def find_cause(error: BaseException) -> EmbedError | None:

@@ -10,18 +10,15 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib import metadata
 
-import numpy as np
-import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from actors.errors import EmbedError, IndexStateError
 from pipelines.config import RunConfig
+from pipelines.duplicates import find_duplicates, read_columns
 from pipelines.generations import generation_path, highest_generation, publish, read_manifest
 from pipelines.output import write_table
 from pipelines.plan import Request, Run, incomplete_units
@@ -41,7 +38,6 @@ from pipelines.records import (
 )
 from pipelines.storage import Store
 
-_THREADS = 16
 _PACKAGES = ("packvec", "ray", "torch", "transformers", "tokenizers", "pyarrow")
 
 
@@ -66,7 +62,7 @@ def commit(
             f"(first: unit {missing[0]}).",
             "Run the same command again: finished slices are kept.",
         )
-    lost = _duplicates(store, done)
+    lost = find_duplicates(store, done)
     check_lease()
     number = highest_generation(store) + 1
     tables = _write_tables(store, number, run.plan.run_id, done, lost)
@@ -83,57 +79,6 @@ def commit(
     publish(store, number)
     _write_report(store, config, manifest, done)
     return manifest
-
-
-def _duplicates(store: Store, done: Sequence[Done]) -> pa.Table:
-    """Ledger rows of documents whose id an earlier (unit, position) has.
-
-    Two passes: 64-bit hashes of all ids (8 bytes a document), then only rows whose hash repeats.
-    """
-    paths = [record.ledger.path for record in done if record.ledger]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        hashes = list(pool.map(lambda p: _id_hashes(_read(store, p, ["doc_id"])), paths))
-        every = np.sort(np.concatenate(hashes)) if hashes else np.empty(0, np.uint64)
-        repeated = np.unique(every[1:][every[1:] == every[:-1]])
-        suspects = [
-            path for path, h in zip(paths, hashes, strict=True) if np.isin(h, repeated).any()
-        ]
-        rows = list(pool.map(lambda p: _with_hash_in(_read(store, p, None), repeated), suspects))
-    if not rows:
-        return _NO_ROWS
-    candidates = pa.concat_tables(rows).sort_by([("unit", "ascending"), ("position", "ascending")])
-    later = pd.Series(candidates["doc_id"].to_pylist()).duplicated(keep="first")
-    return candidates.filter(pa.array(later.to_numpy()))
-
-
-_NO_ROWS = pa.table(
-    {
-        "doc_id": pa.array([], pa.string()),
-        "unit": pa.array([], pa.int32()),
-        "position": pa.array([], pa.int64()),
-        "part": pa.array([], pa.string()),
-        "first_row": pa.array([], pa.int64()),
-        "n_rows": pa.array([], pa.int32()),
-        "n_tokens": pa.array([], pa.int64()),
-    }
-)
-
-
-def _read(store: Store, path: str, columns: list[str] | None) -> pa.Table:
-    with store.open_input(path) as file:
-        return pq.read_table(file, columns=columns)
-
-
-def _id_hashes(table: pa.Table) -> np.ndarray:
-    ids = table["doc_id"].to_numpy().astype(object)
-    hashes: np.ndarray = pd.util.hash_array(ids, categorize=False)
-    return hashes
-
-
-def _with_hash_in(table: pa.Table, repeated: np.ndarray) -> pa.Table:
-    return table.filter(pa.array(np.isin(_id_hashes(table), repeated))).select(
-        _NO_ROWS.column_names
-    )
 
 
 def _write_tables(
@@ -237,7 +182,7 @@ def _truncated(store: Store, lost: pa.Table) -> int:
     total = 0
     columns = (lost[name].to_pylist() for name in ("part", "first_row", "n_rows"))
     for part, first_row, n_rows in zip(*columns, strict=True):
-        flags = _read(store, part, ["truncated"])["truncated"].to_numpy()
+        flags = read_columns(store, part, ["truncated"])["truncated"].to_numpy()
         total += int(flags[first_row : first_row + n_rows].sum())
     return total
 

@@ -15,12 +15,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from actors.config import ModelConfig, Output
+from actors.config import OUTPUTS, ModelConfig, Output
 from actors.errors import ConfigError
 
 Count = Annotated[int, Field(ge=1)]
+
+
+OUTPUT_COLUMNS = (
+    *("doc_id", "passage_id", "passage_no", "text", "title", "n_tokens", "truncated"),
+    *("char_start", "char_end", "passage_hash", "input_ids", *OUTPUTS),
+)
+"""Names that a metadata column cannot have."""
 
 
 class Section(BaseModel):
@@ -40,6 +47,14 @@ class Columns(Section):
     """Kept beside the passage."""
     metadata: tuple[str, ...] = ()
     """Columns copied into every output row."""
+
+    @field_validator("metadata")
+    @classmethod
+    def _check_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name in OUTPUT_COLUMNS or names.count(name) > 1:
+                raise ValueError(f"names no output column has already, each once, not {name!r}")
+        return names
 
 
 class SourceConfig(Section):

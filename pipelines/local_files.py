@@ -49,6 +49,7 @@ def _link(source: Path, target: Path) -> bool:
 
 
 def local_names(folder: str, kind: str) -> list[str]:
+    """Names in a folder; kind: "file" or "directory"."""
     # Not fs.ls: it does not follow links, and older ones fail when a file vanishes meanwhile.
     is_kind = Path.is_file if kind == "file" else Path.is_dir
     try:

@@ -179,11 +179,15 @@ class Source:
                     f"source.columns.{key}: expected a column {name!r} in {file.path}, "
                     f"found {present}.",
                 )
-        for key, name in (("text", columns.text), ("title", columns.title)):
-            if name is not None and not _is_text(schema.field(name).type):
+        for key, name in (("id", columns.id), ("text", columns.text), ("title", columns.title)):
+            if name is None:
+                continue
+            kind = schema.field(name).type
+            if not (_is_text(kind) or (key == "id" and pa.types.is_integer(kind))):
+                wanted = "strings or integers" if key == "id" else "strings"
                 raise SourceError(
-                    f"source.columns.{key}: expected strings in {name!r} of {file.path}, "
-                    f"found {schema.field(name).type}."
+                    f"source.columns.{key}: expected {wanted} in {name!r} of {file.path}, "
+                    f"found {kind}."
                 )
 
     def _check_unchanged(self, file: SourceFile) -> None:
