@@ -20,7 +20,7 @@ def load_backbone(files: ModelFiles, dtype: torch.dtype, device: torch.device) -
     """The backbone in `dtype` on `device`, its attention packed.
 
     Raises:
-        ModelError: the checkpoint lacks a weight.
+        ModelError: the checkpoint is damaged, lacks a weight, or has layers config.json has not.
     """
     from transformers import AutoModel
     from transformers.utils import logging
@@ -29,20 +29,35 @@ def load_backbone(files: ModelFiles, dtype: torch.dtype, device: torch.device) -
     # Its progress bar and its report of the unused pooler would be printed by every actor.
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    model, loading = AutoModel.from_pretrained(
-        files.folder,
-        dtype=dtype,
-        attn_implementation=attention.NAME,
-        add_pooling_layer=False,
-        local_files_only=True,
-        output_loading_info=True,
-    )
+    try:
+        model, loading = AutoModel.from_pretrained(
+            files.folder,
+            dtype=dtype,
+            attn_implementation=attention.NAME,
+            add_pooling_layer=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # safetensors', pickle's and torch's own kinds
+        reason = " ".join(str(error).split())
+        raise ModelError(
+            f"{files.folder}: expected weights that fit config.json, found: {reason:.200}.",
+            "Download the model folder again.",
+        ) from error
     if loading["missing_keys"]:  # transformers would leave them random, with a log line
         missing = sorted(loading["missing_keys"])
         raise ModelError(
             f"{files.folder}: expected every weight of {type(model).__name__}, "
             f"{len(missing)} are missing ({missing[0]}, ...).",
             "The checkpoint is damaged or of another architecture.",
+        )
+    # A pooler or a task head is not needed; more layers than config.json names are another model.
+    unused = sorted(key for key in loading["unexpected_keys"] if "encoder.layer." in key)
+    if unused:
+        raise ModelError(
+            f"{files.folder}: expected the {files.config.get('num_hidden_layers')} layers of "
+            f"config.json, the checkpoint has more ({unused[0]}).",
+            "Use the config.json that belongs to these weights.",
         )
     model.requires_grad_(False)
     return model.eval().to(device)  # type: ignore[no-any-return]
@@ -57,7 +72,10 @@ def resolve_device(config: ModelConfig) -> torch.device:
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ModelError(f"model.device: expected auto, cpu or cuda[:n], got {name!r}.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelError(f"model.device: expected a CUDA device for {name!r}, found none.")
     return device

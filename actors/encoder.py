@@ -153,7 +153,8 @@ class Encoder:
             else:
                 encoded = None
                 if isinstance(error, torch.OutOfMemoryError):
-                    self._max_batch_tokens = max(int(offsets[stop] - offsets[start]) // 2, 1)
+                    half = int(offsets[stop] - offsets[start]) // 2
+                    self._max_batch_tokens = max(min(self._max_batch_tokens, half), 1)
         # Outside the handler: the error's traceback would keep the failed forward's tensors alive.
         if encoded is not None:
             yield encoded
@@ -171,6 +172,8 @@ class Encoder:
         self, values: np.ndarray, offsets: np.ndarray, start: int, stop: int
     ) -> EncodedBatch:
         rows = offsets[start : stop + 1]
+        if (np.diff(rows) == 0).any():  # its first token would be its neighbour's
+            raise RuntimeError("a passage without tokens")
         vectors = self._forward(values, rows)
         columns = to_arrow(
             vectors,

@@ -10,6 +10,13 @@ from typing import Any
 
 from actors.config import ModelConfig
 from actors.model_files import ModelFiles
+from actors.tokenizer import non_lexical_ids
+
+# Keys of config.json that say who wrote it and how, not what the model computes.
+_NOISE = frozenset(
+    {"transformers_version", "_name_or_path", "name_or_path", "architectures", "use_cache"}
+    | {"dtype", "torch_dtype", "gradient_checkpointing"}
+)
 
 
 def file_sha256(path: Path) -> str:
@@ -34,9 +41,12 @@ def space_parts(config: ModelConfig, files: ModelFiles) -> dict[str, Any]:
     stored dtype, and which outputs are asked for: a dense index and a server of all three outputs
     of the same model share one space, so the heads count whether used or not.
     """
+    architecture = {k: v for k, v in files.config.items() if k not in _NOISE}
     return {
+        "architecture": architecture,
         "weights": {path.name: file_sha256(path) for path in files.weight_files()},
         "tokenizer": file_sha256(files.folder / "tokenizer.json"),
+        "non_lexical_ids": sorted(non_lexical_ids(files.folder)),
         "heads": {output: file_sha256(path) for output, path in sorted(files.heads.items())},
         "pooling": files.pooling,
         "max_length": files.max_length,

@@ -42,17 +42,20 @@ def load_head(path: Path, hidden_size: int, *, out_features: int | None) -> torc
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         weight, bias = state["weight"], state["bias"]
-    except Exception as error:
+        shapes = (list(weight.shape), list(bias.shape))
+    except Exception as error:  # pickle's, torch's and zip's own kinds
         raise ModelError(
             f"{path}: expected a state dict of weight and bias, found: {error!s:.120}."
         ) from error
-    expected = (out_features or weight.shape[0], hidden_size)
-    if tuple(weight.shape) != expected or tuple(bias.shape) != expected[:1]:
+    rows = out_features or (shapes[0] or [0])[0]
+    expected = ([rows, hidden_size], [rows])
+    if shapes != expected:
         raise ModelError(
-            f"{path}: expected weight {list(expected)}, found {list(weight.shape)}.",
+            f"{path}: expected weight {expected[0]} and bias {expected[1]}, "
+            f"found {shapes[0]} and {shapes[1]}.",
             "This head belongs to another backbone.",
         )
-    linear = torch.nn.Linear(hidden_size, weight.shape[0])
+    linear = torch.nn.Linear(hidden_size, rows)
     with torch.no_grad():
         linear.weight.copy_(weight)
         linear.bias.copy_(bias)

@@ -54,7 +54,7 @@ def resolve_model(config: ModelConfig) -> ModelFiles:
     from actors.families import family_of  # families name positions; imported late to stay light
 
     folder = _locate(config)
-    model = _read_json(folder / "config.json")
+    model = read_json(folder / "config.json")
     if not any((folder / name).exists() for name in _WEIGHTS):
         raise ModelError(
             f"model {config.name!r}: expected weights ({' or '.join(_WEIGHTS)}) in {folder}, "
@@ -67,8 +67,20 @@ def resolve_model(config: ModelConfig) -> ModelFiles:
             "Save the tokenizer in its fast format (tokenizer.save_pretrained).",
         )
     family = family_of(model, config.name)
+    for key in ("hidden_size", "max_position_embeddings"):
+        if not isinstance(model.get(key), int):
+            raise ModelError(
+                f"{folder / 'config.json'}: expected a number for {key}, found {model.get(key)!r}.",
+                "Download the model folder again.",
+            )
     positions = family.usable_positions(model)
     own_limit = min(_declared_max_length(folder), positions)
+    dim = config.truncate_dim
+    if dim is not None and not 1 <= dim <= int(model["hidden_size"]):
+        raise ModelError(
+            f"model.truncate_dim: expected 1 to {model['hidden_size']} (the dimensions of "
+            f"{config.name}), got {dim}."
+        )
     max_length = config.max_length or own_limit
     query_max_length = config.query_max_length or max_length
     for key, length in (("max_length", max_length), ("query_max_length", query_max_length)):
@@ -110,7 +122,10 @@ def _locate(config: ModelConfig) -> Path:
 def _locate_in_package(name: str) -> Path:
     module, _, inner = name.removeprefix("package:").partition("/")
     # find_spec does not import the package, which may pull in frameworks nobody needs here.
-    spec = importlib.util.find_spec(module)
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # a parent of a dotted name
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(
             f"model {name!r}: expected the Python package {module!r}, which is not installed.",
@@ -161,26 +176,37 @@ def _pooling(folder: Path) -> Pooling:
     path = folder / _pooling_folder(folder) / "config.json"
     if not path.exists():
         return "cls"
-    record = _read_json(path)
-    modes = {key.removeprefix("pooling_mode_") for key, on in record.items() if on is True}
-    if record.get("pooling_mode") in ("cls", "mean"):  # the key sentence-transformers 6 writes
-        modes = {f"{record['pooling_mode']}_token"}
-    if modes & {"cls_token"}:
+    record = read_json(path)
+    if "pooling_mode" in record:  # sentence-transformers 6 writes one key, earlier ones a flag each
+        modes = {str(record["pooling_mode"])}
+    else:
+        flags = {
+            key for key, on in record.items() if key.startswith("pooling_mode_") and on is True
+        }
+        modes = {_POOLING_FLAGS.get(flag, flag) for flag in flags}
+    if modes == {"cls"}:
         return "cls"
-    if modes & {"mean_tokens", "mean_token"}:
+    if modes == {"mean"}:
         return "mean"
     raise ModelError(
-        f"{path}: expected cls or mean pooling, found {sorted(modes) or 'none'}.",
+        f"{path}: expected cls or mean pooling, found {', '.join(sorted(modes)) or 'none'}.",
         "Set model.pooling.",
     )
 
 
+_POOLING_FLAGS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
+
+
 def _pooling_folder(folder: Path) -> str:
-    modules = folder / "modules.json"
-    if modules.exists():
-        for module in json.loads(modules.read_text()):
-            if str(module.get("type", "")).endswith("Pooling"):
-                return str(module["path"])
+    path = folder / "modules.json"
+    if not path.exists():
+        return "1_Pooling"
+    modules = _load_json(path, "a JSON list")
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        raise ModelError(f"{path}: expected a JSON list of modules.")
+    for module in modules:
+        if str(module.get("type", "")).endswith("Pooling"):
+            return str(module.get("path", "1_Pooling"))
     return "1_Pooling"
 
 
@@ -191,17 +217,26 @@ def _declared_max_length(folder: Path) -> int:
     ):
         path = folder / filename
         if path.exists():
-            value = _read_json(path).get(key)
+            value = read_json(path).get(key)
             if isinstance(value, int | float) and value < 1e9:  # 1e30 means "unknown" upstream
                 return int(value)
     return 1 << 30
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: expected a JSON object, found: {error}.") from None
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a model's folder.
+
+    Raises:
+        ModelError: missing, damaged, or something else than an object.
+    """
+    value = _load_json(path, "a JSON object")
     if not isinstance(value, dict):
         raise ModelError(f"{path}: expected a JSON object, found {type(value).__name__}.")
     return value
+
+
+def _load_json(path: Path, expected: str) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: expected {expected}, found: {error}.") from None

@@ -40,7 +40,7 @@ def ensure_tiny_m3(cache: Path | None = None) -> Path:
 
 
 def _cache_home() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "packvec"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "packvec"
 
 
 def _write(folder: Path) -> None:

@@ -6,7 +6,6 @@ some pipelines (XLM-R) from the vocabulary and gives other ids. Knows no torch a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer
+
+from actors.errors import ModelError
+from actors.model_files import read_json
 
 TOKENS_COLUMN = "input_ids"
 """Name of the list<int32> column of a token block."""
@@ -54,7 +56,7 @@ class TextTokenizer:
         """Load `folder`/tokenizer.json; `max_length` counts special tokens and instruction."""
         self.max_length = max_length
         self._instruction = instruction
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer = _load(folder)
         self._tokenizer.no_padding()  # some published files pad to 128
         self._tokenizer.enable_truncation(max_length)
         self.overhead = len(self._tokenizer.encode(instruction).ids)
@@ -90,10 +92,20 @@ def non_lexical_ids(folder: Path) -> frozenset[int]:
     for filename in ("special_tokens_map.json", "tokenizer_config.json"):
         path = folder / filename
         if path.exists():
-            names.update(_named_tokens(json.loads(path.read_text())))
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            names.update(_named_tokens(read_json(path)))
+    tokenizer = _load(folder)
     ids = (tokenizer.token_to_id(name) for name in names)
     return frozenset(i for i in ids if i is not None)
+
+
+def _load(folder: Path) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust side raises nothing narrower
+        raise ModelError(
+            f"{path}: expected a tokenizer, found: {error!s:.120}.", "Download it again."
+        ) from error
 
 
 def _named_tokens(record: dict[str, object]) -> Iterator[str]:

@@ -109,6 +109,12 @@ def test_exit_workers_own_error_is_shown_without_rays_wrapping(capsys):
     assert run(error, capsys) == (1, ["error: a.parquet: changed.", "Use --fresh."])
 
 
+def test_exit_workers_error_of_a_bad_request_is_a_failed_run(capsys):
+    """By then something had been started."""
+    error = chained(RuntimeError("of Ray Data"), ModelError("no weights.", "Copy them."))
+    assert run(error, capsys) == (1, ["error: no weights.", "Copy them."])
+
+
 def test_exit_workers_unknown_error_is_one_line(capsys):
     code, lines = run(task_error(ZeroDivisionError("by zero")), capsys)
     assert code == 1

@@ -406,10 +406,11 @@ def test_stream_passage_without_tokens_fails_and_neighbours_equal_alone(
 
 
 @pytest.mark.parametrize("outputs", [*((output,) for output in OUTPUTS), OUTPUTS], ids="+".join)
+@pytest.mark.parametrize("max_batch_tokens", [1_000, 12])
 def test_stream_not_finite_passage_fails_and_neighbours_equal_alone(
-    outputs: tuple[str, ...],
+    outputs: tuple[str, ...], max_batch_tokens: int
 ) -> None:
-    encoder = load(name=M3, outputs=outputs)
+    encoder = load(name=M3, outputs=outputs, max_batch_tokens=max_batch_tokens)
     rows = [*GOOD, [0, 40, 200, 2], [0, 200, 60, 2], [0, 70, 71, 2]]
     alone = one_by_one(encoder, rows)
     weight = encoder._backbone.embeddings.word_embeddings.weight

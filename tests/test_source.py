@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from actors.errors import SourceChangedError, SourceError
+from actors.errors import SourceChangedError, SourceError, UnreadableUnitError
 from pipelines.config import SourceConfig
 from pipelines.source import Source, SourceFile, Unit, listing_hash
 
@@ -234,6 +234,23 @@ def test_units_text_that_is_no_text_is_refused(tmp_path, key, values, kind):
         source.units(source.list_files())
 
 
+@pytest.mark.parametrize(
+    ("ids", "kind"),
+    [
+        (pa.array([0.5, 1.0]), "double"),
+        (pa.array([b"a", b"b"]), "binary"),
+        (pa.array([True, False]), "bool"),
+        (pa.array([["a"], ["b"]]), "list<"),
+    ],
+)
+def test_units_id_that_is_neither_string_nor_integer_is_refused(tmp_path, ids, kind):
+    data = pa.table({"id": ids, "text": ["x", "y"]})
+    source = source_of(write(tmp_path / "docs.parquet", data))
+    message = rf"source\.columns\.id: expected strings or integers in 'id' of .*, found {kind}"
+    with pytest.raises(SourceError, match=message):
+        source.units(source.list_files())
+
+
 @pytest.mark.parametrize("content", [b"", b"id,text\n1,hello\n", b"PAR1" + b"x" * 50 + b"PAR1"])
 def test_units_not_a_parquet_file_is_refused(tmp_path, content):
     (tmp_path / "docs.parquet").write_bytes(content)
@@ -427,3 +444,21 @@ def test_unit_files_of_one_file_are_one(tmp_path):
     first, second = source.units(source.list_files())
     assert first.file == second.file
     assert first == Unit(0, second.file, 0, 5)
+
+
+def test_read_damaged_unit_raises_and_names_its_row_group(tmp_path):
+    path = write(tmp_path / "a.parquet", 20, group=10)
+    state = path.stat()
+    content = bytearray(path.read_bytes())
+    column = pq.ParquetFile(path).metadata.row_group(1).column(1)
+    start = column.dictionary_page_offset or column.data_page_offset
+    content[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+    path.write_bytes(content)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))  # damaged before it was listed
+    source = source_of(path)
+    good, bad = source.units(source.list_files())
+    assert read_all(source, good).num_rows == 10
+    with pytest.raises(UnreadableUnitError, match=r"a\.parquet, row group 1: cannot be") as caught:
+        read_all(source, bad)
+    assert caught.value.exit_code == 1
+    assert "\n" not in caught.value.message
