@@ -9,35 +9,19 @@ already in place, so that ColBERT vectors never have to cross the object store.
 from __future__ import annotations
 
 import functools
-import hashlib
-import itertools
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from actors.model_files import ModelFiles, resolve_model
-from actors.tokenizer import TOKENS_COLUMN, TextTokenizer, TokenizedTexts
-from pipelines.chunking import Chunker, Passages
+from pipelines.blocks import BlockBuilder
 from pipelines.config import RunConfig
 from pipelines.plan import unit_of
-from pipelines.records import HASH, RejectCode, reject_table
+from pipelines.records import reject_table
 from pipelines.source import Source, Unit
-
-_DOCUMENTS_SCHEMA = pa.schema(
-    [
-        ("doc_id", pa.string()),
-        ("doc_hash", HASH),
-        ("position", pa.int64()),
-        ("n_rows", pa.int32()),
-        ("n_tokens", pa.int64()),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -85,33 +69,6 @@ class Slice:
         )
 
 
-@dataclass(frozen=True)
-class _Block:
-    """A batch of documents, chunked and tokenised; each array is cumulative: [documents + 1]."""
-
-    passages: pa.Table
-    ledger: pa.Table
-    rejects: pa.Table
-    rows: np.ndarray
-    good: np.ndarray
-    tokens: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.rows) - 1
-
-    def between(self, start: int, stop: int) -> tuple[pa.Table, pa.Table, pa.Table]:
-        """Passages, ledger and rejects of documents [start, stop)."""
-        bad = np.arange(len(self.good)) - self.good
-        return tuple(
-            table.slice(ends[start], ends[stop] - ends[start])
-            for table, ends in (
-                (self.passages, self.rows),
-                (self.ledger, self.good),
-                (self.rejects, bad),
-            )
-        )
-
-
 class SliceReader:
     """Yields the slices of units that are not done yet."""
 
@@ -120,14 +77,14 @@ class SliceReader:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         self._config = config
         self._source = Source(config.source)
-        self._chunker = _chunker(config, resolve_model(config.encoder))
+        self._builder = BlockBuilder(config, resolve_model(config.encoder))
 
     def slices(self, unit: Unit, start: int, stop: int) -> Iterator[Slice]:
         """The slices of documents [start, stop) of a unit; `start` must be a slice's first."""
         max_documents, max_tokens = self._config.slice.documents, self._config.slice_max_tokens
         first, blocks, documents, tokens = start, [], 0, 0
         for batch in self._source.read(unit, start, stop):
-            block = self._prepare(batch, unit.number, first + documents)
+            block = self._builder.build(batch, unit.number, first + documents)
             done = 0
             while done < len(block):
                 # The document that reaches the token limit still belongs to the slice.
@@ -147,72 +104,8 @@ class SliceReader:
         if documents:
             yield _assemble(unit, first, documents, blocks)
         elif unit.documents == 0:
-            empty = self._prepare(self._source.no_documents(unit), unit.number, 0)
+            empty = self._builder.build(self._source.no_documents(unit), unit.number, 0)
             yield _assemble(unit, 0, 0, [empty.between(0, 0)])
-
-    def _prepare(self, documents: pa.Table, unit: int, position: int) -> _Block:
-        ids, texts = documents["doc_id"].to_pylist(), documents["text"].to_pylist()
-        codes = [_reject_code(i, text) for i, text in zip(ids, texts, strict=True)]
-        is_good = np.array([code is None for code in codes], dtype=bool)
-        chosen = documents.filter(pa.array(is_good))
-        passages = self._chunker.passages(chosen["text"].to_pylist())
-        per_document = np.bincount(passages.document, minlength=chosen.num_rows)
-        tokens_of = np.bincount(
-            passages.document, weights=passages.tokens.lengths, minlength=chosen.num_rows
-        ).astype(np.int64)
-        good = _cumulative(is_good)
-        rejects = [
-            (ids[row], unit, position + row, code, "")
-            for row, code in enumerate(codes)
-            if code is not None
-        ]
-        ledger = [
-            chosen["doc_id"],
-            pa.array(self._document_hashes(chosen), HASH),
-            pa.array(position + np.flatnonzero(is_good)),
-            pa.array(per_document.astype(np.int32)),
-            pa.array(tokens_of),
-        ]
-        return _Block(
-            passages=self._passage_columns(chosen, passages, per_document),
-            ledger=pa.table(ledger, schema=_DOCUMENTS_SCHEMA),
-            rejects=reject_table(rejects),
-            rows=_cumulative(per_document)[good],
-            good=good,
-            tokens=_cumulative(tokens_of)[good],
-        )
-
-    def _passage_columns(
-        self, documents: pa.Table, passages: Passages, per_document: np.ndarray
-    ) -> pa.Table:
-        document = pa.array(passages.document)
-        firsts = np.repeat(_cumulative(per_document)[:-1], per_document)
-        numbers = pa.array((np.arange(len(firsts)) - firsts).astype(np.int32))
-        ids = documents["doc_id"].take(document)
-        columns: dict[str, Any] = {
-            "doc_id": ids,
-            "passage_id": pc.binary_join_element_wise(ids, numbers.cast(pa.string()), "#"),
-            "passage_no": numbers,
-        }
-        if self._config.index.store_text:
-            columns["text"] = pa.array(passages.texts, pa.string())
-        columns |= {
-            "title": documents["title"].take(document),
-            "n_tokens": pa.array(passages.tokens.lengths),
-            "truncated": pa.array(passages.tokens.truncated),
-            "char_start": pa.array(passages.start),
-            "char_end": pa.array(passages.end),
-            "passage_hash": pa.array(_passage_hashes(passages.tokens), HASH),
-        }
-        for name in self._config.source.columns.metadata:
-            columns[name] = documents[name].take(document)
-        return pa.table(columns | {TOKENS_COLUMN: passages.tokens.to_arrow()})
-
-    def _document_hashes(self, documents: pa.Table) -> list[bytes]:
-        """Of title, text and stored metadata, without the id: what re-indexing compares."""
-        names = ["title", "text", *self._config.source.columns.metadata]
-        values = zip(*(documents[name].to_pylist() for name in names), strict=True)
-        return [_hash(json.dumps(row, ensure_ascii=False, default=str).encode()) for row in values]
 
 
 def read_slices(batch: pa.Table, config: RunConfig) -> Iterator[pa.Table]:
@@ -236,12 +129,7 @@ def check_chunking(config: RunConfig, files: ModelFiles) -> None:
     Raises:
         ConfigError: passages that the model cannot hold.
     """
-    _chunker(config, files)
-
-
-def _chunker(config: RunConfig, files: ModelFiles) -> Chunker:
-    tokenizer = TextTokenizer(files.folder, files.max_length, config.model.passage_instruction)
-    return Chunker(config.chunk, tokenizer)
+    BlockBuilder(config, files)
 
 
 def _assemble(
@@ -275,29 +163,6 @@ def _without_duplicates(
         ledger.filter(pa.array(keep)),
         pa.concat_tables([rejects, more]),
     )
-
-
-def _reject_code(doc_id: str | None, text: str | None) -> RejectCode | None:
-    if not doc_id:
-        return "missing_id"
-    if text is None:
-        return "null_text"
-    return None if text.strip() else "empty_text"
-
-
-def _hash(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()
-
-
-def _passage_hashes(tokens: TokenizedTexts) -> list[bytes]:
-    """Of the exact encoder input: the token ids as little-endian int32."""
-    values = tokens.values.astype("<i4", copy=False)
-    ends = tokens.offsets.tolist()
-    return [_hash(values[a:b].tobytes()) for a, b in itertools.pairwise(ends)]
-
-
-def _cumulative(counts: np.ndarray) -> np.ndarray:
-    return np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
 
 
 def _nest(table: pa.Table) -> pa.ListArray:
