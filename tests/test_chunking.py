@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import random
 
 import numpy as np
 import pytest
@@ -216,10 +217,14 @@ def test_passages_instruction_counts_but_is_not_in_the_text(document):
     assert passages.tokens.lengths.tolist() == whole
 
 
-def test_passages_instruction_leaves_the_budget():
-    document = " ".join(["some ordinary words"] * 60)
-    passages = chunker(33, instruction="passage: ").passages([document])
+@pytest.mark.parametrize("instruction", ["passage: ", "passage:", "为这个句子生成表示:"])
+def test_passages_with_instruction_keep_the_budget(instruction):
+    """An instruction that ends without a space changes the tokens of the first word."""
+    choose = random.Random(0).choices
+    document = " ".join("".join(choose("abcDEF", k=1 + i % 6)) for i in range(600))
+    passages = chunker(33, instruction=instruction).passages([document])
     assert 24 < passages.tokens.lengths.max() <= 33
+    assert not passages.tokens.truncated.any()
 
 
 # One passage a document
