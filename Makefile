@@ -1,5 +1,6 @@
 # make quickstart    an index of real articles, in .venv, from nothing but Python 3.11+
 # make test          the whole suite      make check   style, types      make lock   new pins
+# make docs          docs/configuration.md, from the docstrings
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -10,7 +11,7 @@ STAMP  := $(VENV)/.installed
 TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null || $(PYTHON) -c "import urllib.request as u; p='https://download.pytorch.org/whl/cpu'; u.urlopen(p+'/torch/', timeout=3); print(p)" 2>/dev/null)
 PIP_FLAGS   := --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: quickstart test check format lock clean
+.PHONY: quickstart test check format docs lock clean
 
 quickstart: $(STAMP)
 	$(BIN)/python -m pipelines.embed_corpus conf/quickstart.yaml
@@ -27,6 +28,9 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(STAMP)
+	$(BIN)/python -m pipelines.config --markdown > docs/configuration.md
 
 # Constraints, not requirements: torch stays "whatever build fits this machine", at one version.
 $(STAMP): pyproject.toml constraints.txt

@@ -55,7 +55,7 @@ class TextTokenizer:
     def __init__(self, folder: Path, max_length: int, instruction: str = "") -> None:
         """Load `folder`/tokenizer.json; `max_length` counts special tokens and instruction."""
         self.max_length = max_length
-        self._instruction = instruction
+        self.instruction = instruction
         self._tokenizer = _load(folder)
         self._tokenizer.no_padding()  # some published files pad to 128
         self._tokenizer.enable_truncation(max_length)
@@ -64,8 +64,8 @@ class TextTokenizer:
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         """Token ids of each text, special tokens on, cut at `max_length`."""
-        if self._instruction:
-            texts = [self._instruction + text for text in texts]
+        if self.instruction:
+            texts = [self.instruction + text for text in texts]
         encodings = self._tokenizer.encode_batch_fast(list(texts))
         offsets = np.zeros(len(encodings) + 1, dtype=np.int32)
         np.cumsum([len(e.ids) for e in encodings], out=offsets[1:])

@@ -47,7 +47,8 @@ class Chunker:
             )
         if config.by == "none":
             return
-        room = self.max_tokens - tokenizer.overhead
+        # An instruction's last token may merge with the text's first: two tokens of slack for that.
+        room = self.max_tokens - tokenizer.overhead - 2 * bool(tokenizer.instruction)
         if room < 1 or config.overlap >= room:
             raise ConfigError(
                 f"chunk: expected max_tokens above overlap ({config.overlap}) and the "
@@ -62,25 +63,38 @@ class Chunker:
 
         A document that is nothing but whitespace has no passage.
         """
-        spans = [_stripped(text) for text in documents]
-        whole = [text[start:end] for text, (start, end) in zip(documents, spans, strict=True)]
-        tokens = self._tokenizer.tokenize(whole)
-        too_long = (tokens.lengths > self.max_tokens) | tokens.truncated
-        pieces = [
-            _split(self._splitter, text, span[0])
-            if long and self._splitter
-            else [span][: span[0] < span[1]]
-            for text, span, long in zip(whole, spans, too_long, strict=True)
+        spans = [
+            (i, start, end)
+            for i, text in enumerate(documents)
+            for start, end in [_stripped(text)]
+            if start < end
         ]
-        document = np.repeat(np.arange(len(pieces)), [len(piece) for piece in pieces])
-        flat = np.array([span for piece in pieces for span in piece], dtype=np.int32).reshape(-1, 2)
-        texts = [
-            documents[i][start:end]
-            for i, (start, end) in zip(document.tolist(), flat.tolist(), strict=True)
-        ]
-        if texts != whole:
+        texts = [documents[i][start:end] for i, start, end in spans]
+        tokens = self._tokenizer.tokenize(texts)
+        divide = self._split
+        while self._splitter and any(over := self._over_budget(texts, tokens)):
+            spans = [
+                (i, start + first, start + last)
+                for (i, start, end), text, long in zip(spans, texts, over, strict=True)
+                for first, last in (divide(text) if long else [(0, end - start)])
+            ]
+            texts = [documents[i][start:end] for i, start, end in spans]
             tokens = self._tokenizer.tokenize(texts)
-        return Passages(document, flat[:, 0], flat[:, 1], texts, tokens)
+            # The splitter takes a token to be a byte at least, which NFKC makes untrue ("½" is
+            # three tokens): what is still over is halved.
+            divide = _halves
+        table = np.array(spans, dtype=np.int64).reshape(-1, 3)
+        start, end = table[:, 1].astype(np.int32), table[:, 2].astype(np.int32)
+        return Passages(table[:, 0], start, end, texts, tokens)
+
+    def _over_budget(self, texts: Sequence[str], tokens: TokenizedTexts) -> list[bool]:
+        over = (tokens.lengths > self.max_tokens) | tokens.truncated
+        return [bool(o) and len(text) > 1 for o, text in zip(over, texts, strict=True)]
+
+    def _split(self, text: str) -> list[tuple[int, int]]:
+        assert self._splitter
+        chunks = self._splitter.chunk_indices(text)
+        return [(start, start + len(chunk)) for start, chunk in chunks]
 
 
 def _stripped(text: str) -> tuple[int, int]:
@@ -88,8 +102,9 @@ def _stripped(text: str) -> tuple[int, int]:
     return start, max(len(text.rstrip()), start)
 
 
-def _split(splitter: TextSplitter, text: str, offset: int) -> list[tuple[int, int]]:
-    return [
-        (offset + start, offset + start + len(chunk))
-        for start, chunk in splitter.chunk_indices(text)
-    ]
+def _halves(text: str) -> list[tuple[int, int]]:
+    """Two pieces, cut at the space nearest before the middle where there is one."""
+    middle = len(text) // 2
+    middle = max(text.rfind(" ", 1, middle + 1), 0) or middle
+    (a, b), (c, d) = _stripped(text[:middle]), _stripped(text[middle:])
+    return [piece for piece in ((a, b), (middle + c, middle + d)) if piece[0] < piece[1]]

@@ -79,9 +79,9 @@ def pool_for(config: RayConfig) -> Pool:
     if per_actor is None:
         per_actor = 1.0 if gpus else 0.0
     cpus = config.cpus_per_actor or (1 if per_actor else 2)
-    actors = config.actors or (max(int(gpus // per_actor), 1) if per_actor else 1)
+    actors = config.actors or (max(int(gpus / per_actor + 1e-6), 1) if per_actor else 1)
     have = int(resources.get("CPU", 0))
-    if actors * cpus + 1 > have or actors * per_actor > gpus:
+    if actors * cpus + 1 > have or actors * per_actor > gpus + 1e-6:
         raise ConfigError(
             f"ray: {actors} actors of {per_actor:g} GPU and {cpus} CPU and a reading task of 1 CPU "
             f"do not fit a cluster of {gpus:g} GPU and {have} CPU.",

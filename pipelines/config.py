@@ -1,8 +1,10 @@
 """The configuration of a run: each part owns its section, the run's configuration is their sum.
 
     config = load_config("conf/wiki.yaml", ["slice.documents=500"])
+    python -m pipelines.config          (every key, its default and meaning)
 
-Unknown keys are errors; paths are relative to the current directory.
+Unknown keys are errors; paths are relative to the current directory. The docstrings of sections and
+fields are the documentation users read: `make docs` after a change.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ class Columns(Section):
     text: str = "text"
     """What is embedded."""
     title: str | None = None
-    """Kept beside the passage."""
+    """Kept beside each passage; there are no titles when not given."""
     metadata: tuple[str, ...] = ()
     """Columns copied into every output row."""
 
@@ -61,6 +63,8 @@ class SourceConfig(Section):
     """The documents: a Parquet file, a folder of them or a glob, local or on object storage."""
 
     uri: str
+    """A Parquet file, a folder (every .parquet below it) or a glob; a local path, s3://, gs:// or
+    another place that fsspec reads."""
     columns: Columns = Columns()
     limit: Count | None = None
     """Only the first N documents in plan order."""
@@ -72,11 +76,13 @@ class IndexConfig(Section):
     """Where the vectors go and how they are stored."""
 
     uri: str
+    """The folder to write: a local path, s3://, gs://, az:// or abfs://."""
     store_text: bool = True
     """Keep each passage's text in the index."""
     colbert_storage: Literal["values", "bytes"] = "values"
     """"values": readable by every Parquet reader; "bytes": raw fp16, many times faster to write."""
     storage_options: dict[str, Any] = {}
+    """Passed to fsspec (keys, endpoint); never stored with the index."""
 
 
 class ChunkConfig(Section):
@@ -95,8 +101,10 @@ class SliceConfig(Section):
     """The unit of work, retry, commit and resume: cut at whichever limit comes first."""
 
     documents: Count = 1000
+    """At most so many documents; a slice never spans two row groups of the source."""
     max_tokens: Count | None = None
-    """131,072 with ColBERT (256 MB at 1,024 dimensions), 1,048,576 without, when not given."""
+    """The document that reaches so many tokens is a slice's last; when not given: 131,072 with
+    ColBERT (256 MB at 1,024 dimensions), 1,048,576 without."""
 
 
 class RayConfig(Section):
@@ -121,6 +129,7 @@ class RunConfig(Section):
     index: IndexConfig
     model: ModelConfig
     outputs: tuple[Output, ...] = ("dense",)
+    """The vectors to compute, all in one forward pass, and to store: one or more, each once."""
     chunk: ChunkConfig = ChunkConfig()
     slice: SliceConfig = SliceConfig()
     ray: RayConfig = RayConfig()
@@ -241,3 +250,9 @@ def _keys(section: type[BaseModel] | type[ModelConfig]) -> list[str]:
 def _suggest(key: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(key, known, n=1)
     return f"Did you mean {close[0]!r}?" if close else f"Expected one of: {', '.join(known)}."
+
+
+if __name__ == "__main__":
+    from pipelines.config_docs import app  # late: it imports this module, under its own name
+
+    app()

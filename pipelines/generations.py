@@ -40,7 +40,9 @@ def read_manifest(store: Store, generation: int) -> Manifest:
         raise IndexStateError(
             f"{store.url(path)}: expected generation {generation}, found none."
         ) from None
-    found = raw.get("format_version")
+    except ValueError as error:
+        raise IndexStateError(f"{store.url(path)}: expected JSON, found: {error}.") from None
+    found = raw.get("format_version") if isinstance(raw, dict) else None
     if found != FORMAT_VERSION:
         raise IndexStateError(
             f"{store.url(path)}: expected format_version {FORMAT_VERSION}, found {found}.",
@@ -49,12 +51,14 @@ def read_manifest(store: Store, generation: int) -> Manifest:
     try:
         return Manifest.model_validate(raw)
     except ValidationError as error:
-        raise IndexStateError(f"{store.url(path)}: not a manifest ({error}).") from None
+        reason = " ".join(str(error).split())
+        raise IndexStateError(f"{store.url(path)}: not a manifest ({reason:.200}).") from None
 
 
 def highest_generation(store: Store) -> int:
     """The newest committed generation, 0 when there is none."""
-    numbers = (int(path.rsplit("/", 1)[-1]) for path in store.list_folders("generations"))
+    names = (path.rsplit("/", 1)[-1] for path in store.list_folders("generations"))
+    numbers = (int(name) for name in names if name.isdecimal())
     for number in sorted(numbers, reverse=True):
         if store.exists(manifest_path(number)):  # a folder may hold a dead committer's tables
             return number
@@ -63,14 +67,16 @@ def highest_generation(store: Store) -> int:
 
 def publications(store: Store) -> dict[int, int]:
     """Publication number -> generation."""
-    paths = store.list("publications")
+    paths = [path for path in store.list("publications") if _number(path).isdecimal()]
     contents = store.read_many(paths)
     return {
-        int(path.rsplit("/", 1)[-1].removesuffix(".json")): Publication.model_validate_json(
-            content
-        ).generation
+        int(_number(path)): Publication.model_validate_json(content).generation
         for path, content in zip(paths, contents, strict=True)
     }
+
+
+def _number(path: str) -> str:
+    return path.rsplit("/", 1)[-1].removesuffix(".json")
 
 
 def live_generation(store: Store) -> int | None:

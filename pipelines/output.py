@@ -93,6 +93,8 @@ class PartWriter:
 
     def write(self, table: pa.Table) -> None:
         """Add rows, in order."""
+        if not table.num_rows:
+            return
         self._pending.append(table)
         self._pending_bytes += table.nbytes
         self.rows += table.num_rows
@@ -115,7 +117,8 @@ class PartWriter:
     def _flush(self) -> None:
         if self._pending:
             table = pa.concat_tables(self._pending)
-            self._writer.write_table(table, row_group_size=table.num_rows)
+            groups = max(-(-self._pending_bytes // _ROW_GROUP_BYTES), 1)
+            self._writer.write_table(table, row_group_size=-(-table.num_rows // groups))
         self._pending, self._pending_bytes = [], 0
 
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from actors.errors import SourceChangedError
 from actors.fingerprint import fingerprint, space_parts
 from actors.model_files import ModelFiles
-from pipelines.config import RunConfig
+from pipelines.config import ChunkConfig, RunConfig
 from pipelines.records import UNITS_SCHEMA, Done, Plan, done_folder, plan_path, units_path
 from pipelines.source import Source, SourceFile, Unit, listing_hash
 from pipelines.storage import Store
@@ -49,8 +49,7 @@ class Request:
                 "model": space_parts(config.encoder, files),
                 "outputs": sorted(config.outputs),
                 "vector_dtype": config.model.vector_dtype,
-                "chunk": config.chunk.model_dump()
-                | {"max_tokens": config.chunk.max_tokens or files.max_length},
+                "chunk": _chunk_parts(config.chunk, files),
                 "slice": {
                     "documents": config.slice.documents,
                     "max_tokens": config.slice_max_tokens,
@@ -118,8 +117,10 @@ def plan_run(
         SourceChangedError: a file of the earlier plan is no longer what it was.
     """
     if not store.exists(units_path(run_id)):
-        store.create_exclusive(units_path(run_id), _units_to_bytes(source.units(files)))
-    units = _units_from_bytes(store.read(units_path(run_id)))
+        store.create_exclusive(
+            units_path(run_id), _units_to_bytes(source.units(files), listing_hash(files))
+        )
+    units, listing = _units_from_bytes(store.read(units_path(run_id)))
     _check_unchanged(units, files)
     plan = load_plan(store, run_id)
     if plan is None:
@@ -127,7 +128,7 @@ def plan_run(
             run_id=run_id,
             parent=None,
             request=request.parts,
-            listing=listing_hash(files),
+            listing=listing,
             units=len(units),
             documents=sum(unit.documents for unit in units),
             config=config.resolved(),
@@ -187,6 +188,12 @@ def incomplete_units(units: Iterable[Unit], done: Iterable[Done]) -> list[int]:
     return todo_table(units, done)["unit"].to_pylist()  # type: ignore[no-any-return]
 
 
+def _chunk_parts(chunk: ChunkConfig, files: ModelFiles) -> dict[str, Any]:
+    if chunk.by == "none":  # its other keys change nothing
+        return {"by": "none"}
+    return chunk.model_dump() | {"max_tokens": chunk.max_tokens or files.max_length}
+
+
 def _check_unchanged(units: Sequence[Unit], files: Sequence[SourceFile]) -> None:
     now = {file.path: file for file in files}
     for file in {unit.file for unit in units}:
@@ -209,16 +216,19 @@ def _unit_columns(units: Sequence[Unit]) -> list[list[Any]]:
     ]
 
 
-def _units_to_bytes(units: Sequence[Unit]) -> bytes:
+def _units_to_bytes(units: Sequence[Unit], listing: str) -> bytes:
     columns = zip(_unit_columns(units), UNITS_SCHEMA, strict=True)
     table = pa.table([pa.array(c, f.type) for c, f in columns], schema=UNITS_SCHEMA)
+    # Beside the units: a plan made after a crash must not count in what was listed since.
+    table = table.replace_schema_metadata({"listing": listing})
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
 
 
-def _units_from_bytes(data: bytes) -> list[Unit]:
-    return [unit_of(row) for row in pq.read_table(pa.BufferReader(data)).to_pylist()]
+def _units_from_bytes(data: bytes) -> tuple[list[Unit], str]:
+    table = pq.read_table(pa.BufferReader(data))
+    return [unit_of(row) for row in table.to_pylist()], table.schema.metadata[b"listing"].decode()
 
 
 def unit_of(row: Mapping[str, Any]) -> Unit:

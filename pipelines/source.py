@@ -6,6 +6,7 @@ A unit is one row group of a Parquet file. Knows nothing of passages, tokens or 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -59,16 +60,17 @@ class Source:
         uri = self._config.uri
         try:
             self._fs.invalidate_cache()
-            if any(c in self._root for c in "*?["):
+            if magic := re.search(r"[*?\[]", self._root):
                 infos = list(self._fs.glob(self._root, detail=True).values())
-                wanted = "a glob that matches a Parquet file"
+                base = self._root[: magic.start()].rpartition("/")[0]
+                wanted = "a glob that matches a file"
             elif self._fs.isdir(self._root):
                 infos = list(self._fs.find(self._root, detail=True).values())
                 infos = [info for info in infos if info["name"].endswith(".parquet")]
-                wanted = "a folder with Parquet files"
+                base, wanted = self._root, "a folder with Parquet files"
             else:
                 infos = [self._fs.info(self._root)]
-                wanted = "a file"
+                base, wanted = infos[0]["name"], "a file"
         except FileNotFoundError:
             raise SourceError(
                 f"source.uri: expected a file, folder or glob, found nothing at {uri}."
@@ -78,7 +80,7 @@ class Source:
         files = [
             SourceFile(info["name"], int(info["size"]), _etag(info))
             for info in infos
-            if info["type"] == "file" and not Path(info["name"]).name.startswith((".", "_"))
+            if info["type"] == "file" and not _is_hidden(info["name"].removeprefix(base))
         ]
         if not files:
             raise SourceError(f"source.uri: expected {wanted}, found none at {uri}.")
@@ -240,8 +242,15 @@ def _etag(info: dict[str, Any]) -> str:
     return ""
 
 
+def _is_hidden(path: str) -> bool:
+    """Below the configured location: _SUCCESS, _temporary/, .ipynb_checkpoints/ and the like."""
+    return any(name.startswith((".", "_")) for name in path.strip("/").split("/"))
+
+
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     kinds = pa.types
-    return any(f(kind) for f in (kinds.is_string, kinds.is_large_string, kinds.is_string_view))
+    # A column of nothing but nulls (an empty pandas partition) has no type of its own.
+    tests = (kinds.is_string, kinds.is_large_string, kinds.is_string_view, kinds.is_null)
+    return any(test(kind) for test in tests)

@@ -100,6 +100,7 @@ def test_passages_budget_is_never_exceeded(document, budget):
 
 @thorough
 @given(DOCUMENTS, BUDGETS)
+@example("\n\n  " + "word " * 60, (24, 0))
 def test_passages_cover_every_character_but_whitespace(document, budget):
     covered = np.zeros(len(document), dtype=bool)
     for start, end in spans(chunker(*budget).passages([document])):
@@ -197,6 +198,17 @@ def test_passages_document_between_empty_ones_keeps_its_number(by):
     passages = chunker(by=by).passages(["", "one", " ", "two", ""])
     assert passages.texts == ["one", "two"]
     assert passages.document.tolist() == [1, 3]
+
+
+def test_passages_as_many_as_documents_are_still_those_of_the_passages():
+    """One document has none, another has two."""
+    first, second = " ".join(["alpha"] * 12), " ".join(["beta"] * 12)
+    passages = chunker(48).passages([" ", f"{first}\n\n{second}"])
+    assert passages.texts == [first, second]
+    assert passages.document.tolist() == [1, 1]
+    assert ids(passages) == [
+        tokenizer().tokenize([text]).values.tolist() for text in (first, second)
+    ]
 
 
 def test_chunker_without_max_tokens_takes_the_models():

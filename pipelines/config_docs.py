@@ -1,0 +1,194 @@
+"""Every key of a run's configuration, documented: as YAML to start from, as docs/configuration.md.
+
+    python -m pipelines.config [--markdown]
+
+The one source is the code: fields with their types and defaults, the docstring under each field,
+the docstring of each section's class. Knows nothing of what the keys do.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import json
+import re
+import textwrap
+import types
+import typing
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import typer
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from actors.config import ModelConfig
+from pipelines.config import RunConfig, _keys
+
+_COLUMNS = 100
+_TYPES = {str: "string", int: "integer", float: "number", bool: "true or false", dict: "mapping"}
+
+_YAML_INTRO = """\
+# Every key of a run's configuration, with its default. Fill in what is required; what is left out
+# keeps its default."""
+
+_MARKDOWN_INTRO = """\
+# Configuration
+
+<!-- Written by `make docs` from the docstrings in pipelines/config.py and actors/config.py. -->
+
+One YAML file describes one run; `conf/` has examples. Only three keys are required:
+
+```yaml
+source: {uri: docs.parquet}
+index: {uri: out/index}
+model: {name: BAAI/bge-m3}
+```
+
+`python -m pipelines.config > mine.yaml` writes a file with every key, its default and its meaning.
+
+* **On the command line.** `--set a.b=value` goes over the file, as often as needed; of two for one
+  key the later wins. Values are YAML: `--set slice.documents=500`, `--set model.revision=null`,
+  `--set 'outputs=[dense, sparse]'`. `--limit 100` is short for `--set source.limit=100`.
+* **Strict.** An unknown key, a missing one or a value of the wrong type is an error that names it;
+  nothing is started, and the exit code is 2.
+* **Paths** are relative to the directory the command runs in, not to the file; `~` is the home
+  folder.
+* **Secrets** come from the environment or from `storage_options`. The index keeps the configuration
+  it was made with, but `***` for every value of `storage_options`. A `uri` is kept as it is: put no
+  secret there.
+* **`null`** means "not given"; the last column says what holds then."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A key, or the section it is in."""
+
+    path: str
+    """Dotted, as `--set` takes it."""
+    doc: str
+    """Never empty; one line."""
+    type: str = ""
+    """What the value may be, in words; empty for a section."""
+    default: str = ""
+    """As YAML; empty where the key is required and for a section."""
+
+
+def entries(
+    section: type[BaseModel] | type[ModelConfig] = RunConfig, path: str = ""
+) -> Iterator[Entry]:
+    """Every key and section, in the order of the code; a section comes before its keys."""
+    hints = typing.get_type_hints(section, include_extras=True)
+    docs, defaults = _attribute_docs(section), _defaults(section)
+    for name in _keys(section):
+        hint, inner = hints[name], f"{path}{name}"
+        if isinstance(hint, type) and (issubclass(hint, BaseModel) or hint is ModelConfig):
+            yield Entry(path=inner, doc=_one_line(hint.__doc__ or ""))
+            yield from entries(hint, f"{inner}.")
+        else:
+            default = _as_yaml(defaults[name]) if name in defaults else ""
+            yield Entry(path=inner, doc=docs.get(name, ""), type=_in_words(hint), default=default)
+
+
+def annotated_yaml() -> str:
+    """The default configuration; its documentation is in comments of at most 100 columns."""
+    lines = [_YAML_INTRO]
+    for entry in entries():
+        *parents, name = entry.path.split(".")
+        indent = "  " * len(parents)
+        if not parents:
+            lines.append("")
+        width = _COLUMNS - len(f"{indent}# ")
+        lines += [f"{indent}# {line}" for line in textwrap.wrap(entry.doc, width)]
+        if not entry.type:
+            lines.append(f"{indent}{name}:")
+        elif entry.default:
+            lines.append(f"{indent}{name}: {entry.default}  # {entry.type}")
+        else:
+            lines.append(f"{indent}{name}:  # required: {entry.type}")
+    return "\n".join(lines) + "\n"
+
+
+def markdown() -> str:
+    """The content of docs/configuration.md."""
+    found = list(entries())
+    lines = [_MARKDOWN_INTRO]
+    for section in [None, *(entry for entry in found if not entry.type)]:
+        path = section.path if section else ""
+        lines += ["", f"## `{path}`" if section else "## Top level", ""]
+        lines += [_escaped(section.doc), ""] if section else []
+        lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
+        for key in found:
+            if key.type and key.path.rpartition(".")[0] == path:
+                default = f"`{key.default}`" if key.default else "**required**"
+                meaning = _escaped(key.doc)
+                lines.append(f"| `{key.path}` | {_escaped(key.type)} | {default} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def _attribute_docs(section: type) -> dict[str, str]:
+    """The string below each annotated field; Python itself throws these away."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(section))).body
+    assert isinstance(body, ast.ClassDef)
+    docs: dict[str, str] = {}
+    for field, below in zip(body.body, body.body[1:], strict=False):
+        match field, below:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(ast.Constant(str(doc))):
+                docs[name] = _one_line(doc)
+    return docs
+
+
+def _defaults(section: type[BaseModel] | type[ModelConfig]) -> dict[str, Any]:
+    """By name; a required key is not in it."""
+    if issubclass(section, BaseModel):
+        fields = {k: v for k, v in section.model_fields.items() if not v.is_required()}
+        return {k: v.get_default(call_default_factory=True) for k, v in fields.items()}
+    declared = dataclasses.fields(section)
+    return {f.name: f.default for f in declared if f.default is not dataclasses.MISSING}
+
+
+def _in_words(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        base, *notes = args
+        limits = [limit for note in notes if isinstance(note, FieldInfo) for limit in note.metadata]
+        return " ".join([_in_words(base), *(f">= {limit.ge}" for limit in limits)])
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join("null" if arg is types.NoneType else _in_words(arg) for arg in args)
+    if origin is Literal:
+        *most, last = (json.dumps(arg) for arg in args)
+        return f"{', '.join(most)} or {last}" if most else last
+    if origin is tuple:
+        return f"list of {_in_words(args[0])}" + ("s" if args[0] is str else "")
+    return _TYPES[origin or hint]
+
+
+def _as_yaml(value: Any) -> str:
+    data = list(value) if isinstance(value, tuple) else value
+    flow: str = yaml.safe_dump([data], default_flow_style=True, width=float("inf"))
+    return flow.strip()[1:-1]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _escaped(text: str) -> str:
+    """For a table's cell: neither a new column nor, outside of code, an HTML tag."""
+    text = re.sub(r"`[^`]*`|<", lambda m: "&lt;" if m[0] == "<" else m[0], text)
+    return text.replace("|", "\\|")
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="docs/configuration.md instead.")
+    ] = False,
+) -> None:
+    """Print a configuration file with every key, its default and its meaning."""
+    typer.echo(markdown() if as_markdown else annotated_yaml(), nl=False)
