@@ -30,7 +30,8 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 docs: $(STAMP)
-	$(BIN)/python -m pipelines.config --markdown > docs/configuration.md
+	$(BIN)/python -m pipelines.config --markdown > docs/.configuration.md
+	mv docs/.configuration.md docs/configuration.md
 
 # Constraints, not requirements: torch stays "whatever build fits this machine", at one version.
 $(STAMP): pyproject.toml constraints.txt

@@ -19,8 +19,10 @@ OUTPUTS: tuple[Output, ...] = ("dense", "sparse", "colbert")
 class ModelConfig:
     """One model and how to use it.
 
-    Everything but `dtype`, `device` and `max_batch_tokens` decides what the vectors mean and goes
-    into the space fingerprint.
+    The space fingerprint, equal where vectors may be compared, covers the model's files and
+    whatever here decides what a vector means: pooling, lengths, instructions, normalize,
+    truncate_dim. Not in it: where the files are, outputs, vector_dtype, dtype, device and
+    max_batch_tokens.
     """
 
     name: str

@@ -229,7 +229,7 @@ def _refuse_unknown(
     if not isinstance(raw, Mapping):
         return  # the type error is pydantic's to report
     hints = typing.get_type_hints(section)
-    known = _keys(section)
+    known = section_keys(section)
     for key, value in raw.items():
         if key not in known:
             raise ConfigError(
@@ -240,7 +240,8 @@ def _refuse_unknown(
             _refuse_unknown(value, child, where, (*path, key))
 
 
-def _keys(section: type[BaseModel] | type[ModelConfig]) -> list[str]:
+def section_keys(section: type[BaseModel] | type[ModelConfig]) -> list[str]:
+    """The keys a section takes."""
     if issubclass(section, BaseModel):
         return list(section.model_fields)
     # `outputs` is a key of its own, beside `model`, so that it is said once.

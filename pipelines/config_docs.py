@@ -25,7 +25,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from actors.config import ModelConfig
-from pipelines.config import RunConfig, _keys
+from pipelines.config import RunConfig, section_keys
 
 _COLUMNS = 100
 _TYPES = {str: "string", int: "integer", float: "number", bool: "true or false", dict: "mapping"}
@@ -82,7 +82,7 @@ def entries(
     """Every key and section, in the order of the code; a section comes before its keys."""
     hints = typing.get_type_hints(section, include_extras=True)
     docs, defaults = _attribute_docs(section), _defaults(section)
-    for name in _keys(section):
+    for name in section_keys(section):
         hint, inner = hints[name], f"{path}{name}"
         if isinstance(hint, type) and (issubclass(hint, BaseModel) or hint is ModelConfig):
             yield Entry(path=inner, doc=_one_line(hint.__doc__ or ""))

@@ -15,30 +15,30 @@ from pipelines.cli import exit_with_one_line
 from pipelines.index import Index, open_index
 from pipelines.output import VECTOR_COLUMNS
 
-_WIDTH = 44
-_HIDDEN = {"passage_hash", "doc_id", "passage_no", "char_start", "char_end", "truncated"}
+_SHOWN = ("passage_id", "title", "text", "n_tokens", *VECTOR_COLUMNS)
 
 
 def look(index: Index, rows: int) -> Table:
     """The first rows as a table a terminal can show; vectors abbreviated."""
-    names = [name for name in index.schema.names if name not in _HIDDEN]
-    table = Table(*names, show_lines=True)
+    names = [name for name in _SHOWN if name in index.schema.names]
+    table = Table()
+    for name in names:
+        table.add_column(
+            name, no_wrap=True, overflow="ellipsis", ratio=1 if name == "text" else None
+        )
     for row in index.scanner(names).head(rows).to_pylist():
         table.add_row(*(_cell(name, row[name]) for name in names))
     return table
 
 
 def _cell(name: str, value: Any) -> str:
-    if value is None:
-        return ""
-    if name not in VECTOR_COLUMNS:
-        text = " ".join(str(value).split())
-        return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"
     if name == "dense":
-        return f"[{value[0]:.3f}, {value[1]:.3f}, …] × {len(value)}"
+        return f"[{value[0]:.2f}, …] × {len(value)}"
     if name == "sparse":
-        return f"{len(value['indices'])} token weights"
-    return f"{len(value)} × {len(value[0]) if value else 0}"
+        return f"{len(value['indices'])} ids"
+    if name == "colbert":
+        return f"{len(value)} × {len(value[0]) if value else 0}"
+    return "" if value is None else " ".join(str(value)[:500].split())
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
