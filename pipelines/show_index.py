@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -15,30 +16,31 @@ from pipelines.cli import exit_with_one_line
 from pipelines.index import Index, open_index
 from pipelines.output import VECTOR_COLUMNS
 
-_SHOWN = ("passage_id", "title", "text", "n_tokens", *VECTOR_COLUMNS)
+_SHOWN = ("passage_id", "text", "n_tokens", *VECTOR_COLUMNS)
+_OTHERS_WIDTH = 70  # columns a terminal needs for everything but the text
 
 
-def look(index: Index, rows: int) -> Table:
-    """The first rows as a table a terminal can show; vectors abbreviated."""
+def look(index: Index, rows: int, width: int) -> Table:
+    """The first rows as a table for a terminal of `width` columns; vectors abbreviated."""
     names = [name for name in _SHOWN if name in index.schema.names]
-    table = Table()
+    table = Table(box=box.SIMPLE)
     for name in names:
-        table.add_column(
-            name, no_wrap=True, overflow="ellipsis", ratio=1 if name == "text" else None
-        )
+        table.add_column(name, no_wrap=True)
+    text_width = max(width - _OTHERS_WIDTH, 12)
     for row in index.scanner(names).head(rows).to_pylist():
-        table.add_row(*(_cell(name, row[name]) for name in names))
+        table.add_row(*(_cell(name, row[name], text_width) for name in names))
     return table
 
 
-def _cell(name: str, value: Any) -> str:
+def _cell(name: str, value: Any, text_width: int) -> str:
     if name == "dense":
         return f"[{value[0]:.2f}, …] × {len(value)}"
     if name == "sparse":
         return f"{len(value['indices'])} ids"
     if name == "colbert":
         return f"{len(value)} × {len(value[0]) if value else 0}"
-    return "" if value is None else " ".join(str(value)[:500].split())
+    text = " ".join(str(value).split())
+    return text if len(text) <= text_width else f"{text[: text_width - 1]}…"
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -59,7 +61,7 @@ def main(
             f"{info.model.name} ({', '.join(info.outputs)})",
             highlight=False,
         )
-        console.print(look(index, rows))
+        console.print(look(index, rows, console.width))
 
 
 if __name__ == "__main__":
