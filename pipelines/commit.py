@@ -19,7 +19,8 @@ import yaml
 from actors.errors import EmbedError, IndexStateError
 from pipelines.config import RunConfig
 from pipelines.duplicates import find_duplicates, read_columns
-from pipelines.generations import generation_path, highest_generation, publish, read_manifest
+from pipelines.generations import highest_generation, publish, read_manifest
+from pipelines.layout import generation_path, manifest_path, new_nonce
 from pipelines.output import write_table
 from pipelines.plan import Request, Run, incomplete_units
 from pipelines.records import (
@@ -32,8 +33,6 @@ from pipelines.records import (
     ModelRecord,
     TableRecord,
     Tables,
-    manifest_path,
-    new_nonce,
     reject_table,
 )
 from pipelines.storage import Store

@@ -22,6 +22,7 @@ from actors.encoder import Encoder, load_encoder
 from actors.errors import ModelError
 from actors.tokenizer import TOKENS_COLUMN
 from pipelines.config import RunConfig
+from pipelines.layout import done_path, new_nonce, slice_name
 from pipelines.output import PartWriter, describe_file, stored_rows, write_table
 from pipelines.records import (
     LEDGER_SCHEMA,
@@ -29,10 +30,7 @@ from pipelines.records import (
     EncoderRecord,
     FileRecord,
     MaskedRows,
-    done_path,
-    new_nonce,
     reject_table,
-    slice_name,
 )
 from pipelines.slices import Slice
 from pipelines.storage import Store, open_store

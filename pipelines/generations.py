@@ -11,13 +11,8 @@ import json
 from pydantic import BaseModel, ValidationError
 
 from actors.errors import IndexStateError
-from pipelines.records import (
-    FORMAT_VERSION,
-    Manifest,
-    generation_folder,
-    manifest_path,
-    publication_path,
-)
+from pipelines.layout import manifest_path, publication_path
+from pipelines.records import FORMAT_VERSION, Manifest
 from pipelines.storage import Store
 
 
@@ -97,8 +92,3 @@ def publish(store: Store, generation: int) -> None:
         raise IndexStateError(
             f"{store.uri}: another writer published while this one did.", "Run again."
         )
-
-
-def generation_path(generation: int, name: str) -> str:
-    """Path of a file of a generation."""
-    return f"{generation_folder(generation)}/{name}"

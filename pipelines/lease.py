@@ -30,7 +30,8 @@ from pathlib import Path
 from pydantic import AwareDatetime, ValidationError
 
 from actors.errors import IndexStateError, LeaseHeldError, StorageError
-from pipelines.records import Record, new_nonce
+from pipelines.layout import new_nonce
+from pipelines.records import Record
 from pipelines.storage import Store
 
 BEAT_SECONDS = 10.0

@@ -21,7 +21,8 @@ from actors.errors import SourceChangedError
 from actors.fingerprint import fingerprint, space_parts
 from actors.model_files import ModelFiles
 from pipelines.config import ChunkConfig, RunConfig
-from pipelines.records import UNITS_SCHEMA, Done, Plan, done_folder, plan_path, units_path
+from pipelines.layout import done_folder, plan_path, units_path
+from pipelines.records import UNITS_SCHEMA, Done, Plan
 from pipelines.source import Source, SourceFile, Unit, listing_hash
 from pipelines.storage import Store
 

@@ -25,9 +25,10 @@ from actors.errors import IndexStateError, SourceChangedError
 from actors.model_files import resolve_model
 from pipelines.embed_corpus import embed_corpus, receipts
 from pipelines.index import open_index
+from pipelines.layout import publication_path
 from pipelines.lease import hold_lease
 from pipelines.plan import Request, plan_run, read_done, todo_table
-from pipelines.records import Done, Manifest, publication_path
+from pipelines.records import Done, Manifest
 from pipelines.source import Source, listing_hash
 from pipelines.storage import Store, open_store
 

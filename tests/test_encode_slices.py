@@ -18,9 +18,10 @@ from actors.encoder import load_encoder
 from actors.errors import ModelError
 from actors.model_files import resolve_model
 from pipelines.encode_slices import SliceEncoder
+from pipelines.layout import done_path
 from pipelines.output import VECTOR_COLUMNS
 from pipelines.plan import Request, read_done
-from pipelines.records import LEDGER_SCHEMA, REJECTS_SCHEMA, Done, done_path
+from pipelines.records import LEDGER_SCHEMA, REJECTS_SCHEMA, Done
 from pipelines.slices import SliceReader
 from pipelines.source import Source
 from pipelines.storage import open_store

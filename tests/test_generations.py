@@ -15,15 +15,8 @@ from pipelines.generations import (
     publish,
     read_manifest,
 )
-from pipelines.records import (
-    Counts,
-    Manifest,
-    ModelRecord,
-    TableRecord,
-    Tables,
-    manifest_path,
-    publication_path,
-)
+from pipelines.layout import manifest_path, publication_path
+from pipelines.records import Counts, Manifest, ModelRecord, TableRecord, Tables
 from pipelines.storage import open_store
 
 

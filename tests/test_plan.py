@@ -14,6 +14,7 @@ from actors.errors import SourceChangedError
 from actors.model_files import resolve_model
 from actors.tiny_model import ensure_tiny_m3
 from pipelines.config import parse_config
+from pipelines.layout import done_path, plan_path, units_path
 from pipelines.plan import (
     TODO_SCHEMA,
     Request,
@@ -24,7 +25,7 @@ from pipelines.plan import (
     todo_table,
     unit_of,
 )
-from pipelines.records import Done, EncoderRecord, done_path, plan_path, units_path
+from pipelines.records import Done, EncoderRecord
 from pipelines.source import Source, SourceFile, Unit, listing_hash
 from pipelines.storage import open_store
 

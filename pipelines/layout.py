@@ -1,0 +1,64 @@
+"""Where the records of an index lie: every path, relative to the index.
+
+    runs/<run_id>/plan.json, units.parquet       what a run reads: pinned
+    runs/<run_id>/done/<slice>.json              the commit of one slice
+    data|documents|rejects/<run_id>/<slice>-<nonce>.parquet
+    generations/<number>/manifest.json           the commit of a run
+    publications/<number>.json                   which generation is live
+
+See docs/index-format.md.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+
+def slice_name(unit: int, first_document: int) -> str:
+    """The name of a slice: its unit and its first document."""
+    return f"{unit:06d}-{first_document:010d}"
+
+
+def new_nonce() -> str:
+    """What makes a file's name its writer's own."""
+    return secrets.token_hex(6)
+
+
+def plan_path(run_id: str) -> str:
+    """Path of a run's plan."""
+    return f"runs/{run_id}/plan.json"
+
+
+def units_path(run_id: str) -> str:
+    """Path of a run's units."""
+    return f"runs/{run_id}/units.parquet"
+
+
+def done_folder(run_id: str) -> str:
+    """Folder of a run's slice commits."""
+    return f"runs/{run_id}/done"
+
+
+def done_path(run_id: str, unit: int, first_document: int) -> str:
+    """Path of one slice's commit."""
+    return f"{done_folder(run_id)}/{slice_name(unit, first_document)}.json"
+
+
+def generation_folder(number: int) -> str:
+    """Folder of a generation."""
+    return f"generations/{number:06d}"
+
+
+def manifest_path(number: int) -> str:
+    """Path of a generation's manifest."""
+    return f"{generation_folder(number)}/manifest.json"
+
+
+def publication_path(number: int) -> str:
+    """Path of a publication."""
+    return f"publications/{number:06d}.json"
+
+
+def generation_path(generation: int, name: str) -> str:
+    """Path of a file of a generation."""
+    return f"{generation_folder(generation)}/{name}"
