@@ -76,8 +76,12 @@ class BlockBuilder:
 
     def build(self, documents: pa.Table, unit: int, position: int) -> DocumentBlock:
         """The block of documents that begins at `position` of a unit."""
+        documents, undecodable = _decodable(documents)
         ids, texts = documents["doc_id"].to_pylist(), documents["text"].to_pylist()
-        codes = [_reject_code(i, text) for i, text in zip(ids, texts, strict=True)]
+        codes = [
+            "bad_encoding" if bad else _reject_code(doc_id, text)
+            for doc_id, text, bad in zip(ids, texts, undecodable, strict=True)
+        ]
         is_good = np.array([code is None for code in codes], dtype=bool)
         chosen = documents.filter(pa.array(is_good))
         passages = self._chunker.passages(chosen["text"].to_pylist())
@@ -138,6 +142,34 @@ class BlockBuilder:
         names = ["title", "text", *self._metadata]
         values = zip(*(documents[name].to_pylist() for name in names), strict=True)
         return [_hash(json.dumps(row, ensure_ascii=False, default=str).encode()) for row in values]
+
+
+def _decodable(documents: pa.Table) -> tuple[pa.Table, list[bool]]:
+    """The documents with nulls where a value is not UTF-8, and which rows have such a value.
+
+    Arrow takes the bytes of a Parquet string on trust; Python is where they would fail.
+    """
+    bad = np.zeros(documents.num_rows, dtype=bool)
+    for name in documents.column_names:
+        try:
+            documents[name].validate(full=True)
+        except pa.ArrowInvalid:
+            rows = [not _is_valid(documents[name], row) for row in range(documents.num_rows)]
+            bad |= np.array(rows)
+            kept = pa.array(
+                [None if is_bad else row for row, is_bad in enumerate(rows)], pa.int64()
+            )
+            column = documents[name].take(kept)
+            documents = documents.set_column(documents.column_names.index(name), name, column)
+    return documents, bad.tolist()
+
+
+def _is_valid(column: pa.ChunkedArray, row: int) -> bool:
+    try:
+        column.take(pa.array([row])).validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def _reject_code(doc_id: str | None, text: str | None) -> RejectCode | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 
@@ -51,7 +51,7 @@ def commit(
     """Make a finished run the live generation of its index.
 
     Raises:
-        EmbedError: a unit is not complete.
+        EmbedError: a unit is not complete, or too many documents were rejected.
         LeaseHeldError: another run has taken the index over.
     """
     missing = incomplete_units(run.units, done)
@@ -62,10 +62,12 @@ def commit(
             "Run the same command again: finished slices are kept.",
         )
     lost = find_duplicates(store, done)
+    rejects = _count_rejects(done, lost)
+    _check_rejects(config, run, rejects)
     check_lease()
     number = highest_generation(store) + 1
     tables = _write_tables(store, number, run.plan.run_id, done, lost)
-    manifest = _manifest(store, config, request, run, done, lost, number, tables)
+    manifest = _manifest(store, config, request, run, done, lost, rejects, number, tables)
     path = manifest_path(number)
     if not store.create_exclusive(path, manifest.to_bytes()):
         winner = read_manifest(store, number)
@@ -78,6 +80,28 @@ def commit(
     publish(store, number)
     _write_report(store, config, manifest, done)
     return manifest
+
+
+def _count_rejects(done: Sequence[Done], lost: pa.Table) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for record in done:
+        counts.update(record.rejects)
+    if lost.num_rows:
+        counts["duplicate_id"] += lost.num_rows
+    return counts
+
+
+def _check_rejects(config: RunConfig, run: Run, rejects: Counter[str]) -> None:
+    documents, limit = run.plan.documents, config.max_reject_fraction
+    if rejects.total() > limit * documents:
+        codes = ", ".join(f"{n:,} {code}" for code, n in rejects.most_common())
+        raise EmbedError(
+            f"{rejects.total():,} of {documents:,} documents were rejected ({codes}), more than "
+            f"max_reject_fraction allows ({limit:.1%}): not committed.",
+            f"See rejects/{run.plan.run_id}/*.parquet in the index. To commit all the same: "
+            f"--set max_reject_fraction={rejects.total() / documents + 0.005:.2f} (nothing is "
+            "encoded again).",
+        )
 
 
 def _write_tables(
@@ -125,15 +149,11 @@ def _manifest(
     run: Run,
     done: Sequence[Done],
     lost: pa.Table,
+    rejects: Mapping[str, int],
     number: int,
     tables: Tables,
 ) -> Manifest:
     encoder = done[0].encoder
-    rejects: Counter[str] = Counter()
-    for record in done:
-        rejects.update(record.rejects)
-    if lost.num_rows:
-        rejects["duplicate_id"] += lost.num_rows
     passages = sum(record.passages for record in done)
     return Manifest(
         generation=number,

@@ -133,6 +133,8 @@ class RunConfig(Section):
     chunk: ChunkConfig = ChunkConfig()
     slice: SliceConfig = SliceConfig()
     ray: RayConfig = RayConfig()
+    max_reject_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """A run with a larger share of rejected documents is not committed; nothing it did is lost."""
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:

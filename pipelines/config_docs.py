@@ -149,12 +149,17 @@ def _defaults(section: type[BaseModel] | type[ModelConfig]) -> dict[str, Any]:
     return {f.name: f.default for f in declared if f.default is not dataclasses.MISSING}
 
 
+def _limit(limit: Any) -> str:
+    """annotated_types' Ge or Le in words."""
+    return f">= {limit.ge}" if hasattr(limit, "ge") else f"<= {limit.le}"
+
+
 def _in_words(hint: Any) -> str:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         base, *notes = args
         limits = [limit for note in notes if isinstance(note, FieldInfo) for limit in note.metadata]
-        return " ".join([_in_words(base), *(f">= {limit.ge}" for limit in limits)])
+        return " ".join([_in_words(base), *(_limit(limit) for limit in limits)])
     if origin in (types.UnionType, typing.Union):
         return " or ".join("null" if arg is types.NoneType else _in_words(arg) for arg in args)
     if origin is Literal:

@@ -21,7 +21,7 @@ from conftest import config_for
 from rich.console import Console
 
 from actors.encoder import load_encoder
-from actors.errors import IndexStateError, SourceChangedError
+from actors.errors import EmbedError, IndexStateError, SourceChangedError
 from actors.model_files import resolve_model
 from pipelines.embed_corpus import embed_corpus, receipts
 from pipelines.index import open_index
@@ -275,11 +275,19 @@ def test_bad_rows_become_rejects_and_their_neighbours_are_embedded(
         good[3] | {"text": "the same id in another slice"},
         {"id": "twin", "url": None, "title": None, "text": "first twin"},
         {"id": "twin", "url": None, "title": None, "text": "second twin, in the same slice"},
+        {"id": "bytes", "url": None, "title": None, "text": "x"},
     ]
     corpus = tmp_path / "bad.parquet"
-    pq.write_table(pa.Table.from_pylist(good + bad, articles.schema), corpus, row_group_size=12)
+    table = pa.Table.from_pylist(good + bad, articles.schema)
+    texts = pa.array([*table["text"].to_pylist()[:-1], b"caf\xe9"], pa.binary())
+    table = table.set_column(3, "text", texts.view(pa.string()))  # Latin-1 in a string column
+    pq.write_table(table, corpus, row_group_size=12)
     config = make_config(corpus, slice={"documents": 12})
-    manifest = embed_corpus(config)
+    with pytest.raises(EmbedError, match=r"6 of 37 .*max_reject_fraction.*=0\.17"):
+        embed_corpus(config)  # more than 1 %: not committed, and nothing lost
+    before = len(read_done(open_store(config.index.uri), _prepare(config)[2]))
+    manifest = embed_corpus(config.model_copy(update={"max_reject_fraction": 0.17}))
+    assert len(read_done(open_store(config.index.uri), manifest.run_id)) == before
     index = open_index(config.index.uri)
     rejected = {(r["position"] + 12 * r["unit"], r["code"]) for r in index.rejects().to_pylist()}
     assert rejected == {
@@ -288,12 +296,14 @@ def test_bad_rows_become_rejects_and_their_neighbours_are_embedded(
         (32, "missing_id"),
         (33, "duplicate_id"),
         (35, "duplicate_id"),
+        (36, "bad_encoding"),
     }
     assert manifest.counts.rejects == {
         "null_text": 1,
         "empty_text": 1,
         "missing_id": 1,
         "duplicate_id": 2,
+        "bad_encoding": 1,
     }
     live = index.to_table(["doc_id", "text", "n_tokens"]).to_pylist()
     assert {row["doc_id"] for row in live} == {row["id"] for row in good} | {"twin"}
