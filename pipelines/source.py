@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.errors import SourceChangedError, SourceError, UnreadableUnitError
+from pipelines.columns import check_columns, check_metadata
 from pipelines.config import SourceConfig
 
 _BATCH_DOCUMENTS = 128
@@ -90,12 +91,17 @@ class Source:
         """The row groups in the order of the files, up to `limit` documents.
 
         Raises:
-            SourceError: not a Parquet file, or a configured column it does not have.
+            SourceError: no documents, a file that is not Parquet, a configured column that is
+                absent or of another type than in the first file.
         """
         units: list[Unit] = []
         left = self._config.limit
+        types: dict[str, pa.DataType] | None = None
         with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-            for file, groups in zip(files, pool.map(self._row_groups, files), strict=True):
+            footers = zip(files, pool.map(self._read_footer, files), strict=True)
+            for file, (groups, metadata) in footers:
+                types = types or metadata
+                check_metadata(self._config.columns, metadata, file.path, types, files[0].path)
                 for row_group, documents in enumerate(groups):
                     taken = documents if left is None else min(documents, left)
                     units.append(Unit(len(units), file, row_group, taken))
@@ -104,6 +110,8 @@ class Source:
                         if left == 0:
                             pool.shutdown(wait=False, cancel_futures=True)
                             return units
+        if not units:
+            raise SourceError(f"source.uri: expected documents at {self._config.uri}, found none.")
         return units
 
     def read(self, unit: Unit, start: int, stop: int) -> Iterator[pa.Table]:
@@ -160,37 +168,17 @@ class Source:
         }
         return pa.table(fields | {name: table[name] for name in columns.metadata})
 
-    def _row_groups(self, file: SourceFile) -> list[int]:
+    def _read_footer(self, file: SourceFile) -> tuple[list[int], dict[str, pa.DataType]]:
+        """Documents of each row group, and the types of the metadata columns."""
         try:
             with self._fs.open(file.path, "rb", **self._open_options) as opened:
                 parquet = pq.ParquetFile(opened)
                 metadata, schema = parquet.metadata, parquet.schema_arrow
         except pa.ArrowInvalid as error:
             raise SourceError(f"{file.path}: expected a Parquet file ({error}).") from None
-        self._check_columns(file, schema)
-        return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-
-    def _check_columns(self, file: SourceFile, schema: pa.Schema) -> None:
-        columns = self._config.columns
-        present = ", ".join(schema.names)
-        named = {"id": columns.id, "text": columns.text, "title": columns.title}
-        named |= {f"metadata[{i}]": name for i, name in enumerate(columns.metadata)}
-        for key, name in named.items():
-            if name is not None and name not in schema.names:
-                raise SourceError(
-                    f"source.columns.{key}: expected a column {name!r} in {file.path}, "
-                    f"found {present}.",
-                )
-        for key, name in (("id", columns.id), ("text", columns.text), ("title", columns.title)):
-            if name is None:
-                continue
-            kind = schema.field(name).type
-            if not (_is_text(kind) or (key == "id" and pa.types.is_integer(kind))):
-                wanted = "strings or integers" if key == "id" else "strings"
-                raise SourceError(
-                    f"source.columns.{key}: expected {wanted} in {name!r} of {file.path}, "
-                    f"found {kind}."
-                )
+        check_columns(self._config.columns, file.path, schema)
+        groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        return groups, {name: schema.field(name).type for name in self._config.columns.metadata}
 
     def _check_unchanged(self, file: SourceFile) -> None:
         try:
@@ -245,12 +233,3 @@ def _etag(info: dict[str, Any]) -> str:
 def _is_hidden(path: str) -> bool:
     """Below the configured location: _SUCCESS, _temporary/, .ipynb_checkpoints/ and the like."""
     return any(name.startswith((".", "_")) for name in path.strip("/").split("/"))
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    kinds = pa.types
-    # A column of nothing but nulls (an empty pandas partition) has no type of its own.
-    tests = (kinds.is_string, kinds.is_large_string, kinds.is_string_view, kinds.is_null)
-    return any(test(kind) for test in tests)

@@ -462,3 +462,22 @@ def test_read_damaged_unit_raises_and_names_its_row_group(tmp_path):
         read_all(source, bad)
     assert caught.value.exit_code == 1
     assert "\n" not in caught.value.message
+
+
+def test_units_metadata_of_two_types_is_refused_naming_both_files(tmp_path):
+    for name, years in (("a", [1999]), ("b", ["1999"])):
+        table = pa.table({"id": [name], "text": ["x"], "year": years})
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    config = SourceConfig(uri=str(tmp_path), columns={"metadata": ["year"]})
+    source = Source(config)
+    with pytest.raises(SourceError, match=r"int64 for 'year' in .*b.parquet.*a.parquet.*string"):
+        source.units(source.list_files())
+
+
+def test_units_of_a_file_without_row_groups_are_no_documents(tmp_path):
+    schema = pa.schema([("id", pa.string()), ("text", pa.string())])
+    with pq.ParquetWriter(tmp_path / "none.parquet", schema):
+        pass
+    source = Source(SourceConfig(uri=str(tmp_path)))
+    with pytest.raises(SourceError, match="expected documents"):
+        source.units(source.list_files())
