@@ -74,8 +74,11 @@ def resolve_device(config: ModelConfig) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        known = device.type in ("cpu", "cuda")
     except RuntimeError:
-        raise ModelError(f"model.device: expected auto, cpu or cuda[:n], got {name!r}.") from None
+        known = False
+    if not known:
+        raise ModelError(f"model.device: expected auto, cpu or cuda[:n], got {config.device!r}.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelError(f"model.device: expected a CUDA device for {name!r}, found none.")
     return device

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from actors.errors import ModelError
+
 Output = Literal["dense", "sparse", "colbert"]
 Pooling = Literal["cls", "mean"]
 ComputeDtype = Literal["float16", "bfloat16", "float32"]
@@ -57,3 +59,27 @@ class ModelConfig:
     max_batch_tokens: int | None = None
     """Token budget of one forward pass (micro-batch); when not given: 16,384 on CUDA, 2,048 on a
     CPU, where larger ones outgrow the caches."""
+
+    def __post_init__(self) -> None:
+        """Refuse what would quietly compute something else.
+
+        Raises:
+            ModelError: a value that is none of those a field can have.
+        """
+        object.__setattr__(self, "outputs", tuple(self.outputs))
+        if not self.outputs or not set(self.outputs) <= set(OUTPUTS):
+            raise ModelError(f"outputs: expected some of {', '.join(OUTPUTS)}, got {self.outputs}.")
+        for key, allowed in (
+            ("pooling", ("auto", "cls", "mean")),
+            ("vector_dtype", ("float16", "float32")),
+            ("dtype", ("auto", "float16", "bfloat16", "float32")),
+        ):
+            value = getattr(self, key)
+            if value not in allowed:
+                raise ModelError(
+                    f"model.{key}: expected one of {', '.join(allowed)}, got {value!r}."
+                )
+        for key in ("max_length", "query_max_length", "truncate_dim", "max_batch_tokens"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ModelError(f"model.{key}: expected 1 or more, got {value}.")

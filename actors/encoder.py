@@ -98,11 +98,11 @@ class Encoder:
         """
         if isinstance(passages, pa.Table):
             return self._encode(passages[TOKENS_COLUMN])
-        return self._encode(self._passage_tokenizer.tokenize(passages).to_arrow())
+        return self._encode(self._passage_tokenizer.tokenize(_texts(passages)).to_arrow())
 
     def encode_queries(self, queries: Sequence[str]) -> pa.Table:
         """The output columns for queries: the model's query instruction and length apply."""
-        return self._encode(self._query_tokenizer.tokenize(queries).to_arrow())
+        return self._encode(self._query_tokenizer.tokenize(_texts(queries)).to_arrow())
 
     def stream(self, input_ids: pa.ListArray | pa.ChunkedArray) -> Iterator[EncodedBatch]:
         """Encode a list<int32> column micro-batch by micro-batch, in input order.
@@ -196,6 +196,12 @@ class Encoder:
                 packed=packed,
             ).last_hidden_state
             return self._heads(hidden_1TH[0], packed)
+
+
+def _texts(texts: Sequence[str]) -> Sequence[str]:
+    if isinstance(texts, str):  # a sequence too: of letters
+        raise TypeError("expected a list of texts, got one text; write [text]")
+    return texts
 
 
 def load_encoder(config: ModelConfig) -> Encoder:

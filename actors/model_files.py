@@ -158,6 +158,8 @@ def _locate_on_hub(name: str, revision: str | None) -> Path:
 
 def _find_heads(config: ModelConfig, folder: Path) -> dict[Output, Path]:
     heads_folder = Path(config.heads).expanduser() if config.heads else folder
+    if not heads_folder.is_dir():
+        raise ModelError(f"model.heads: expected a folder at {heads_folder}, found none.")
     found: dict[Output, Path] = {}
     for output, filename in _HEADS.items():
         path = heads_folder / filename

@@ -140,8 +140,15 @@ class BlockBuilder:
     def _document_hashes(self, documents: pa.Table) -> list[bytes]:
         """Of title, text and stored metadata, without the id: what re-indexing compares."""
         names = ["title", "text", *self._metadata]
-        values = zip(*(documents[name].to_pylist() for name in names), strict=True)
+        values = zip(*(_plain(documents[name]) for name in names), strict=True)
         return [_hash(json.dumps(row, ensure_ascii=False, default=str).encode()) for row in values]
+
+
+def _plain(column: pa.ChunkedArray) -> list[Any]:
+    """Python values to hash; times as integers, since Python's end with the year 9999."""
+    if pa.types.is_temporal(column.type):
+        column = column.cast(pa.int32() if column.type.bit_width == 32 else pa.int64())
+    return column.to_pylist()  # type: ignore[no-any-return]
 
 
 def _decodable(documents: pa.Table) -> tuple[pa.Table, list[bool]]:

@@ -6,7 +6,7 @@ only where the larger does not fit. The budget is exact: it is counted on the pa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,8 @@ from semantic_text_splitter import TextSplitter
 from actors.errors import ConfigError
 from actors.tokenizer import TextTokenizer, TokenizedTexts
 from pipelines.config import ChunkConfig
+
+_WINDOW_CHARACTERS = 8_192
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,27 @@ class Chunker:
 
     def _split(self, text: str) -> list[tuple[int, int]]:
         assert self._splitter
-        chunks = self._splitter.chunk_indices(text)
-        return [(start, start + len(chunk)) for start, chunk in chunks]
+        return [
+            (first + start, first + start + len(chunk))
+            for first, last in _windows(text, max(_WINDOW_CHARACTERS, 16 * self.max_tokens))
+            for start, chunk in self._splitter.chunk_indices(text[first:last])
+        ]
+
+
+def _windows(text: str, size: int) -> Iterator[tuple[int, int]]:
+    """The text in pieces of at most `size` characters, each ended at a line or word where it can.
+
+    The splitter's time grows faster than the length of text without paragraphs: a megabyte of log
+    in one line takes it minutes, in windows seconds.
+    """
+    start = 0
+    while len(text) - start > size:
+        stop = start + size
+        least = start + size // 2
+        cut = max(text.rfind("\n", least, stop), 0) or max(text.rfind(" ", least, stop), 0) or stop
+        yield start, cut
+        start = cut
+    yield start, len(text)
 
 
 def _stripped(text: str) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 
 from actors.errors import EmbedError, IndexStateError
@@ -77,9 +78,17 @@ def commit(
                 "Nothing of it was changed; run again to see what differs.",
             )
         manifest = winner
-    publish(store, number)
-    _write_report(store, config, manifest, done)
+    finish(store, config, manifest, done)
     return manifest
+
+
+def finish(store: Store, config: RunConfig, manifest: Manifest, done: Sequence[Done]) -> None:
+    """What follows the manifest: make it live, and write what people read later.
+
+    Also for a run that died between its manifest and its publication.
+    """
+    publish(store, manifest.generation)
+    _write_report(store, config, manifest, done)
 
 
 def _count_rejects(done: Sequence[Done], lost: pa.Table) -> Counter[str]:
@@ -199,10 +208,12 @@ def _version(package: str) -> str:
 def _truncated(store: Store, lost: pa.Table) -> int:
     """Truncated passages among the rows that duplicates lose."""
     total = 0
-    columns = (lost[name].to_pylist() for name in ("part", "first_row", "n_rows"))
-    for part, first_row, n_rows in zip(*columns, strict=True):
+    for part in lost["part"].unique().to_pylist():  # each part is read once
+        ranges = lost.filter(pc.equal(lost["part"], part))
         flags = read_columns(store, part, ["truncated"])["truncated"].to_numpy()
-        total += int(flags[first_row : first_row + n_rows].sum())
+        if flags.any():
+            firsts, counts = ranges["first_row"].to_pylist(), ranges["n_rows"].to_pylist()
+            total += sum(int(flags[a : a + n].sum()) for a, n in zip(firsts, counts, strict=True))
     return total
 
 

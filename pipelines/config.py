@@ -10,8 +10,6 @@ fields are the documentation users read: `make docs` after a change.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from actors.config import OUTPUTS, ModelConfig, Output
 from actors.errors import ConfigError
+from pipelines.config_keys import refuse_unknown_keys
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -140,6 +139,9 @@ class RunConfig(Section):
     def _check(self) -> RunConfig:
         if not self.outputs or len(set(self.outputs)) != len(self.outputs):
             raise ValueError("outputs: expected one or more of dense, sparse, colbert, each once")
+        inside = _absolute(self.index.uri).startswith(_absolute(self.source.uri).rstrip("/") + "/")
+        if inside:  # the next run would find its own parts among the documents
+            raise ValueError("index.uri: expected a place outside of source.uri")
         return self
 
     @property
@@ -152,6 +154,19 @@ class RunConfig(Section):
         """The token limit of a slice: at most about 256 MB of output."""
         return self.slice.max_tokens or (131_072 if "colbert" in self.outputs else 1_048_576)
 
+    def with_absolute_paths(self) -> RunConfig:
+        """Relative local paths are relative to this process's directory, not to a worker's."""
+        model = self.model
+        if "://" not in model.name and Path(model.name).expanduser().is_dir():
+            model = dataclasses.replace(model, name=_absolute(model.name))
+        if model.heads:
+            model = dataclasses.replace(model, heads=_absolute(model.heads))
+        sections = {
+            name: section.model_copy(update={"uri": _absolute(section.uri)})
+            for name, section in (("source", self.source), ("index", self.index))
+        }
+        return self.model_copy(update={"model": model} | sections)
+
     def resolved(self) -> dict[str, Any]:
         """Plain data, defaults filled in, secrets out: fit to be stored with the index."""
         record = self.model_dump(mode="json")
@@ -161,6 +176,10 @@ class RunConfig(Section):
             options = record[section]["storage_options"]
             record[section]["storage_options"] = dict.fromkeys(options, "***")
         return record
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -191,7 +210,7 @@ def parse_config(raw: Mapping[str, Any], *, where: str = "configuration") -> Run
     Raises:
         ConfigError: an unknown key or a value of the wrong type.
     """
-    _refuse_unknown(raw, RunConfig, where, ())
+    refuse_unknown_keys(raw, RunConfig, where)
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
@@ -223,36 +242,6 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         section[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override!r}: {' '.join(str(error).split())}.") from None
-
-
-def _refuse_unknown(
-    raw: Any, section: type[BaseModel] | type[ModelConfig], where: str, path: tuple[str, ...]
-) -> None:
-    if not isinstance(raw, Mapping):
-        return  # the type error is pydantic's to report
-    hints = typing.get_type_hints(section)
-    known = section_keys(section)
-    for key, value in raw.items():
-        if key not in known:
-            raise ConfigError(
-                f"{where}: unknown key {'.'.join((*path, str(key)))!r}.", _suggest(str(key), known)
-            )
-        child = hints[key]
-        if isinstance(child, type) and (issubclass(child, BaseModel) or child is ModelConfig):
-            _refuse_unknown(value, child, where, (*path, key))
-
-
-def section_keys(section: type[BaseModel] | type[ModelConfig]) -> list[str]:
-    """The keys a section takes."""
-    if issubclass(section, BaseModel):
-        return list(section.model_fields)
-    # `outputs` is a key of its own, beside `model`, so that it is said once.
-    return [field.name for field in dataclasses.fields(section) if field.name != "outputs"]
-
-
-def _suggest(key: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
-    return f"Did you mean {close[0]!r}?" if close else f"Expected one of: {', '.join(known)}."
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from actors.config import ModelConfig
-from pipelines.config import RunConfig, section_keys
+from pipelines.config import RunConfig
+from pipelines.config_keys import section_keys
 
 _COLUMNS = 100
 _TYPES = {str: "string", int: "integer", float: "number", bool: "true or false", dict: "mapping"}

@@ -21,16 +21,22 @@ from actors.errors import IndexStateError
 from actors.model_files import resolve_model
 from pipelines.cli import exit_with_one_line
 from pipelines.cluster import pool_for, ray_session, refuse_local_index
-from pipelines.commit import commit
+from pipelines.commit import commit, finish
 from pipelines.config import RunConfig, load_config
 from pipelines.encode_slices import SliceEncoder
-from pipelines.generations import highest_generation, live_generation, publish, read_manifest
-from pipelines.lease import hold_lease
+from pipelines.generations import (
+    highest_generation,
+    live_generation,
+    publications,
+    read_manifest,
+)
+from pipelines.lease import Lease, hold_lease
+from pipelines.listing import SourceFile, listing_hash
 from pipelines.plan import Request, load_plan, plan_run, read_done, todo_table
 from pipelines.progress import Progress, summary
 from pipelines.records import Done, Manifest
 from pipelines.slices import check_chunking, read_slices
-from pipelines.source import Source, listing_hash
+from pipelines.source import Source
 from pipelines.storage import Store, open_store
 
 
@@ -43,36 +49,65 @@ def embed_corpus(
         EmbedError: one of its kinds, each with a remedy; nothing staged is ever lost.
     """
     console = console or Console(stderr=True, quiet=True)
+    config = config.with_absolute_paths()  # a worker's current directory is another one
     files = resolve_model(config.encoder)
     check_chunking(config, files)
     request = Request.of(config, files)
     source = Source(config.source)
     listing = source.list_files()
     store = open_store(config.index.uri, config.index.storage_options)
-    if not fresh and (live := _already_committed(store, request, listing_hash(listing))):
-        console.print(f"already committed: generation {live.generation} of {store.uri}")
-        return live
+
+    def committed() -> Manifest | None:
+        return None if fresh else _already_committed(store, request, listing_hash(listing))
+
+    live = committed()
+    if not live:
+        with hold_lease(store, _run_id(store, request, listing, fresh)) as lease:
+            # Again: while this run waited for the lease another may have committed.
+            live = committed()
+            if not live:
+                run_id = _run_id(store, request, listing, fresh)
+                manifest = _run(config, request, source, listing, run_id, lease, console, verbose)
+                console.print(summary(manifest, store.uri), highlight=False)
+                return manifest
+    console.print(f"already committed: generation {live.generation} of {store.uri}")
+    return live
+
+
+def _run_id(store: Store, request: Request, listing: list[SourceFile], fresh: bool) -> str:
+    # Publications are counted, not generations: a run that died just before its own is the same.
+    after = max(publications(store), default=0) if fresh else None
+    return request.run_id(fresh_after=after, listing=listing_hash(listing))
+
+
+def _run(
+    config: RunConfig,
+    request: Request,
+    source: Source,
+    listing: list[SourceFile],
+    run_id: str,
+    lease: Lease,
+    console: Console,
+    verbose: bool,
+) -> Manifest:
+    store = lease.store
     newest = highest_generation(store)
-    run_id = request.run_id(fresh_after=newest if fresh else None, listing=listing_hash(listing))
-    with hold_lease(store, run_id) as lease:
-        if newest and (manifest := read_manifest(store, newest)).run_id == run_id:
-            publish(store, newest)  # a crash came between the manifest and its publication
-            return manifest
-        run = plan_run(store, config, request, source, listing, run_id)
-        done = read_done(store, run_id)
-        todo = todo_table(run.units, done)
-        if todo.num_rows:
-            with ray_session(config.ray, verbose=verbose):
-                refuse_local_index(store)
-                progress = Progress(console, run.plan.documents, sum(r.documents for r in done))
-                for batch in receipts(config, request, run_id, todo).iter_batches(
-                    batch_size=None, batch_format="pyarrow"
-                ):
-                    for record in batch["done"].to_pylist():
-                        progress.update(Done.model_validate_json(record))
-        manifest = commit(store, config, request, run, read_done(store, run_id), lease.check)
-    console.print(summary(manifest, store.uri), highlight=False)
-    return manifest
+    if newest and (manifest := read_manifest(store, newest)).run_id == run_id:
+        finish(store, config, manifest, read_done(store, run_id))  # it died after its manifest
+        return manifest
+    run = plan_run(store, config, request, source, listing, run_id)
+    done = read_done(store, run_id)
+    todo = todo_table(run.units, done)
+    if todo.num_rows:
+        with ray_session(config.ray, verbose=verbose):
+            refuse_local_index(store)
+            progress = Progress(console, run.plan.documents, sum(r.documents for r in done))
+            for batch in receipts(config, request, run_id, todo).iter_batches(
+                batch_size=None, batch_format="pyarrow"
+            ):
+                for record in batch["done"].to_pylist():
+                    progress.update(Done.model_validate_json(record))
+    return commit(store, config, request, run, read_done(store, run_id), lease.check)
 
 
 def receipts(config: RunConfig, request: Request, run_id: str, todo: pa.Table) -> ray.data.Dataset:

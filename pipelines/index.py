@@ -23,8 +23,14 @@ import pyarrow.parquet as pq
 
 from actors.errors import IndexStateError, StorageError
 from pipelines.generations import live_generation, read_manifest
-from pipelines.output import colbert_from_bytes
-from pipelines.records import Manifest, TableRecord
+from pipelines.output import VECTOR_COLUMNS, colbert_from_bytes
+from pipelines.records import (
+    LEDGER_SCHEMA,
+    PASSAGE_SCHEMA,
+    REJECTS_SCHEMA,
+    Manifest,
+    TableRecord,
+)
 from pipelines.storage import Store, open_store
 
 if TYPE_CHECKING:
@@ -85,7 +91,7 @@ class Index:
         for part in self._parts:
             with self._store.open_input(part.path) as file:
                 return self._as_numbers(pq.ParquetFile(file).schema_arrow.empty_table()).schema
-        return pa.schema([])
+        return self._schema_without_parts()
 
     def scanner(self, columns: Sequence[str] | None = None) -> ds.Scanner:
         """A pyarrow scanner over the live rows; only the columns asked for are read."""
@@ -112,12 +118,13 @@ class Index:
 
     def documents(self) -> pa.Table:
         """The ledger of this generation and its ancestors, masked documents included."""
-        return self._concat("documents")
+        paths = [p for m in reversed(self._chain) for p in self._paths(m.tables.documents)]
+        return pa.concat_tables([LEDGER_SCHEMA.empty_table(), *map(self._read_file, paths)])
 
     def rejects(self) -> pa.Table:
         """What this generation could not embed."""
-        tables = [self._read_file(path) for path in self._paths(self.info.tables.rejects)]
-        return pa.concat_tables(tables) if tables else pa.table({})
+        paths = self._paths(self.info.tables.rejects)
+        return pa.concat_tables([REJECTS_SCHEMA.empty_table(), *map(self._read_file, paths)])
 
     @cached_property
     def _parts(self) -> list[_Part]:
@@ -166,10 +173,17 @@ class Index:
             )
         return pa.schema([self.schema.field(name) for name in columns])
 
-    def _concat(self, kind: str) -> pa.Table:
-        paths = [p for m in reversed(self._chain) for p in self._paths(getattr(m.tables, kind))]
-        tables = [self._read_file(path) for path in paths]
-        return pa.concat_tables(tables) if tables else pa.table({})
+    def _schema_without_parts(self) -> pa.Schema:
+        """Of an index whose every document was rejected; without its metadata columns."""
+        info, value = self.info, _VALUE_TYPES[self.info.vector_dtype]
+        sparse = [("indices", pa.list_(pa.int32())), ("values", pa.list_(pa.float32()))]
+        vectors = {
+            "dense": pa.list_(value, info.model.dim),
+            "sparse": pa.struct(sparse),
+            "colbert": pa.list_(pa.list_(value, info.model.colbert_dim or 1)),
+        }
+        chosen = [(name, vectors[name]) for name in VECTOR_COLUMNS if name in info.outputs]
+        return pa.schema([*PASSAGE_SCHEMA, *(pa.field(*pair) for pair in chosen)])
 
     def _paths(self, table: TableRecord) -> list[str]:
         return self._read_table(table)["path"].to_pylist()  # type: ignore[no-any-return]

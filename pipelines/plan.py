@@ -22,8 +22,9 @@ from actors.fingerprint import fingerprint, space_parts
 from actors.model_files import ModelFiles
 from pipelines.config import ChunkConfig, RunConfig
 from pipelines.layout import done_folder, plan_path, units_path
+from pipelines.listing import SourceFile, listing_hash
 from pipelines.records import UNITS_SCHEMA, Done, Plan
-from pipelines.source import Source, SourceFile, Unit, listing_hash
+from pipelines.source import Source, Unit
 from pipelines.storage import Store
 
 TODO_SCHEMA = UNITS_SCHEMA.append(pa.field("todo", pa.list_(pa.list_(pa.int64()))))

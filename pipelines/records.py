@@ -12,6 +12,21 @@ FORMAT_VERSION = 1
 
 HASH = pa.binary(16)
 
+PASSAGE_SCHEMA = pa.schema(
+    [
+        ("doc_id", pa.string()),
+        ("passage_id", pa.string()),
+        ("passage_no", pa.int32()),
+        ("text", pa.string()),
+        ("title", pa.string()),
+        ("n_tokens", pa.int32()),
+        ("truncated", pa.bool_()),
+        ("char_start", pa.int32()),
+        ("char_end", pa.int32()),
+        ("passage_hash", HASH),
+    ]
+)
+"""The output row before its metadata and vectors."""
 LEDGER_SCHEMA = pa.schema(
     [
         ("doc_id", pa.string()),

@@ -5,8 +5,6 @@ A unit is one row group of a Parquet file. Knows nothing of passages, tokens or 
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,19 +18,11 @@ import pyarrow.parquet as pq
 from actors.errors import SourceChangedError, SourceError, UnreadableUnitError
 from pipelines.columns import check_columns, check_metadata
 from pipelines.config import SourceConfig
+from pipelines.listing import SourceFile, describe_file, find_files, is_local
+from pipelines.storage_faults import FAULTS, fault_of
 
 _BATCH_DOCUMENTS = 128
 _FOOTER_THREADS = 32
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """One file of the source, as it was when it was listed."""
-
-    path: str
-    size: int
-    etag: str
-    """The store's ETag, or a time of modification where it has none."""
 
 
 @dataclass(frozen=True)
@@ -60,32 +50,24 @@ class Source:
         """
         uri = self._config.uri
         try:
-            self._fs.invalidate_cache()
-            if magic := re.search(r"[*?\[]", self._root):
-                infos = list(self._fs.glob(self._root, detail=True).values())
-                base = self._root[: magic.start()].rpartition("/")[0]
-                wanted = "a glob that matches a file"
-            elif self._fs.isdir(self._root):
-                infos = list(self._fs.find(self._root, detail=True).values())
-                infos = [info for info in infos if info["name"].endswith(".parquet")]
-                base, wanted = self._root, "a folder with Parquet files"
-            else:
-                infos = [self._fs.info(self._root)]
-                base, wanted = infos[0]["name"], "a file"
+            files = find_files(self._fs, self._root)
         except FileNotFoundError:
             raise SourceError(
-                f"source.uri: expected a file, folder or glob, found nothing at {uri}."
+                f"source.uri: expected a file, folder or glob, found nothing at {uri}.",
+                "Check the path (and the bucket).",
             ) from None
-        except PermissionError as error:
-            raise SourceError(f"source.uri: not allowed to read {uri} ({error}).") from None
-        files = [
-            SourceFile(info["name"], int(info["size"]), _etag(info))
-            for info in infos
-            if info["type"] == "file" and not _is_hidden(info["name"].removeprefix(base))
-        ]
+        except Exception as error:
+            fault = fault_of(error)
+            if fault is None:
+                raise
+            what, remedy = FAULTS[fault]
+            raise SourceError(
+                f"source.uri: expected a readable place at {uri}, found {what} ({error!s:.160}).",
+                remedy,
+            ) from error
         if not files:
-            raise SourceError(f"source.uri: expected {wanted}, found none at {uri}.")
-        return sorted(files, key=lambda file: file.path)
+            raise SourceError(f"source.uri: expected Parquet files at {uri}, found none.")
+        return files
 
     def units(self, files: Sequence[SourceFile]) -> list[Unit]:
         """The row groups in the order of the files, up to `limit` documents.
@@ -174,17 +156,16 @@ class Source:
             with self._fs.open(file.path, "rb", **self._open_options) as opened:
                 parquet = pq.ParquetFile(opened)
                 metadata, schema = parquet.metadata, parquet.schema_arrow
-        except pa.ArrowInvalid as error:
-            raise SourceError(f"{file.path}: expected a Parquet file ({error}).") from None
+        except (OSError, pa.ArrowException) as error:  # pyarrow raises either for a damaged footer
+            reason = " ".join(str(error).split())
+            raise SourceError(f"{file.path}: expected a Parquet file ({reason:.160}).") from None
         check_columns(self._config.columns, file.path, schema)
         groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         return groups, {name: schema.field(name).type for name in self._config.columns.metadata}
 
     def _check_unchanged(self, file: SourceFile) -> None:
         try:
-            self._fs.invalidate_cache(file.path)
-            info = self._fs.info(file.path)
-            found = SourceFile(file.path, int(info["size"]), _etag(info))
+            found = describe_file(self._fs, file.path)
         except FileNotFoundError:
             raise SourceChangedError(
                 f"{file.path}: expected the file the plan pinned, found none.",
@@ -200,13 +181,7 @@ class Source:
     @property
     def _open_options(self) -> dict[str, Any]:
         # pyarrow asks for whole column chunks; a read-ahead cache would fetch more than needed.
-        return {} if "file" in self._fs.protocol else {"cache_type": "none"}
-
-
-def listing_hash(files: Sequence[SourceFile]) -> str:
-    """One hash for the state of a whole source."""
-    lines = "".join(f"{file.path}\0{file.size}\0{file.etag}\n" for file in files)
-    return hashlib.sha256(lines.encode()).hexdigest()[:32]
+        return {} if is_local(self._fs) else {"cache_type": "none"}
 
 
 def _filesystem(config: SourceConfig) -> tuple[Any, str]:
@@ -218,18 +193,3 @@ def _filesystem(config: SourceConfig) -> tuple[Any, str]:
     except (ImportError, ValueError) as error:
         raise SourceError(f"source.uri: cannot read {config.uri} ({error}).") from None
     return fs, root
-
-
-def _etag(info: dict[str, Any]) -> str:
-    for key in ("ETag", "etag", "md5Hash"):
-        if info.get(key):
-            return str(info[key]).strip('"')
-    for key in ("mtime", "LastModified", "last_modified", "updated"):
-        if info.get(key):
-            return str(info[key])
-    return ""
-
-
-def _is_hidden(path: str) -> bool:
-    """Below the configured location: _SUCCESS, _temporary/, .ipynb_checkpoints/ and the like."""
-    return any(name.startswith((".", "_")) for name in path.strip("/").split("/"))

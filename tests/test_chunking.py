@@ -286,3 +286,14 @@ def test_chunker_instruction_without_room_is_refused():
     assert tokenizer(instruction=instruction).overhead > 20
     with pytest.raises(ConfigError, match="special and instruction tokens, got 20"):
         Chunker(ChunkConfig(max_tokens=20), tokenizer(instruction=instruction))
+
+
+@pytest.mark.parametrize("unit", ["word ", "x", "字"], ids=["one-line", "one-word", "cjk"])
+def test_passages_of_a_long_text_without_structure_cover_it_within_the_budget(unit):
+    tokenizer = TextTokenizer(ensure_tiny_m3(), 128)
+    chunker = Chunker(ChunkConfig(max_tokens=64), tokenizer)
+    text = unit * (60_000 // len(unit))
+    found = chunker.passages([text])
+    assert max(found.tokens.lengths) <= 64
+    assert not found.tokens.truncated.any()
+    assert "".join(found.texts).replace(" ", "") == text.replace(" ", "")

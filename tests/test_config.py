@@ -294,3 +294,22 @@ def test_run_config_survives_json():
     """How a configuration reaches the reading tasks."""
     config = parse_config(changed("model", max_length=64) | {"outputs": ["sparse"]})
     assert RunConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_config_index_inside_the_source_is_refused():
+    with pytest.raises(ConfigError, match=r"index\.uri: expected a place outside of source\.uri"):
+        parse_config(
+            {"source": {"uri": "docs"}, "index": {"uri": "docs/idx"}, "model": {"name": "m"}}
+        )
+
+
+def test_config_with_absolute_paths_leaves_remote_and_named_models_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    raw = {"source": {"uri": "docs"}, "index": {"uri": "s3://b/i"}, "model": {"name": "model"}}
+    config = parse_config(raw).with_absolute_paths()
+    assert config.source.uri == str(tmp_path / "docs")
+    assert config.index.uri == "s3://b/i"
+    assert config.model.name == str(tmp_path / "model")
+    named = parse_config(raw | {"model": {"name": "BAAI/bge-m3"}}).with_absolute_paths()
+    assert named.model.name == "BAAI/bge-m3"

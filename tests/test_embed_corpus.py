@@ -7,6 +7,8 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,15 @@ from rich.console import Console
 from actors.encoder import load_encoder
 from actors.errors import EmbedError, IndexStateError, SourceChangedError
 from actors.model_files import resolve_model
+from pipelines import embed_corpus as module
 from pipelines.embed_corpus import embed_corpus, receipts
 from pipelines.index import open_index
 from pipelines.layout import publication_path
 from pipelines.lease import hold_lease
+from pipelines.listing import listing_hash
 from pipelines.plan import Request, plan_run, read_done, todo_table
 from pipelines.records import Done, Manifest
-from pipelines.source import Source, listing_hash
+from pipelines.source import Source
 from pipelines.storage import Store, open_store
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -398,3 +402,74 @@ def test_scanner_that_is_not_read_to_its_end_lets_the_interpreter_exit(
         [sys.executable, "-c", code, str(indexed[0])], capture_output=True, text=True, timeout=60
     )
     assert (result.returncode, result.stdout.strip()) == (0, "2"), result.stderr
+
+
+def test_run_that_waited_for_the_lease_sees_what_was_committed_meanwhile(
+    source: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run commits between this one's first look and its lease."""
+    config = make_config(source, source={"limit": 10}, outputs=["dense"])
+    other = make_config(source, source={"limit": 10}, outputs=["sparse"])
+    real = module.hold_lease
+    manifests: list[Manifest] = []
+
+    @contextmanager
+    def slow_lease(store: Store, run_id: str) -> Iterator[Any]:
+        if not manifests:
+            with monkeypatch.context() as undo:
+                undo.setattr(module, "hold_lease", real)
+                manifests.append(embed_corpus(config))
+        with real(store, run_id) as lease:
+            yield lease
+
+    monkeypatch.setattr(module, "hold_lease", slow_lease)
+    assert embed_corpus(config) == manifests[0]
+    manifests.clear()
+    Path(config.index.uri).rename(f"{config.index.uri}-aside")
+    with pytest.raises(IndexStateError, match="outputs"):
+        embed_corpus(other)
+    assert len(list(Path(config.index.uri, "generations").iterdir())) == 1
+
+
+def test_fresh_run_that_died_before_publishing_is_published_by_the_next(
+    source: Path, make_config: Any
+) -> None:
+    config = make_config(source, source={"limit": 10}, outputs=["dense"])
+    first = embed_corpus(config)
+    second = embed_corpus(config, fresh=True)
+    assert (first.generation, second.generation) == (1, 2)
+    Path(config.index.uri, publication_path(2)).unlink()
+    for name in ("config.yaml", "report.json"):
+        Path(config.index.uri, f"generations/000002/{name}").unlink()
+    parts = sorted(Path(config.index.uri, "data").rglob("*.parquet"))
+    assert embed_corpus(config, fresh=True) == second
+    assert sorted(Path(config.index.uri, "data").rglob("*.parquet")) == parts
+    assert open_index(config.index.uri).info == second
+    assert Path(config.index.uri, "generations/000002/report.json").exists()
+
+
+def test_index_whose_every_document_was_rejected_is_empty_with_its_columns(
+    tmp_path: Path, make_config: Any
+) -> None:
+    corpus = tmp_path / "docs" / "blank.parquet"
+    corpus.parent.mkdir()
+    table = pa.table({"id": ["a"], "text": [" "], "title": ["t"], "url": ["u"]})
+    pq.write_table(table, corpus)
+    config = make_config(corpus).model_copy(update={"max_reject_fraction": 1.0})
+    assert embed_corpus(config).counts.documents == 0
+    index = open_index(config.index.uri)
+    assert index.to_table(["doc_id", "dense"]).num_rows == 0
+    assert index.documents()["doc_id"].to_pylist() == []
+    assert index.rejects()["code"].to_pylist() == ["empty_text"]
+
+
+def test_relative_paths_mean_the_drivers_directory_on_an_existing_cluster(
+    tmp_path: Path, articles: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test's cluster was started elsewhere: its workers' current directory is another one."""
+    monkeypatch.chdir(tmp_path)
+    Path("docs").mkdir()
+    pq.write_table(articles.slice(0, 5), "docs/a.parquet")
+    config = config_for("docs", index={"uri": "index"})
+    assert embed_corpus(config).counts.documents == 5
+    assert open_index(str(tmp_path / "index")).to_table(["doc_id"]).num_rows >= 5

@@ -515,3 +515,22 @@ def test_encode_from_several_threads_equals_one_and_forwards_never_overlap(m3: E
     assert not any(overlaps)
     for texts, table in zip(passages, tables, strict=True):
         assert_vectors_equal(table, m3.encode_passages(texts))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"pooling": "last"},
+        {"outputs": ()},
+        {"outputs": ("dnese",)},
+        {"dtype": "fp16"},
+        {"vector_dtype": "float64"},
+        {"query_max_length": 0},
+        {"max_batch_tokens": 0},
+        {"truncate_dim": 0},
+    ],
+    ids=str,
+)
+def test_model_config_wrong_value_is_model_error_naming_the_key(wrong):
+    with pytest.raises(ModelError, match=next(iter(wrong))):
+        ModelConfig(name="builtin:tiny-m3", **wrong)

@@ -225,7 +225,7 @@ def test_resolve_missing_head_is_model_error_naming_it(tmp_path: Path, output: s
     assert resolve_model(ModelConfig(name=str(folder), outputs=("dense",)))  # not asked for
 
 
-@pytest.mark.parametrize("length", [513, 8192, 2, 1, -5])
+@pytest.mark.parametrize("length", [513, 8192, 2, 1])
 @pytest.mark.parametrize("key", ["max_length", "query_max_length"])
 def test_resolve_length_outside_the_positions_is_model_error(key: str, length: int) -> None:
     error = resolve_error(name=str(M3), **{key: length})

@@ -15,6 +15,7 @@ from actors.model_files import resolve_model
 from actors.tiny_model import ensure_tiny_m3
 from pipelines.config import parse_config
 from pipelines.layout import done_path, plan_path, units_path
+from pipelines.listing import SourceFile, listing_hash
 from pipelines.plan import (
     TODO_SCHEMA,
     Request,
@@ -26,7 +27,7 @@ from pipelines.plan import (
     unit_of,
 )
 from pipelines.records import Done, EncoderRecord
-from pipelines.source import Source, SourceFile, Unit, listing_hash
+from pipelines.source import Source, Unit
 from pipelines.storage import open_store
 
 RAW = {
@@ -332,7 +333,7 @@ def test_plan_run_pins_the_source(plan, store, corpus):
     assert load_plan(store, run.plan.run_id) == run.plan
     assert run.plan.listing == listing_hash(
         [
-            SourceFile(str(p), p.stat().st_size, str(p.stat().st_mtime))
+            SourceFile(str(p), p.stat().st_size, str(p.stat().st_mtime_ns))
             for p in sorted(corpus.iterdir())
         ]
     )

@@ -478,7 +478,7 @@ def test_doc_hash_does_not_depend_on_how_it_is_chunked(read):
 
 
 def test_check_chunking_budget_beyond_the_model_is_refused(make_config, tmp_path):
-    config = make_config(tmp_path, chunk={"max_tokens": 500})
+    config = make_config(tmp_path / "docs", chunk={"max_tokens": 500})
     with pytest.raises(ConfigError, match=r"chunk\.max_tokens: expected at most 128"):
         check_chunking(config, resolve_model(config.encoder))
 

@@ -12,7 +12,8 @@ import pytest
 
 from actors.errors import SourceChangedError, SourceError, UnreadableUnitError
 from pipelines.config import SourceConfig
-from pipelines.source import Source, SourceFile, Unit, listing_hash
+from pipelines.listing import SourceFile, listing_hash
+from pipelines.source import Source, Unit
 
 
 def table(n, first=0):
@@ -125,7 +126,7 @@ def test_list_files_folder_without_parquet_is_refused(place):
     root, options, put = place
     put("notes.txt", 1)
     put("_SUCCESS.parquet", 1)
-    with pytest.raises(SourceError, match="expected a folder with Parquet files, found none"):
+    with pytest.raises(SourceError, match=r"expected Parquet files at .*, found none"):
         source_of(root, storage_options=options).list_files()
 
 
@@ -481,3 +482,46 @@ def test_units_of_a_file_without_row_groups_are_no_documents(tmp_path):
     source = Source(SourceConfig(uri=str(tmp_path)))
     with pytest.raises(SourceError, match="expected documents"):
         source.units(source.list_files())
+
+
+def test_list_files_follows_local_links_to_files_and_folders(tmp_path):
+    write(tmp_path / "elsewhere/x.parquet")
+    write(tmp_path / "elsewhere/deep/y.parquet")
+    docs = tmp_path / "docs"
+    write(docs / "z.parquet")
+    (docs / "x.parquet").symlink_to(tmp_path / "elsewhere/x.parquet")
+    (docs / "linked").symlink_to(tmp_path / "elsewhere/deep")
+    (docs / "loop").symlink_to(docs)
+    names = [file.path.removeprefix(f"{docs}/") for file in source_of(docs).list_files()]
+    assert names == ["linked/y.parquet", "x.parquet", "z.parquet"]
+    found = source_of(docs / "*.parquet").list_files()
+    assert [file.path.rpartition("/")[2] for file in found] == ["x.parquet", "z.parquet"]
+    target = (tmp_path / "elsewhere/x.parquet").stat()
+    assert (found[0].size, found[0].etag) == (target.st_size, str(target.st_mtime_ns))
+
+
+def test_list_files_name_with_brackets_is_that_file(tmp_path):
+    write(tmp_path / "wiki[1].parquet")
+    [file] = source_of(tmp_path / "wiki[1].parquet").list_files()
+    assert file.path.endswith("wiki[1].parquet")
+
+
+def test_units_of_a_damaged_footer_name_the_file(tmp_path):
+    write(tmp_path / "a.parquet")
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    data[-60:-12] = bytes(48)
+    (tmp_path / "a.parquet").write_bytes(data)
+    source = source_of(tmp_path)
+    with pytest.raises(SourceError, match=r"a\.parquet: expected a Parquet file"):
+        source.units(source.list_files())
+
+
+def test_list_files_of_an_unreachable_store_is_one_line(monkeypatch):
+    options = {
+        "key": "k",
+        "secret": "s",
+        "client_kwargs": {"endpoint_url": "http://127.0.0.1:9", "region_name": "us-east-1"},
+        "config_kwargs": {"retries": {"max_attempts": 0}},
+    }
+    with pytest.raises(SourceError, match="no connection"):
+        Source(SourceConfig(uri="s3://bucket/docs", storage_options=options)).list_files()

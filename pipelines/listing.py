@@ -1,0 +1,101 @@
+"""Which files a location names, and the state they are in: a file, a folder or a glob.
+
+Local links are followed; names that begin with a dot or an underscore (_SUCCESS, _temporary/,
+.ipynb_checkpoints/) are left out. Knows nothing of what is in the files.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of the source, as it was when it was listed."""
+
+    path: str
+    size: int
+    etag: str
+    """The store's ETag, or a time of modification where it has none."""
+
+
+def find_files(fs: Any, root: str) -> list[SourceFile]:
+    """The Parquet files below a folder, the files a glob matches, or the one file; by path.
+
+    Raises:
+        FileNotFoundError: nothing there.
+    """
+    fs.invalidate_cache()
+    if fs.isfile(root):  # first: a name may have brackets in it
+        return [describe_file(fs, root)]
+    magic = re.search(r"[*?\[]", root)
+    base = root[: magic.start()].rpartition("/")[0] if magic else root
+    if is_local(fs):
+        names = glob.glob(root, recursive=True) if magic else _walk(root)  # noqa: PTH207
+        files = [describe_file(fs, name) for name in names if Path(name).is_file()]
+    else:
+        infos = fs.glob(root, detail=True) if magic else fs.find(root, detail=True)
+        files = [_from_info(info) for info in infos.values() if info["type"] == "file"]
+    if not files and not magic and not fs.isdir(root):
+        raise FileNotFoundError(root)
+    kept = [file for file in files if magic or file.path.endswith(".parquet")]
+    visible = [file for file in kept if not _is_hidden(file.path.removeprefix(base))]
+    return sorted(visible, key=lambda file: file.path)
+
+
+def describe_file(fs: Any, path: str) -> SourceFile:
+    """The state of one file now; of a link: of what it points to."""
+    if is_local(fs):
+        stat = Path(path).stat()
+        return SourceFile(path, stat.st_size, str(stat.st_mtime_ns))
+    fs.invalidate_cache(path)
+    return _from_info(fs.info(path))
+
+
+def is_local(fs: Any) -> bool:
+    """Whether an fsspec file system is this machine's."""
+    return "file" in fs.protocol
+
+
+def listing_hash(files: Sequence[SourceFile]) -> str:
+    """One hash for the state of a whole source."""
+    lines = "".join(f"{file.path}\0{file.size}\0{file.etag}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()[:32]
+
+
+def _from_info(info: dict[str, Any]) -> SourceFile:
+    return SourceFile(info["name"], int(info["size"]), _etag(info))
+
+
+def _etag(info: dict[str, Any]) -> str:
+    for key in ("ETag", "etag", "md5Hash"):
+        if info.get(key):
+            return str(info[key]).strip('"')
+    for key in ("mtime", "LastModified", "last_modified", "updated"):
+        if info.get(key):
+            return str(info[key])
+    return ""
+
+
+def _walk(root: str) -> Iterator[str]:
+    """Files below a local folder, links followed, each folder entered once."""
+    entered: set[str] = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        yield from (f"{folder.rstrip('/')}/{name}" for name in names)
+
+
+def _is_hidden(path: str) -> bool:
+    """Below the configured location: _SUCCESS, _temporary/, .ipynb_checkpoints/ and the like."""
+    return any(name.startswith((".", "_")) for name in path.strip("/").split("/"))
