@@ -19,9 +19,10 @@ from actors.model_files import ModelFiles
 from actors.tokenizer import TOKENS_COLUMN, TextTokenizer, TokenizedTexts
 from pipelines.chunking import Chunker, Passages
 from pipelines.config import RunConfig
+from pipelines.formats.base import DocumentBatch
 from pipelines.records import HASH, RejectCode, reject_table
 
-_DOCUMENTS_SCHEMA = pa.schema(
+DOCUMENTS_SCHEMA = pa.schema(
     [
         ("doc_id", pa.string()),
         ("doc_hash", HASH),
@@ -74,26 +75,26 @@ class BlockBuilder:
         self._metadata = config.source.columns.metadata
         self._store_text = config.index.store_text
 
-    def build(self, documents: pa.Table, unit: int, position: int) -> DocumentBlock:
+    def build(self, batch: DocumentBatch, unit: int, position: int) -> DocumentBlock:
         """The block of documents that begins at `position` of a unit."""
-        documents, undecodable = _decodable(documents)
+        documents = batch.table
         ids, texts = documents["doc_id"].to_pylist(), documents["text"].to_pylist()
-        codes = [
-            "bad_encoding" if bad else _reject_code(doc_id, text)
-            for doc_id, text, bad in zip(ids, texts, undecodable, strict=True)
+        faults = [
+            batch.faults.get(row) or _fault(doc_id, text)
+            for row, (doc_id, text) in enumerate(zip(ids, texts, strict=True))
         ]
-        is_good = np.array([code is None for code in codes], dtype=bool)
+        is_good = np.array([fault is None for fault in faults], dtype=bool)
         chosen = documents.filter(pa.array(is_good))
-        passages = self._chunker.passages(chosen["text"].to_pylist())
+        passages = self._chunker.passages(chosen["text"].to_pylist(), chosen["title"].to_pylist())
         per_document = np.bincount(passages.document, minlength=chosen.num_rows)
         tokens_of = np.bincount(
             passages.document, weights=passages.tokens.lengths, minlength=chosen.num_rows
         ).astype(np.int64)
         good = _cumulative(is_good)
         rejects = [
-            (ids[row], unit, position + row, code, "")
-            for row, code in enumerate(codes)
-            if code is not None
+            (ids[row], unit, position + row, *fault)
+            for row, fault in enumerate(faults)
+            if fault is not None
         ]
         ledger = [
             chosen["doc_id"],
@@ -104,7 +105,7 @@ class BlockBuilder:
         ]
         return DocumentBlock(
             passages=self._passage_columns(chosen, passages, per_document),
-            ledger=pa.table(ledger, schema=_DOCUMENTS_SCHEMA),
+            ledger=pa.table(ledger, schema=DOCUMENTS_SCHEMA),
             rejects=reject_table(rejects),
             rows=_cumulative(per_document)[good],
             good=good,
@@ -151,40 +152,12 @@ def _plain(column: pa.ChunkedArray) -> list[Any]:
     return column.to_pylist()  # type: ignore[no-any-return]
 
 
-def _decodable(documents: pa.Table) -> tuple[pa.Table, list[bool]]:
-    """The documents with nulls where a value is not UTF-8, and which rows have such a value.
-
-    Arrow takes the bytes of a Parquet string on trust; Python is where they would fail.
-    """
-    bad = np.zeros(documents.num_rows, dtype=bool)
-    for name in documents.column_names:
-        try:
-            documents[name].validate(full=True)
-        except pa.ArrowInvalid:
-            rows = [not _is_valid(documents[name], row) for row in range(documents.num_rows)]
-            bad |= np.array(rows)
-            kept = pa.array(
-                [None if is_bad else row for row, is_bad in enumerate(rows)], pa.int64()
-            )
-            column = documents[name].take(kept)
-            documents = documents.set_column(documents.column_names.index(name), name, column)
-    return documents, bad.tolist()
-
-
-def _is_valid(column: pa.ChunkedArray, row: int) -> bool:
-    try:
-        column.take(pa.array([row])).validate(full=True)
-    except pa.ArrowInvalid:
-        return False
-    return True
-
-
-def _reject_code(doc_id: str | None, text: str | None) -> RejectCode | None:
+def _fault(doc_id: str | None, text: str | None) -> tuple[RejectCode, str] | None:
     if not doc_id:
-        return "missing_id"
+        return "missing_id", ""
     if text is None:
-        return "null_text"
-    return None if text.strip() else "empty_text"
+        return "null_text", ""
+    return None if text.strip() else ("empty_text", "")
 
 
 def _hash(data: bytes) -> bytes:

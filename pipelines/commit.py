@@ -52,7 +52,7 @@ def commit(
     """Make a finished run the live generation of its index.
 
     Raises:
-        EmbedError: a unit is not complete, or too many documents were rejected.
+        EmbedError: a unit is not complete or cannot be read, or too many documents were rejected.
         LeaseHeldError: another run has taken the index over.
     """
     missing = incomplete_units(run.units, done)
@@ -62,9 +62,10 @@ def commit(
             f"(first: unit {missing[0]}).",
             "Run the same command again: finished slices are kept.",
         )
+    _check_readable(config, run, done)
     lost = find_duplicates(store, done)
     rejects = _count_rejects(done, lost)
-    _check_rejects(config, run, rejects)
+    _check_rejects(config, run, done, rejects)
     check_lease()
     number = highest_generation(store) + 1
     tables = _write_tables(store, number, run.plan.run_id, done, lost)
@@ -100,15 +101,30 @@ def _count_rejects(done: Sequence[Done], lost: pa.Table) -> Counter[str]:
     return counts
 
 
-def _check_rejects(config: RunConfig, run: Run, rejects: Counter[str]) -> None:
-    documents, limit = run.plan.documents, config.max_reject_fraction
-    if rejects.total() > limit * documents:
+def _check_readable(config: RunConfig, run: Run, done: Sequence[Done]) -> None:
+    bad = [run.units[record.unit] for record in done if record.unreadable]
+    if bad and not config.allow_unreadable_units:
+        raise EmbedError(
+            f"{len(bad)} of {len(run.units)} units cannot be read (first: {bad[0]}): not "
+            "committed; everything else is done and kept.",
+            f"See rejects/{run.plan.run_id}/*.parquet in the index. Run again to try them again; "
+            "to commit without them: --set allow_unreadable_units=true.",
+        )
+
+
+def _check_rejects(
+    config: RunConfig, run: Run, done: Sequence[Done], rejects: Counter[str]
+) -> None:
+    documents = sum(record.documents for record in done)
+    limit = config.max_reject_fraction
+    rejected = rejects.total() - rejects["unreadable_unit"]  # these have a switch of their own
+    if rejected > limit * documents:
         codes = ", ".join(f"{n:,} {code}" for code, n in rejects.most_common())
         raise EmbedError(
-            f"{rejects.total():,} of {documents:,} documents were rejected ({codes}), more than "
+            f"{rejected:,} of {documents:,} documents were rejected ({codes}), more than "
             f"max_reject_fraction allows ({limit:.1%}): not committed.",
             f"See rejects/{run.plan.run_id}/*.parquet in the index. To commit all the same: "
-            f"--set max_reject_fraction={rejects.total() / documents + 0.005:.2f} (nothing is "
+            f"--set max_reject_fraction={min(rejected / documents + 0.005, 1):.2f} (nothing is "
             "encoded again).",
         )
 

@@ -22,6 +22,7 @@ from actors.errors import ConfigError
 from pipelines.config_keys import refuse_unknown_keys
 
 Count = Annotated[int, Field(ge=1)]
+Character = Annotated[str, Field(min_length=1, max_length=1)]
 
 
 OUTPUT_COLUMNS = (
@@ -38,10 +39,11 @@ class Section(BaseModel):
 
 
 class Columns(Section):
-    """Which source columns mean what."""
+    """Which source columns mean what; inside of structs and JSON objects by dotted path."""
 
-    id: str = "id"
-    """Unique id of a document (string or integer)."""
+    id: str | None = "id"
+    """Unique id of a document (string or integer); null where there is none: then an id is the
+    file's name and the position in it, and a document that moves is a new one to re-indexing."""
     text: str = "text"
     """What is embedded."""
     title: str | None = None
@@ -58,17 +60,52 @@ class Columns(Section):
         return names
 
 
-class SourceConfig(Section):
-    """The documents: a Parquet file, a folder of them or a glob, local or on object storage."""
+class CsvConfig(Section):
+    """How CSV and TSV files are written."""
 
-    uri: str
-    """A Parquet file, a folder (every .parquet below it) or a glob; a local path, s3://, gs:// or
-    another place that fsspec reads."""
+    delimiter: Character | None = None
+    """Between fields; when not given: a comma, in TSV files a tab."""
+    quote: Character | None = '"'
+    """Around fields that hold a delimiter or a line end; null where quotes mean nothing."""
+
+
+class SourceConfig(Section):
+    """The documents: files on this machine or anywhere fsspec reads (s3://, gs://, az://,
+    https://).
+    """
+
+    uri: str | tuple[str, ...]
+    """A file, a folder (every file below it of the one format), a glob, or a list of these."""
+    format: Literal["auto", "parquet", "jsonl", "csv", "tsv", "text", "lines", "wikiextractor"] = (
+        "auto"
+    )
+    """"auto": by extension, else by how a file begins; "text": a document a file; "lines": a
+    document a line. All but Parquet may be compressed (.gz, .zst, .bz2)."""
     columns: Columns = Columns()
+    csv: CsvConfig = CsvConfig()
     limit: Count | None = None
     """Only the first N documents in plan order."""
     storage_options: dict[str, Any] = {}
     """Passed to fsspec (keys, endpoint); never stored with the index."""
+
+    @field_validator("uri", mode="before")
+    @classmethod
+    def _check_uri(cls, uri: Any) -> Any:
+        several = isinstance(uri, list | tuple) and all(isinstance(each, str) for each in uri)
+        if not uri or not (isinstance(uri, str) or several):
+            raise ValueError("a string or a list of strings")
+        return uri
+
+    @property
+    def uris(self) -> tuple[str, ...]:
+        """One or several."""
+        return (self.uri,) if isinstance(self.uri, str) else self.uri
+
+    @property
+    def described(self) -> str:
+        """For messages."""
+        first, *more = self.uris
+        return f"{first} and {len(more)} more" if more else first
 
 
 class IndexConfig(Section):
@@ -88,12 +125,19 @@ class ChunkConfig(Section):
     """How a document becomes passages."""
 
     by: Literal["none", "tokens"] = "tokens"
-    """"tokens": passages of at most `max_tokens`, cut at paragraphs, sentences, words; "none": the
-    document is one passage, truncated at the model's max_length."""
+    """"tokens": passages of at most `max_tokens`, cut at headings, paragraphs, sentences, words;
+    "none": the document is one passage, truncated at the model's max_length."""
     max_tokens: Count | None = None
     """Special tokens included; the model's max_length when not given."""
     overlap: Annotated[int, Field(ge=0)] = 0
     """At most so many tokens are repeated from the end of the passage before."""
+    title_prefix: bool = False
+    """Put the document's title and a newline before every passage for the encoder; counted in
+    max_tokens, never stored in `text`. A title longer than half of max_tokens is cut, and the
+    passages marked `truncated`."""
+    markup: Literal["auto", "plain", "markdown"] = "auto"
+    """Which headings passages are cut at: "auto": Markdown's `# Title`; "markdown": underlined
+    ones too; "plain": none."""
 
 
 class SliceConfig(Section):
@@ -134,14 +178,21 @@ class RunConfig(Section):
     ray: RayConfig = RayConfig()
     max_reject_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
     """A run with a larger share of rejected documents is not committed; nothing it did is lost."""
+    allow_unreadable_units: bool = False
+    """Commit without the units (row groups, files, byte ranges) that cannot be read; each is a
+    reject, and is tried again by --replay-rejects."""
+    confirm_bytes: Count | None = 1_000_000_000_000
+    """A run that would write more than so many bytes (as --dry-run estimates) asks first, or needs
+    --yes; null: never."""
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
         if not self.outputs or len(set(self.outputs)) != len(self.outputs):
             raise ValueError("outputs: expected one or more of dense, sparse, colbert, each once")
-        inside = _absolute(self.index.uri).startswith(_absolute(self.source.uri).rstrip("/") + "/")
-        if inside:  # the next run would find its own parts among the documents
-            raise ValueError("index.uri: expected a place outside of source.uri")
+        for uri in self.source.uris:
+            if absolute_uri(self.index.uri).startswith(absolute_uri(uri).rstrip("/") + "/"):
+                # The next run would find its own parts among the documents.
+                raise ValueError("index.uri: expected a place outside of source.uri")
         return self
 
     @property
@@ -158,14 +209,14 @@ class RunConfig(Section):
         """Relative local paths are relative to this process's directory, not to a worker's."""
         model = self.model
         if "://" not in model.name and Path(model.name).expanduser().is_dir():
-            model = dataclasses.replace(model, name=_absolute(model.name))
+            model = dataclasses.replace(model, name=absolute_uri(model.name))
         if model.heads:
-            model = dataclasses.replace(model, heads=_absolute(model.heads))
-        sections = {
-            name: section.model_copy(update={"uri": _absolute(section.uri)})
-            for name, section in (("source", self.source), ("index", self.index))
-        }
-        return self.model_copy(update={"model": model} | sections)
+            model = dataclasses.replace(model, heads=absolute_uri(model.heads))
+        uri = self.source.uri
+        place = absolute_uri(uri) if isinstance(uri, str) else tuple(map(absolute_uri, uri))
+        source = self.source.model_copy(update={"uri": place})
+        index = self.index.model_copy(update={"uri": absolute_uri(self.index.uri)})
+        return self.model_copy(update={"model": model, "source": source, "index": index})
 
     def resolved(self) -> dict[str, Any]:
         """Plain data, defaults filled in, secrets out: fit to be stored with the index."""
@@ -178,7 +229,8 @@ class RunConfig(Section):
         return record
 
 
-def _absolute(path: str) -> str:
+def absolute_uri(path: str) -> str:
+    """A local path from the root on; a URI as it is."""
     return path if "://" in path else str(Path(path).expanduser().absolute())
 
 

@@ -25,7 +25,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from actors.config import ModelConfig
-from pipelines.config import RunConfig
+from pipelines.config import Character, RunConfig
 from pipelines.config_keys import section_keys
 
 _COLUMNS = 100
@@ -157,6 +157,8 @@ def _limit(limit: Any) -> str:
 
 def _in_words(hint: Any) -> str:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint == Character:
+        return "character"
     if origin is Annotated:
         base, *notes = args
         limits = [limit for note in notes if isinstance(note, FieldInfo) for limit in note.metadata]

@@ -31,7 +31,7 @@ from pipelines.generations import (
     read_manifest,
 )
 from pipelines.lease import Lease, hold_lease
-from pipelines.listing import SourceFile, listing_hash
+from pipelines.listing import Listing
 from pipelines.plan import Request, load_plan, plan_run, read_done, todo_table
 from pipelines.progress import Progress, summary
 from pipelines.records import Done, Manifest
@@ -58,7 +58,7 @@ def embed_corpus(
     store = open_store(config.index.uri, config.index.storage_options)
 
     def committed() -> Manifest | None:
-        return None if fresh else _already_committed(store, request, listing_hash(listing))
+        return None if fresh else _already_committed(store, request, listing.hash)
 
     live = committed()
     if not live:
@@ -74,17 +74,17 @@ def embed_corpus(
     return live
 
 
-def _run_id(store: Store, request: Request, listing: list[SourceFile], fresh: bool) -> str:
+def _run_id(store: Store, request: Request, listing: Listing, fresh: bool) -> str:
     # Publications are counted, not generations: a run that died just before its own is the same.
     after = max(publications(store), default=0) if fresh else None
-    return request.run_id(fresh_after=after, listing=listing_hash(listing))
+    return request.run_id(fresh_after=after, listing=listing.hash)
 
 
 def _run(
     config: RunConfig,
     request: Request,
     source: Source,
-    listing: list[SourceFile],
+    listing: Listing,
     run_id: str,
     lease: Lease,
     console: Console,

@@ -22,7 +22,7 @@ from actors.encoder import Encoder, load_encoder
 from actors.errors import ModelError
 from actors.tokenizer import TOKENS_COLUMN
 from pipelines.config import RunConfig
-from pipelines.layout import done_path, new_nonce, slice_name
+from pipelines.layout import done_path, new_nonce, slice_name, unreadable_path
 from pipelines.output import PartWriter, describe_file, stored_rows, write_table
 from pipelines.records import (
     LEDGER_SCHEMA,
@@ -83,6 +83,7 @@ class SliceEncoder:
             first_document=work.first_document,
             documents=work.documents,
             last=work.last,
+            unreadable=work.unreadable,
             embedded=documents.num_rows,
             passages=len(kept),
             tokens=int(work.passages["n_tokens"].to_numpy()[kept].sum()),
@@ -104,7 +105,8 @@ class SliceEncoder:
             ),
             seconds=round(time.monotonic() - started, 3),
         )
-        path = done_path(self._run_id, work.unit, work.first_document)
+        path_of = unreadable_path if work.unreadable else done_path
+        path = path_of(self._run_id, work.unit, work.first_document)
         if self._store.create_exclusive(path, done.to_bytes()):
             return done
         return Done.model_validate_json(self._store.read(path))

@@ -44,6 +44,11 @@ def done_path(run_id: str, unit: int, first_document: int) -> str:
     return f"{done_folder(run_id)}/{slice_name(unit, first_document)}.json"
 
 
+def unreadable_path(run_id: str, unit: int, first_document: int) -> str:
+    """Path of the record that a unit could not be read from some document on."""
+    return f"{done_folder(run_id)}/{slice_name(unit, first_document)}.unreadable.json"
+
+
 def generation_folder(number: int) -> str:
     """Folder of a generation."""
     return f"generations/{number:06d}"

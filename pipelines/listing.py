@@ -12,8 +12,12 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
+
+UNKNOWN_SIZE = -1
+"""Of a file whose HTTP server does not say."""
 
 
 @dataclass(frozen=True)
@@ -26,17 +30,29 @@ class SourceFile:
     """The store's ETag, or a time of modification where it has none."""
 
 
-def find_files(fs: Any, root: str) -> list[SourceFile]:
-    """The Parquet files below a folder, the files a glob matches, or the one file; by path.
+@dataclass(frozen=True)
+class Found:
+    """What a location names."""
+
+    files: list[SourceFile]
+    """By path."""
+    base: str
+    """The folder that names in ids are relative to."""
+    is_folder: bool
+    """A folder: its files are not named one by one."""
+
+
+def find_files(fs: Any, root: str) -> Found:
+    """The files below a folder, the files a glob matches, or the one file.
 
     Raises:
         FileNotFoundError: nothing there.
     """
     fs.invalidate_cache()
     if fs.isfile(root):  # first: a name may have brackets in it
-        return [describe_file(fs, root)]
+        return Found([describe_file(fs, root)], root.rpartition("/")[0], is_folder=False)
     magic = re.search(r"[*?\[]", root)
-    base = root[: magic.start()].rpartition("/")[0] if magic else root
+    base = root[: magic.start()].rpartition("/")[0] if magic else root.rstrip("/")
     if is_local(fs):
         names = glob.glob(root, recursive=True) if magic else _walk(root)  # noqa: PTH207
         files = [describe_file(fs, name) for name in names if Path(name).is_file()]
@@ -45,9 +61,9 @@ def find_files(fs: Any, root: str) -> list[SourceFile]:
         files = [_from_info(info) for info in infos.values() if info["type"] == "file"]
     if not files and not magic and not fs.isdir(root):
         raise FileNotFoundError(root)
-    kept = [file for file in files if magic or file.path.endswith(".parquet")]
-    visible = [file for file in kept if not _is_hidden(file.path.removeprefix(base))]
-    return sorted(visible, key=lambda file: file.path)
+    visible = [file for file in files if not _is_hidden(file.path.removeprefix(base))]
+    visible.sort(key=lambda file: file.path)
+    return Found(visible, base, is_folder=not magic)
 
 
 def describe_file(fs: Any, path: str) -> SourceFile:
@@ -64,14 +80,37 @@ def is_local(fs: Any) -> bool:
     return "file" in fs.protocol
 
 
-def listing_hash(files: Sequence[SourceFile]) -> str:
-    """One hash for the state of a whole source."""
-    lines = "".join(f"{file.path}\0{file.size}\0{file.etag}\n" for file in files)
-    return hashlib.sha256(lines.encode()).hexdigest()[:32]
+@dataclass(frozen=True)
+class Listing:
+    """The files of a source, as they are now."""
+
+    files: list[SourceFile]
+    """In plan order."""
+    format: str
+    base: str
+    """The folder that names in ids are relative to."""
+
+    @property
+    def hash(self) -> str:
+        """One hash for the state of all of them."""
+        lines = "".join(f"{file.path}\0{file.size}\0{file.etag}\n" for file in self.files)
+        return hashlib.sha256(lines.encode()).hexdigest()[:32]
+
+    def name_of(self, file: SourceFile) -> str:
+        """Relative to `base`."""
+        return file.path.removeprefix(self.base).lstrip("/")
+
+
+def common_folder(bases: Sequence[str]) -> str:
+    """The deepest folder that all of them are, or are in."""
+    parts = [base.split("/") for base in bases]
+    shared = takewhile(lambda names: len(set(names)) == 1, zip(*parts, strict=False))
+    return "/".join(names[0] for names in shared)
 
 
 def _from_info(info: dict[str, Any]) -> SourceFile:
-    return SourceFile(info["name"], int(info["size"]), _etag(info))
+    size = info["size"]
+    return SourceFile(info["name"], UNKNOWN_SIZE if size is None else int(size), _etag(info))
 
 
 def _etag(info: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from itertools import zip_longest
 from typing import Any
 
 import pyarrow as pa
@@ -21,13 +21,18 @@ from actors.errors import SourceChangedError
 from actors.fingerprint import fingerprint, space_parts
 from actors.model_files import ModelFiles
 from pipelines.config import ChunkConfig, RunConfig
+from pipelines.formats.base import Piece
 from pipelines.layout import done_folder, plan_path, units_path
-from pipelines.listing import SourceFile, listing_hash
+from pipelines.listing import Listing, SourceFile
 from pipelines.records import UNITS_SCHEMA, Done, Plan
 from pipelines.source import Source, Unit
 from pipelines.storage import Store
 
 TODO_SCHEMA = UNITS_SCHEMA.append(pa.field("todo", pa.list_(pa.list_(pa.int64()))))
+
+
+_FILE_FIELDS = ("path", "size", "etag")
+_PIECE_FIELDS = ("name", "start", "stop", "row_group", "documents")
 
 
 @dataclass(frozen=True)
@@ -40,14 +45,10 @@ class Request:
     @staticmethod
     def of(config: RunConfig, files: ModelFiles) -> Request:
         """The request a configuration makes of a resolved model."""
-        uri = config.source.uri
+        source = config.with_absolute_paths().source
         return Request(
             {
-                "source": {
-                    "uri": uri if "://" in uri else str(Path(uri).expanduser().absolute()),
-                    "columns": config.source.columns.model_dump(mode="json"),
-                    "limit": config.source.limit,
-                },
+                "source": source.model_dump(mode="json", exclude={"storage_options"}),
                 "model": space_parts(config.encoder, files),
                 "outputs": sorted(config.outputs),
                 "vector_dtype": config.model.vector_dtype,
@@ -110,7 +111,7 @@ def plan_run(
     config: RunConfig,
     request: Request,
     source: Source,
-    files: Sequence[SourceFile],
+    listing: Listing,
     run_id: str,
 ) -> Run:
     """Pin what the run reads, or take up the plan an earlier try pinned.
@@ -119,20 +120,20 @@ def plan_run(
         SourceChangedError: a file of the earlier plan is no longer what it was.
     """
     if not store.exists(units_path(run_id)):
-        store.create_exclusive(
-            units_path(run_id), _units_to_bytes(source.units(files), listing_hash(files))
-        )
-    units, listing = _units_from_bytes(store.read(units_path(run_id)))
-    _check_unchanged(units, files)
+        content = _units_to_bytes(source.units(listing), listing.hash)
+        store.create_exclusive(units_path(run_id), content)
+    units, listing_hash = _units_from_bytes(store.read(units_path(run_id)))
+    _check_unchanged(units, listing.files)
     plan = load_plan(store, run_id)
     if plan is None:
+        known = [unit.documents for unit in units]
         plan = Plan(
             run_id=run_id,
             parent=None,
             request=request.parts,
-            listing=listing,
+            listing=listing_hash,
             units=len(units),
-            documents=sum(unit.documents for unit in units),
+            documents=None if None in known else sum(filter(None, known)),
             config=config.resolved(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
@@ -141,53 +142,53 @@ def plan_run(
 
 
 def read_done(store: Store, run_id: str) -> list[Done]:
-    """The done records of a run, by unit and first document."""
+    """The done records of a run, by unit and first document.
+
+    Of the records that a unit could not be read, one at most: where nothing was read beyond it.
+    """
     contents = store.read_many(store.list(done_folder(run_id)))
     records = [Done.model_validate_json(content) for content in contents]
-    return sorted(records, key=lambda done: (done.unit, done.first_document))
+    # Where both begin at one document, what could be read counts.
+    records.sort(key=lambda done: (done.unit, done.first_document, not done.unreadable))
+    return [
+        record
+        for record, after in zip_longest(records, records[1:])
+        if not record.unreadable or after is None or after.unit != record.unit
+    ]
 
 
 def todo_table(units: Iterable[Unit], done: Iterable[Done]) -> pa.Table:
-    """One row for each unit with something left: the unit, and the document ranges to read."""
+    """One row for each unit with something left: the unit, and the document ranges to read.
+
+    A range that ends with null goes to the end of the unit. What could not be read is left.
+    """
     by_unit: dict[int, list[Done]] = defaultdict(list)
     for record in done:
-        by_unit[record.unit].append(record)
-    rows = [
-        (unit, ranges)
-        for unit in units
-        if (ranges := _missing_ranges(unit, by_unit[unit.number])) is not None
-    ]
+        if not record.unreadable:
+            by_unit[record.unit].append(record)
+    rows = [(unit, ranges) for unit in units if (ranges := _missing_ranges(by_unit[unit.number]))]
     columns = [*_unit_columns([unit for unit, _ in rows]), [ranges for _, ranges in rows]]
     arrays = [pa.array(c, f.type) for c, f in zip(columns, TODO_SCHEMA, strict=True)]
     return pa.table(arrays, schema=TODO_SCHEMA)
 
 
-def _missing_ranges(unit: Unit, done: Sequence[Done]) -> list[tuple[int, int]] | None:
-    """Document ranges without a done record, None when there are none."""
-    if any(record.last for record in done) and _is_contiguous(done):
-        return None
-    ranges, position = [], 0
+def _missing_ranges(done: Sequence[Done]) -> list[tuple[int, int | None]]:
+    """Document ranges without a done record."""
+    ranges: list[tuple[int, int | None]] = []
+    position = 0
     for record in done:
         if record.first_document > position:
             ranges.append((position, record.first_document))
         position = record.next_document
-    if position < unit.documents or unit.documents == 0:
-        ranges.append((position, unit.documents))
+    if not (done and done[-1].last):
+        ranges.append((position, None))
     return ranges
 
 
-def _is_contiguous(done: Sequence[Done]) -> bool:
-    position = 0
-    for record in done:
-        if record.first_document != position:
-            return False
-        position = record.next_document
-    return True
-
-
 def incomplete_units(units: Iterable[Unit], done: Iterable[Done]) -> list[int]:
-    """Units whose done records do not yet reach from the first document to the last."""
-    return todo_table(units, done)["unit"].to_pylist()  # type: ignore[no-any-return]
+    """Units whose done records do not reach from the first document to the last."""
+    complete = [record.model_copy(update={"unreadable": False}) for record in done]
+    return todo_table(units, complete)["unit"].to_pylist()  # type: ignore[no-any-return]
 
 
 def _chunk_parts(chunk: ChunkConfig, files: ModelFiles) -> dict[str, Any]:
@@ -198,7 +199,7 @@ def _chunk_parts(chunk: ChunkConfig, files: ModelFiles) -> dict[str, Any]:
 
 def _check_unchanged(units: Sequence[Unit], files: Sequence[SourceFile]) -> None:
     now = {file.path: file for file in files}
-    for file in {unit.file for unit in units}:
+    for file in {piece.file for unit in units for piece in unit.pieces}:
         if now.get(file.path) != file:
             state = "changed" if file.path in now else "is gone"
             raise SourceChangedError(
@@ -210,12 +211,15 @@ def _check_unchanged(units: Sequence[Unit], files: Sequence[SourceFile]) -> None
 def _unit_columns(units: Sequence[Unit]) -> list[list[Any]]:
     return [
         [unit.number for unit in units],
-        [unit.file.path for unit in units],
-        [unit.file.size for unit in units],
-        [unit.file.etag for unit in units],
-        [unit.row_group for unit in units],
+        [unit.format for unit in units],
         [unit.documents for unit in units],
+        [[_piece_row(piece) for piece in unit.pieces] for unit in units],
     ]
+
+
+def _piece_row(piece: Piece) -> dict[str, Any]:
+    row = {name: getattr(piece, name) for name in _PIECE_FIELDS}
+    return row | {name: getattr(piece.file, name) for name in _FILE_FIELDS}
 
 
 def _units_to_bytes(units: Sequence[Unit], listing: str) -> bytes:
@@ -235,8 +239,14 @@ def _units_from_bytes(data: bytes) -> tuple[list[Unit], str]:
 
 def unit_of(row: Mapping[str, Any]) -> Unit:
     """A row of units.parquet as a unit."""
-    file = SourceFile(row["path"], row["size"], row["etag"])
-    return Unit(row["unit"], file, row["row_group"], row["documents"])
+    pieces = (
+        Piece(
+            file=SourceFile(*(piece[name] for name in _FILE_FIELDS)),
+            **{name: piece[name] for name in _PIECE_FIELDS},
+        )
+        for piece in row["pieces"]
+    )
+    return Unit(row["unit"], row["format"], tuple(pieces), row["documents"])
 
 
 def _flatten(parts: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

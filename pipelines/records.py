@@ -63,13 +63,29 @@ DELETIONS_SCHEMA = pa.schema(
 UNITS_SCHEMA = pa.schema(
     [
         ("unit", pa.int32()),
-        ("path", pa.string()),
-        ("size", pa.int64()),
-        ("etag", pa.string()),
-        ("row_group", pa.int32()),
+        ("format", pa.string()),
         ("documents", pa.int64()),
+        (
+            "pieces",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("path", pa.string()),
+                        ("size", pa.int64()),
+                        ("etag", pa.string()),
+                        ("name", pa.string()),
+                        ("start", pa.int64()),
+                        ("stop", pa.int64()),
+                        ("row_group", pa.int32()),
+                        ("documents", pa.int64()),
+                    ]
+                )
+            ),
+        ),
     ]
 )
+"""`documents` is null where only reading tells; `name` is the file's in derived ids; start and stop
+are rows where there is a row group, else bytes."""
 
 RejectCode = Literal[
     "null_text",
@@ -146,6 +162,9 @@ class Done(Record):
     """Input rows of the slice, rejects included."""
     last: bool
     """It ends its unit."""
+    unreadable: bool = False
+    """The unit could not be read from here on: tried again on every start, never in the way of a
+    slice that could."""
     embedded: int
     """Documents with rows in `part`."""
     passages: int
@@ -175,7 +194,8 @@ class Plan(Record):
     listing: str
     """Hash of the source's files (path, size, etag), also of those beyond a limit."""
     units: int
-    documents: int
+    documents: int | None
+    """None where only reading tells."""
     config: dict[str, Any]
     created: str
 

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
+from actors.errors import UnreadableUnitError
 from actors.model_files import ModelFiles, resolve_model
-from pipelines.blocks import BlockBuilder
+from actors.tokenizer import TOKENS_COLUMN
+from pipelines.blocks import DOCUMENTS_SCHEMA, BlockBuilder, DocumentBlock
 from pipelines.config import RunConfig
 from pipelines.plan import unit_of
-from pipelines.records import reject_table
+from pipelines.records import PASSAGE_SCHEMA, reject_table
 from pipelines.source import Source, Unit
 
 
@@ -39,6 +41,8 @@ class Slice:
     ledger: pa.Table
     """doc_id, doc_hash, position, n_rows, n_tokens of each document that has passages."""
     rejects: pa.Table
+    unreadable: bool = False
+    """The unit could not be read from here on; the one reject says why."""
 
     def to_row(self) -> pa.Table:
         """As one row: what travels between tasks."""
@@ -48,6 +52,7 @@ class Slice:
                 "first_document": pa.array([self.first_document], pa.int64()),
                 "documents": pa.array([self.documents], pa.int64()),
                 "last": pa.array([self.last]),
+                "unreadable": pa.array([self.unreadable]),
                 "passages": _nest(self.passages),
                 "ledger": _nest(self.ledger),
                 "rejects": _nest(self.rejects),
@@ -63,6 +68,7 @@ class Slice:
             first_document=row["first_document"][0].as_py(),
             documents=row["documents"][0].as_py(),
             last=row["last"][0].as_py(),
+            unreadable=row["unreadable"][0].as_py(),
             passages=_unnest(row["passages"]),
             ledger=_unnest(row["ledger"]),
             rejects=_unnest(row["rejects"]),
@@ -79,33 +85,84 @@ class SliceReader:
         self._source = Source(config.source)
         self._builder = BlockBuilder(config, resolve_model(config.encoder))
 
-    def slices(self, unit: Unit, start: int, stop: int) -> Iterator[Slice]:
-        """The slices of documents [start, stop) of a unit; `start` must be a slice's first."""
-        max_documents, max_tokens = self._config.slice.documents, self._config.slice_max_tokens
-        first, blocks, documents, tokens = start, [], 0, 0
-        for batch in self._source.read(unit, start, stop):
-            block = self._builder.build(batch, unit.number, first + documents)
-            done = 0
-            while done < len(block):
-                # The document that reaches the token limit still belongs to the slice.
-                reached = block.tokens[done] + max_tokens - tokens
-                end = min(
-                    done + max_documents - documents,
-                    max(int(np.searchsorted(block.tokens, reached)), done + 1),
-                    len(block),
-                )
-                blocks.append(block.between(done, end))
-                documents += end - done
-                tokens += int(block.tokens[end] - block.tokens[done])
-                done = end
-                if documents >= max_documents or tokens >= max_tokens:
-                    yield _assemble(unit, first, documents, blocks)
-                    first, blocks, documents, tokens = first + documents, [], 0, 0
-        if documents:
-            yield _assemble(unit, first, documents, blocks)
-        elif unit.documents == 0:
-            empty = self._builder.build(self._source.no_documents(unit), unit.number, 0)
-            yield _assemble(unit, 0, 0, [empty.between(0, 0)])
+    def slices(self, unit: Unit, start: int = 0, stop: int | None = None) -> Iterator[Slice]:
+        """The slices of documents [start, stop) of a unit; `start` must be a slice's first.
+
+        Where the unit cannot be read, the last slice is one that says so.
+        """
+        limits = self._config.slice.documents, self._config.slice_max_tokens
+        pending = _Pending(unit, start, *limits)
+        try:
+            for batch in self._source.read(unit, start, stop):
+                block = self._builder.build(batch, unit.number, pending.next_document)
+                done = 0
+                while done < len(block):
+                    if pending.is_full:  # only now it is known not to be the last
+                        yield pending.close(last=False)
+                    done = pending.take(block, done)
+            if not pending.documents:
+                block = self._builder.build(self._source.no_documents(unit), unit.number, start)
+                pending.take(block, 0)
+        except UnreadableUnitError as error:
+            if pending.is_full:
+                yield pending.close(last=False)
+            yield unreadable_slice(unit.number, pending.first, error.message)
+            return
+        yield pending.close(last=stop in (None, unit.documents))
+
+
+class _Pending:
+    """The slice that is being filled."""
+
+    def __init__(self, unit: Unit, first: int, max_documents: int, max_tokens: int) -> None:
+        self.first = first
+        self.documents = 0
+        self._unit = unit
+        self._max_documents, self._max_tokens = max_documents, max_tokens
+        self._tokens = 0
+        self._blocks: list[tuple[pa.Table, pa.Table, pa.Table]] = []
+
+    @property
+    def next_document(self) -> int:
+        """Position in the unit of the next document."""
+        return self.first + self.documents
+
+    @property
+    def is_full(self) -> bool:
+        """A limit is reached: the document that reaches the token limit still belongs to it."""
+        return self.documents >= self._max_documents or self._tokens >= self._max_tokens
+
+    def take(self, block: DocumentBlock, start: int) -> int:
+        """Add documents of a block, from `start` on, as many as fit; returns where it stopped."""
+        reached = block.tokens[start] + self._max_tokens - self._tokens
+        stop = min(
+            start + self._max_documents - self.documents,
+            max(int(np.searchsorted(block.tokens, reached)), start + 1),
+            len(block),
+        )
+        self._blocks.append(block.between(start, stop))
+        self.documents += stop - start
+        self._tokens += int(block.tokens[stop] - block.tokens[start])
+        return stop
+
+    def close(self, *, last: bool) -> Slice:
+        """The slice; the next one begins after it."""
+        passages, ledger, rejects = (
+            pa.concat_tables(tables) for tables in zip(*self._blocks, strict=True)
+        )
+        number = self._unit.number
+        passages, ledger, rejects = _without_duplicates(number, passages, ledger, rejects)
+        full = Slice(number, self.first, self.documents, last, passages, ledger, rejects)
+        self.first, self.documents, self._tokens, self._blocks = self.next_document, 0, 0, []
+        return full
+
+
+def unreadable_slice(unit: int, first: int, reason: str) -> Slice:
+    """What stands for the documents of a unit from `first` on when they cannot be read."""
+    rejects = reject_table([(None, unit, first, "unreadable_unit", reason)])
+    nothing = PASSAGE_SCHEMA.append(pa.field(TOKENS_COLUMN, pa.list_(pa.int32()))).empty_table()
+    ledger = DOCUMENTS_SCHEMA.empty_table()
+    return Slice(unit, first, 0, True, nothing, ledger, rejects, unreadable=True)
 
 
 def read_slices(batch: pa.Table, config: RunConfig) -> Iterator[pa.Table]:
@@ -130,15 +187,6 @@ def check_chunking(config: RunConfig, files: ModelFiles) -> None:
         ConfigError: passages that the model cannot hold.
     """
     BlockBuilder(config, files)
-
-
-def _assemble(
-    unit: Unit, first: int, documents: int, blocks: Sequence[tuple[pa.Table, pa.Table, pa.Table]]
-) -> Slice:
-    passages, ledger, rejects = (pa.concat_tables(tables) for tables in zip(*blocks, strict=True))
-    passages, ledger, rejects = _without_duplicates(unit.number, passages, ledger, rejects)
-    last = first + documents == unit.documents
-    return Slice(unit.number, first, documents, last, passages, ledger, rejects)
 
 
 def _without_duplicates(

@@ -1,167 +1,194 @@
 """Documents on storage: which files there are, the units they are read in, and the reading.
 
-A unit is one row group of a Parquet file. Knows nothing of passages, tokens or vectors.
+Formats say what a file holds; here files become units, and units documents. Knows nothing of
+passages, tokens or vectors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from actors.errors import SourceChangedError, SourceError, UnreadableUnitError
-from pipelines.columns import check_columns, check_metadata
-from pipelines.config import SourceConfig
-from pipelines.listing import SourceFile, describe_file, find_files, is_local
+from actors.errors import EmbedError, SourceChangedError, SourceError, UnreadableUnitError
+from pipelines.config import SourceConfig, absolute_uri
+from pipelines.formats.base import Access, DocumentBatch, FileFacts, Format, Piece, check_present
+from pipelines.formats.registry import FORMATS, choose_format
+from pipelines.listing import Found, Listing, SourceFile, common_folder, describe_file, find_files
 from pipelines.storage_faults import FAULTS, fault_of
 
-_BATCH_DOCUMENTS = 128
-_FOOTER_THREADS = 32
+_THREADS = 32
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What one reading task reads: a run of documents of one file."""
+    """What one reading task reads: a piece of a file, or several short text files."""
 
     number: int
-    file: SourceFile
-    row_group: int
-    documents: int
+    format: str
+    pieces: tuple[Piece, ...]
+    documents: int | None
+    """How many of them, counted from the first, belong to the run; None: all, however many."""
+
+    def __str__(self) -> str:
+        """For messages."""
+        first = self.pieces[0]
+        where = ""
+        if first.row_group is not None:
+            where = f", row group {first.row_group}"
+        elif first.start or first.stop < first.file.size:
+            where = f", bytes {first.start:,} to {first.stop:,}"
+        more = f" and {len(self.pieces) - 1} more files" if len(self.pieces) > 1 else ""
+        return f"{first.file.path}{where}{more}"
 
 
 class Source:
     """The documents a configuration names."""
 
     def __init__(self, config: SourceConfig) -> None:
-        self._config = config
-        self._fs, self._root = _filesystem(config)
-
-    def list_files(self) -> list[SourceFile]:
-        """The files, by path.
+        """Open the store.
 
         Raises:
-            SourceError: nothing there, or nothing readable.
+            SourceError: no driver for it, or locations in several stores.
         """
-        uri = self._config.uri
-        try:
-            files = find_files(self._fs, self._root)
-        except FileNotFoundError:
-            raise SourceError(
-                f"source.uri: expected a file, folder or glob, found nothing at {uri}.",
-                "Check the path (and the bucket).",
-            ) from None
-        except Exception as error:
-            fault = fault_of(error)
-            if fault is None:
-                raise
-            what, remedy = FAULTS[fault]
-            raise SourceError(
-                f"source.uri: expected a readable place at {uri}, found {what} ({error!s:.160}).",
-                remedy,
-            ) from error
-        if not files:
-            raise SourceError(f"source.uri: expected Parquet files at {uri}, found none.")
-        return files
+        self._config = config
+        self._fs, self._roots = _filesystem(config)
+        self._access = Access(self._fs)
 
-    def units(self, files: Sequence[SourceFile]) -> list[Unit]:
-        """The row groups in the order of the files, up to `limit` documents.
+    def list_files(self) -> Listing:
+        """The files, each location's by path; one that two locations name counts once.
 
         Raises:
-            SourceError: no documents, a file that is not Parquet, a configured column that is
-                absent or of another type than in the first file.
+            SourceError: nothing there, nothing readable, or no one format.
+        """
+        found = [
+            self._find(uri, root) for uri, root in zip(self._config.uris, self._roots, strict=True)
+        ]
+        from_folder: dict[SourceFile, bool] = {}
+        for place in found:
+            for file in place.files:
+                from_folder[file] = from_folder.get(file, True) and place.is_folder
+        if not from_folder:
+            raise SourceError(
+                f"source.uri: expected files at {self._config.described}, found none."
+            )
+        with self._store_faults(self._config.described):
+            name, files = choose_format(self._config, self._access, from_folder)
+        return Listing(files, name, common_folder([place.base for place in found]))
+
+    def units(self, listing: Listing) -> list[Unit]:
+        """The units in the order of the files, up to `limit` documents.
+
+        Raises:
+            SourceError: no documents, a file not of the format, a configured column that is absent
+                or of another type than in the first file.
         """
         units: list[Unit] = []
         left = self._config.limit
-        types: dict[str, pa.DataType] | None = None
-        with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-            footers = zip(files, pool.map(self._read_footer, files), strict=True)
-            for file, (groups, metadata) in footers:
-                types = types or metadata
-                check_metadata(self._config.columns, metadata, file.path, types, files[0].path)
-                for row_group, documents in enumerate(groups):
-                    taken = documents if left is None else min(documents, left)
-                    units.append(Unit(len(units), file, row_group, taken))
-                    if left is not None:
-                        left -= taken
-                        if left == 0:
-                            pool.shutdown(wait=False, cancel_futures=True)
-                            return units
-        if not units:
-            raise SourceError(f"source.uri: expected documents at {self._config.uri}, found none.")
+        present: dict[str, pa.DataType] = {}
+        for pieces in self._pieces(listing, present):
+            unit = Unit(len(units), listing.format, pieces, _sum(p.documents for p in pieces))
+            if left is not None:
+                documents = unit.documents
+                taken = self._count(unit, left) if documents is None else min(documents, left)
+                unit, left = replace(unit, documents=taken), left - taken
+            units.append(unit)
+            if left == 0:
+                break
+        if present:
+            check_present(self._config, present, f"the first lines of {self._config.described}")
+        if not any(piece.file.size for unit in units for piece in unit.pieces):
+            raise SourceError(
+                f"source.uri: expected documents at {self._config.described}, found none."
+            )
         return units
 
-    def read(self, unit: Unit, start: int, stop: int) -> Iterator[pa.Table]:
-        """Documents [start, stop) of a unit: doc_id, text, title, then the metadata columns.
-
-        doc_id, text and title are strings (null where the source has null).
+    def read(self, unit: Unit, start: int = 0, stop: int | None = None) -> Iterator[DocumentBatch]:
+        """Documents [start, stop) of a unit.
 
         Raises:
-            SourceChangedError: the file is no longer the one that was listed.
+            SourceChangedError: a file is no longer the one that was listed.
             UnreadableUnitError: its bytes are damaged, or the store does not give them.
         """
-        self._check_unchanged(unit.file)
-        columns = self._config.columns
-        wanted = [columns.id, columns.text, columns.title, *columns.metadata]
-        names = list(dict.fromkeys(name for name in wanted if name))
-        position = 0
-        try:
-            for batch in self._batches(unit, names):
-                low, high = max(start - position, 0), min(stop - position, batch.num_rows)
-                position += batch.num_rows
-                if low < high:
-                    yield self._canonical(pa.Table.from_batches([batch.slice(low, high - low)]))
-                if position >= stop:
-                    return
-        except (OSError, pa.ArrowException) as error:  # pyarrow raises either for damaged pages
-            reason = " ".join(str(error).split())
-            raise UnreadableUnitError(
-                f"{unit.file.path}, row group {unit.row_group}: cannot be read ({reason:.160}).",
-                "Repair the file and start over with --fresh; if the store failed, run again.",
-            ) from error
+        if stop is None:
+            stop = unit.documents
+        reader, position = self._format(unit.format), 0
+        for piece in unit.pieces:
+            if stop is not None and position >= stop:
+                return
+            if piece.documents is not None and position + piece.documents <= start:
+                position += piece.documents
+                continue
+            with _unreadable(unit):
+                self._check_unchanged(piece.file)
+                for batch in reader.read(self._access, piece):
+                    n = batch.table.num_rows
+                    low = max(start - position, 0)
+                    high = n if stop is None else min(stop - position, n)
+                    position += n
+                    if low < high:
+                        yield batch.slice(low, high)
+                    if stop is not None and position >= stop:
+                        return
 
-    def _batches(self, unit: Unit, names: list[str]) -> Iterator[pa.RecordBatch]:
-        with self._fs.open(unit.file.path, "rb", **self._open_options) as opened:
-            parquet = pq.ParquetFile(opened, pre_buffer=True)
-            yield from parquet.iter_batches(
-                _BATCH_DOCUMENTS, row_groups=[unit.row_group], columns=names
-            )
-
-    def no_documents(self, unit: Unit) -> pa.Table:
+    def no_documents(self, unit: Unit) -> DocumentBatch:
         """What `read` gives, with no rows: its types."""
-        with self._fs.open(unit.file.path, "rb", **self._open_options) as opened:
-            schema = pq.ParquetFile(opened).schema_arrow
-        return self._canonical(schema.empty_table())
+        with _unreadable(unit):
+            return self._format(unit.format).no_documents(self._access, unit.pieces[0])
 
-    def _canonical(self, table: pa.Table) -> pa.Table:
-        columns = self._config.columns
-        n = table.num_rows
-        fields = {
-            "doc_id": table[columns.id].cast(pa.string()),
-            "text": table[columns.text].cast(pa.string()),
-            "title": table[columns.title].cast(pa.string())
-            if columns.title
-            else pa.nulls(n, pa.string()),
-        }
-        return pa.table(fields | {name: table[name] for name in columns.metadata})
+    def _format(self, name: str) -> Format:
+        return FORMATS[name].make(self._config)
 
-    def _read_footer(self, file: SourceFile) -> tuple[list[int], dict[str, pa.DataType]]:
-        """Documents of each row group, and the types of the metadata columns."""
-        try:
-            with self._fs.open(file.path, "rb", **self._open_options) as opened:
-                parquet = pq.ParquetFile(opened)
-                metadata, schema = parquet.metadata, parquet.schema_arrow
-        except (OSError, pa.ArrowException) as error:  # pyarrow raises either for a damaged footer
-            reason = " ".join(str(error).split())
-            raise SourceError(f"{file.path}: expected a Parquet file ({reason:.160}).") from None
-        check_columns(self._config.columns, file.path, schema)
-        groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-        return groups, {name: schema.field(name).type for name in self._config.columns.metadata}
+    def _find(self, uri: str, root: str) -> Found:
+        with self._store_faults(uri):
+            try:
+                return find_files(self._fs, root)
+            except FileNotFoundError:
+                raise SourceError(
+                    f"source.uri: expected a file, folder or glob, found nothing at {uri}.",
+                    "Check the path (and the bucket).",
+                ) from None
+
+    def _pieces(
+        self, listing: Listing, present: dict[str, pa.DataType]
+    ) -> Iterator[tuple[Piece, ...]]:
+        """The pieces of each unit; adds to `present` the fields that any file has.
+
+        Files are looked at as far as units are asked for.
+        """
+        reader, columns = self._format(listing.format), self._config.columns
+        types: Mapping[str, pa.DataType] | None = None
+
+        def look(file: SourceFile) -> FileFacts:
+            with self._store_faults(file.path):
+                return reader.inspect(self._access, file, listing.name_of(file))
+
+        def every_piece() -> Iterator[Piece]:
+            nonlocal types
+            for file, facts in zip(listing.files, pool.map(look, listing.files), strict=True):
+                if facts.present is not None:
+                    present.update(facts.present)
+                    types = types or facts.present
+                    _check_types(columns.metadata, facts.present, file, types, listing.files[0])
+                yield from facts.pieces
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            try:
+                pieces = every_piece()
+                while unit := tuple(islice(pieces, FORMATS[listing.format].files_in_unit)):
+                    yield unit
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _count(self, unit: Unit, at_most: int) -> int:
+        with self._store_faults(str(unit)):
+            return sum(batch.table.num_rows for batch in self.read(unit, 0, at_most))
 
     def _check_unchanged(self, file: SourceFile) -> None:
         try:
@@ -178,18 +205,73 @@ class Source:
                 "Start over with --fresh.",
             )
 
-    @property
-    def _open_options(self) -> dict[str, Any]:
-        # pyarrow asks for whole column chunks; a read-ahead cache would fetch more than needed.
-        return {} if is_local(self._fs) else {"cache_type": "none"}
+    @contextmanager
+    def _store_faults(self, where: str) -> Iterator[None]:
+        try:
+            yield
+        except EmbedError:
+            raise
+        except Exception as error:
+            fault = fault_of(error)
+            if fault is None:
+                raise
+            what, remedy = FAULTS[fault]
+            raise SourceError(
+                f"source.uri: expected a readable place at {where}, found {what} ({error!s:.160}).",
+                remedy,
+            ) from error
 
 
-def _filesystem(config: SourceConfig) -> tuple[Any, str]:
-    uri = config.uri
-    if "://" not in uri:
-        uri = str(Path(uri).expanduser().absolute())
+@contextmanager
+def _unreadable(unit: Unit) -> Iterator[None]:
+    """Name the unit in what pyarrow (OSError or its own) or the store's driver raises."""
     try:
-        fs, root = fsspec.core.url_to_fs(uri, **config.storage_options)
-    except (ImportError, ValueError) as error:
-        raise SourceError(f"source.uri: cannot read {config.uri} ({error}).") from None
-    return fs, root
+        yield
+    except Exception as error:
+        if isinstance(error, EmbedError):
+            raise
+        if not (isinstance(error, OSError | pa.ArrowException) or fault_of(error)):
+            raise
+        reason = " ".join(str(error).split())
+        raise UnreadableUnitError(
+            f"{unit}: cannot be read ({reason:.160}).",
+            "Repair the file and start over with --fresh; if the store failed, run again.",
+        ) from error
+
+
+def _check_types(
+    metadata: Sequence[str],
+    found: Mapping[str, pa.DataType],
+    file: SourceFile,
+    expected: Mapping[str, pa.DataType],
+    first: SourceFile,
+) -> None:
+    """Metadata goes into the index as it is: two types would be two schemas in one index."""
+    for i, name in enumerate(metadata):
+        kinds = found.get(name), expected.get(name)
+        if None not in kinds and kinds[0] != kinds[1]:
+            raise SourceError(
+                f"source.columns.metadata[{i}]: expected {kinds[1]} for {name!r} in {file.path}, "
+                f"as in {first.path}, found {kinds[0]}.",
+                "Give the column one type in all files, or leave it out.",
+            )
+
+
+def _sum(counts: Iterator[int | None]) -> int | None:
+    known = list(counts)
+    return None if None in known else sum(filter(None, known))
+
+
+def _filesystem(config: SourceConfig) -> tuple[Any, list[str]]:
+    opened: list[tuple[Any, str]] = []
+    for uri in map(absolute_uri, config.uris):
+        try:
+            opened.append(fsspec.core.url_to_fs(uri, **config.storage_options))
+        except (ImportError, ValueError) as error:
+            raise SourceError(f"source.uri: cannot read {uri} ({error}).") from None
+    if len({id(fs) for fs, _ in opened}) > 1:
+        raise SourceError(
+            f"source.uri: expected locations in one store, got {config.described}.",
+            "Make an index of each, or bring the files together.",
+        )
+    return opened[0][0], [root for _, root in opened]

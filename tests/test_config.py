@@ -122,7 +122,7 @@ def test_load_config_model_outputs_are_refused(write):
         (changed("chunk", overlap=-1), r"chunk\.overlap: expected .* 0, got -1"),
         (changed("chunk", by="words"), r"chunk\.by: expected 'none' or 'tokens', got 'words'"),
         (changed("source", columns=["id"]), r"source\.columns: expected .*, got \['id'\]"),
-        (changed("source", uri=5), r"source\.uri: expected a valid string, got 5"),
+        (changed("source", uri=5), r"source\.uri: expected a string or a list of strings, got 5"),
         (changed("model", dtype="int8"), r"model\.dtype: expected 'auto', .*, got 'int8'"),
         (MINIMAL | {"model": "bge-m3"}, r"model: expected .*, got 'bge-m3'"),
         (MINIMAL | {"model": None}, r"model: expected .*, got None"),

@@ -30,7 +30,6 @@ from pipelines.embed_corpus import embed_corpus, receipts
 from pipelines.index import open_index
 from pipelines.layout import publication_path
 from pipelines.lease import hold_lease
-from pipelines.listing import listing_hash
 from pipelines.plan import Request, plan_run, read_done, todo_table
 from pipelines.records import Done, Manifest
 from pipelines.source import Source
@@ -228,7 +227,7 @@ def test_plan_with_gpus_tokenises_outside_the_two_encoder_actors(
 
 def _prepare(config: Any) -> tuple[Request, Store, str]:
     request = Request.of(config, resolve_model(config.encoder))
-    listing = listing_hash(Source(config.source).list_files())
+    listing = Source(config.source).list_files().hash
     store = open_store(config.index.uri, config.index.storage_options)
     return request, store, request.run_id(fresh_after=None, listing=listing)
 

@@ -61,7 +61,7 @@ class Bench:
         self.config = make_config(path, **({"slice": {"documents": 100}} | sections))
         source = Source(self.config.source)
         [unit] = source.units(source.list_files())
-        self.slices = [*SliceReader(self.config).slices(unit, 0, unit.documents)]
+        self.slices = [*SliceReader(self.config).slices(unit)]
         request = Request.of(self.config, resolve_model(self.config.encoder))
         self.store = open_store(self.config.index.uri, self.config.index.storage_options)
         self.encoder = SliceEncoder(self.config, RUN, request.space_fingerprint)

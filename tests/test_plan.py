@@ -14,8 +14,9 @@ from actors.errors import SourceChangedError
 from actors.model_files import resolve_model
 from actors.tiny_model import ensure_tiny_m3
 from pipelines.config import parse_config
+from pipelines.formats.base import Piece
 from pipelines.layout import done_path, plan_path, units_path
-from pipelines.listing import SourceFile, listing_hash
+from pipelines.listing import Listing, SourceFile
 from pipelines.plan import (
     TODO_SCHEMA,
     Request,
@@ -201,7 +202,9 @@ ENCODER = EncoderRecord(
 
 
 def unit_with(documents, number=0):
-    return Unit(number, SourceFile("docs/a.parquet", 1000, "etag"), number, documents)
+    file = SourceFile("docs/a.parquet", 1000, "etag")
+    piece = Piece(file, "a.parquet", 0, documents, number, documents)
+    return Unit(number, "parquet", (piece,), documents)
 
 
 def done_of(unit, first, documents):
@@ -234,13 +237,13 @@ def left(unit, *slices):
 @pytest.mark.parametrize(
     ("slices", "todo"),
     [
-        ([], [[0, 100]]),
+        ([], [[0, None]]),
         ([(0, 40), (40, 40), (80, 20)], None),
-        ([(0, 40)], [[40, 100]]),
-        ([(0, 40), (40, 40)], [[80, 100]]),
+        ([(0, 40)], [[40, None]]),
+        ([(0, 40), (40, 40)], [[80, None]]),
         ([(40, 40), (80, 20)], [[0, 40]]),
         ([(80, 20)], [[0, 80]]),
-        ([(40, 40)], [[0, 40], [80, 100]]),
+        ([(40, 40)], [[0, 40], [80, None]]),
         ([(0, 40), (80, 20)], [[40, 80]]),
         ([(0, 10), (30, 10), (60, 10), (90, 10)], [[10, 30], [40, 60], [70, 90]]),
         ([(0, 100)], None),
@@ -250,7 +253,7 @@ def test_todo_table_is_what_has_no_done_record(slices, todo):
     assert left(unit_with(100), *slices) == todo
 
 
-@pytest.mark.parametrize(("slices", "todo"), [([], [[0, 0]]), ([(0, 0)], None)])
+@pytest.mark.parametrize(("slices", "todo"), [([], [[0, None]]), ([(0, 0)], None)])
 def test_todo_table_empty_unit_needs_a_record_too(slices, todo):
     assert left(unit_with(0), *slices) == todo
 
@@ -266,7 +269,7 @@ def test_todo_table_holds_each_unit_with_something_left():
     table = todo_table(units, done)
     assert table.schema == TODO_SCHEMA
     assert table["unit"].to_pylist() == incomplete_units(units, done) == [1, 3, 4]
-    assert table["todo"].to_pylist() == [[[5, 20]], [[0, 30]], [[0, 3]]]
+    assert table["todo"].to_pylist() == [[[5, None]], [[0, None]], [[0, 3]]]
     assert [unit_of(row) for row in table.to_pylist()] == [units[1], units[3], units[4]]
 
 
@@ -314,8 +317,7 @@ def plan(corpus, make_config):
         store = open_store(config.index.uri)
         request = Request.of(config, resolve_model(config.encoder))
         source = Source(config.source)
-        files = source.list_files()
-        return plan_run(store, config, request, source, files, run_id(request))
+        return plan_run(store, config, request, source, source.list_files(), run_id(request))
 
     return make
 
@@ -331,12 +333,11 @@ def test_plan_run_pins_the_source(plan, store, corpus):
     assert [unit.number for unit in run.units] == [0, 1, 2, 3, 4]
     assert (run.plan.units, run.plan.documents, run.plan.parent) == (5, 15, None)
     assert load_plan(store, run.plan.run_id) == run.plan
-    assert run.plan.listing == listing_hash(
-        [
-            SourceFile(str(p), p.stat().st_size, str(p.stat().st_mtime_ns))
-            for p in sorted(corpus.iterdir())
-        ]
-    )
+    files = [
+        SourceFile(str(p), p.stat().st_size, str(p.stat().st_mtime_ns))
+        for p in sorted(corpus.iterdir())
+    ]
+    assert run.plan.listing == Listing(files, "parquet", str(corpus)).hash
 
 
 def test_plan_run_stores_request_and_configuration(plan, store):

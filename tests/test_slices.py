@@ -63,7 +63,7 @@ def read(open_corpus):
 
     def make(table, **sections):
         reader, [unit], _ = open_corpus(table, **sections)
-        return [*reader.slices(unit, 0, unit.documents)]
+        return [*reader.slices(unit)]
 
     return make
 
@@ -164,7 +164,7 @@ def test_slices_of_a_unit_cut_by_a_limit_end_there(open_corpus, tmp_path):
     columns = {"title": "title", "metadata": ["url"]}
     source = {"uri": str(tmp_path / "docs.parquet"), "columns": columns, "limit": 25}
     reader, [unit], _ = open_corpus(documents(*[LOREM] * 50), source=source)
-    pieces = [*reader.slices(unit, 0, unit.documents)]
+    pieces = [*reader.slices(unit)]
     assert names(pieces) == [(0, 20), (20, 5)]
     assert [piece.last for piece in pieces] == [False, True]
 
@@ -276,7 +276,7 @@ def test_slice_row_among_others_gives_the_slice_back(read, combined):
 def test_slice_row_through_arrow_ipc_gives_the_slice_back(open_corpus, texts):
     table = documents(*texts) if texts else documents(LOREM).slice(0, 0)
     reader, [unit], _ = open_corpus(table)
-    [piece] = reader.slices(unit, 0, unit.documents)
+    [piece] = reader.slices(unit)
     sink = pa.BufferOutputStream()
     row = piece.to_row()
     with pa.ipc.new_stream(sink, row.schema) as writer:
@@ -295,7 +295,7 @@ def test_slice_from_several_rows_is_refused(read):
 def test_read_slices_of_a_todo_table_are_those_not_done(open_corpus):
     reader, units, config = open_corpus(varied(90), group=40, slice={"documents": 15})
     rows = [*read_slices(todo_table(units, []), config)]
-    expected = [piece for unit in units for piece in reader.slices(unit, 0, unit.documents)]
+    expected = [piece for unit in units for piece in reader.slices(unit)]
     assert all(row.num_rows == 1 for row in rows)
     assert [Slice.from_row(row) for row in rows] == expected
     assert [(piece.unit, piece.last) for piece in expected] == [

@@ -12,7 +12,8 @@ import pytest
 
 from actors.errors import SourceChangedError, SourceError, UnreadableUnitError
 from pipelines.config import SourceConfig
-from pipelines.listing import SourceFile, listing_hash
+from pipelines.formats.base import Piece
+from pipelines.listing import Listing, SourceFile
 from pipelines.source import Source, Unit
 
 
@@ -40,8 +41,7 @@ def source_of(uri, *, columns=None, **more):
 
 
 def read_all(source, unit, start=0, stop=None):
-    stop = unit.documents if stop is None else stop
-    return pa.concat_tables([*source.read(unit, start, stop)])
+    return pa.concat_tables([batch.table for batch in source.read(unit, start, stop)])
 
 
 def only_unit(source):
@@ -81,7 +81,7 @@ def test_list_files_of_a_folder_is_sorted_and_without_hidden_or_other_files(plac
         "f.txt",
     ):
         put(name, 1)
-    files = source_of(root, storage_options=options).list_files()
+    files = source_of(root, storage_options=options).list_files().files
     names = [file.path.rpartition("some/docs/" if options else "/docs/")[2] for file in files]
     assert names == ["a.parquet", "b.parquet", "deep/er/c.parquet"]
     assert all(file.size > 100 and file.etag for file in files)
@@ -91,7 +91,7 @@ def test_list_files_of_a_glob_takes_any_extension(place):
     root, options, put = place
     for name in ("2.pq", "1.pq", "_3.pq", "4.parquet", "deep/5.pq"):
         put(name, 1)
-    files = source_of(f"{root}/*.pq", storage_options=options).list_files()
+    files = source_of(f"{root}/*.pq", storage_options=options).list_files().files
     assert [file.path.rpartition("/")[2] for file in files] == ["1.pq", "2.pq"]
 
 
@@ -99,7 +99,7 @@ def test_list_files_of_one_file_takes_any_name(place):
     root, options, put = place
     put("corpus.data", 1)
     put("other.parquet", 1)
-    [file] = source_of(f"{root}/corpus.data", storage_options=options).list_files()
+    [file] = source_of(f"{root}/corpus.data", storage_options=options).list_files().files
     assert file.path.endswith("docs/corpus.data")
 
 
@@ -107,9 +107,9 @@ def test_list_files_sees_what_was_added_since(place):
     root, options, put = place
     put("a.parquet", 1)
     source = source_of(root, storage_options=options)
-    assert len(source.list_files()) == 1
+    assert len(source.list_files().files) == 1
     put("b.parquet", 1)
-    assert len(source.list_files()) == 2
+    assert len(source.list_files().files) == 2
 
 
 @pytest.mark.parametrize("uri", ["absent", "absent/x.parquet", "absent/*.parquet", "docs/*.csv"])
@@ -124,9 +124,9 @@ def test_list_files_nothing_there_names_the_location(place, uri):
 
 def test_list_files_folder_without_parquet_is_refused(place):
     root, options, put = place
-    put("notes.txt", 1)
+    put("notes.bin.gz", 1)
     put("_SUCCESS.parquet", 1)
-    with pytest.raises(SourceError, match=r"expected Parquet files at .*, found none"):
+    with pytest.raises(SourceError, match=r"expected files of a known format .*notes\.bin"):
         source_of(root, storage_options=options).list_files()
 
 
@@ -135,7 +135,7 @@ def test_list_files_relative_path_is_of_the_current_directory(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     source = source_of("docs")
     monkeypatch.chdir("/")
-    assert [file.path for file in source.list_files()] == [str(tmp_path / "docs/a.parquet")]
+    assert [file.path for file in source.list_files().files] == [str(tmp_path / "docs/a.parquet")]
 
 
 @pytest.mark.parametrize("uri", ["nonsense://bucket/x", "nonsense://"])
@@ -148,7 +148,11 @@ def test_source_unknown_protocol_is_refused(uri):
 
 
 def shape(units):
-    return [(unit.number, unit.file.path[-9:], unit.row_group, unit.documents) for unit in units]
+    return [
+        (unit.number, piece.file.path[-9:], piece.row_group, unit.documents)
+        for unit in units
+        for piece in unit.pieces
+    ]
 
 
 def test_units_are_row_groups_in_the_order_of_the_files(place):
@@ -206,8 +210,9 @@ def test_units_empty_row_group_is_a_unit_without_documents(tmp_path):
 )
 def test_units_absent_column_names_those_present(tmp_path, columns, message):
     source = source_of(write(tmp_path / "docs.parquet"), columns=columns)
-    with pytest.raises(SourceError, match=message + r".*found id, text, title, url\.$"):
+    with pytest.raises(SourceError, match=message) as caught:
         source.units(source.list_files())
+    assert caught.value.message.endswith("found id, text, title, url.")
 
 
 def test_units_absent_column_in_the_last_file_is_found(tmp_path):
@@ -298,7 +303,9 @@ def test_read_range_is_those_documents(tmp_path, start, stop):
     source = source_of(path)
     unit = source.units(source.list_files())[1]
     ids = [
-        doc_id for part in source.read(unit, start, stop) for doc_id in part["doc_id"].to_pylist()
+        doc_id
+        for part in source.read(unit, start, stop)
+        for doc_id in part.table["doc_id"].to_pylist()
     ]
     assert ids == [f"d{300 + i}" for i in range(start, stop)]
 
@@ -354,7 +361,7 @@ def test_no_documents_has_the_types_of_read(tmp_path):
     )
     source = source_of(write(tmp_path / "a.parquet", data), columns={"metadata": ["tags", "day"]})
     unit = only_unit(source)
-    nothing = source.no_documents(unit)
+    nothing = source.no_documents(unit).table
     assert nothing.num_rows == 0
     assert nothing.schema == read_all(source, unit).schema
 
@@ -390,7 +397,7 @@ def test_read_removed_file_raises(place):
     source = source_of(root, storage_options=options)
     unit = only_unit(source)
     filesystem = fsspec.core.url_to_fs(root, **options)[0]
-    filesystem.rm_file(unit.file.path)
+    filesystem.rm_file(unit.pieces[0].file.path)
     with pytest.raises(SourceChangedError, match=r"a\.parquet: expected the file the plan pinned"):
         read_all(source, unit)
 
@@ -429,13 +436,12 @@ FILES = [SourceFile("b/1", 10, "e1"), SourceFile("b/2", 20, "e2")]
     ],
 )
 def test_listing_hash_of_another_state_differs(other):
-    assert listing_hash(other) != listing_hash(FILES)
+    assert Listing(other, "parquet", "").hash != Listing(FILES, "parquet", "").hash
 
 
 def test_listing_hash_of_an_equal_state_is_equal():
-    assert listing_hash([SourceFile("b/1", 10, "e1"), SourceFile("b/2", 20, "e2")]) == listing_hash(
-        FILES
-    )
+    files = [SourceFile("b/1", 10, "e1"), SourceFile("b/2", 20, "e2")]
+    assert Listing(files, "parquet", "").hash == Listing(FILES, "parquet", "").hash
 
 
 def test_unit_files_of_one_file_are_one(tmp_path):
@@ -443,8 +449,9 @@ def test_unit_files_of_one_file_are_one(tmp_path):
     write(tmp_path / "a.parquet", 10, group=5)
     source = source_of(tmp_path)
     first, second = source.units(source.list_files())
-    assert first.file == second.file
-    assert first == Unit(0, second.file, 0, 5)
+    file = second.pieces[0].file
+    assert first == Unit(0, "parquet", (Piece(file, "a.parquet", 0, 5, 0, 5),), 5)
+    assert second == Unit(1, "parquet", (Piece(file, "a.parquet", 5, 10, 1, 5),), 5)
 
 
 def test_read_damaged_unit_raises_and_names_its_row_group(tmp_path):
@@ -492,9 +499,9 @@ def test_list_files_follows_local_links_to_files_and_folders(tmp_path):
     (docs / "x.parquet").symlink_to(tmp_path / "elsewhere/x.parquet")
     (docs / "linked").symlink_to(tmp_path / "elsewhere/deep")
     (docs / "loop").symlink_to(docs)
-    names = [file.path.removeprefix(f"{docs}/") for file in source_of(docs).list_files()]
+    names = [file.path.removeprefix(f"{docs}/") for file in source_of(docs).list_files().files]
     assert names == ["linked/y.parquet", "x.parquet", "z.parquet"]
-    found = source_of(docs / "*.parquet").list_files()
+    found = source_of(docs / "*.parquet").list_files().files
     assert [file.path.rpartition("/")[2] for file in found] == ["x.parquet", "z.parquet"]
     target = (tmp_path / "elsewhere/x.parquet").stat()
     assert (found[0].size, found[0].etag) == (target.st_size, str(target.st_mtime_ns))
@@ -502,7 +509,7 @@ def test_list_files_follows_local_links_to_files_and_folders(tmp_path):
 
 def test_list_files_name_with_brackets_is_that_file(tmp_path):
     write(tmp_path / "wiki[1].parquet")
-    [file] = source_of(tmp_path / "wiki[1].parquet").list_files()
+    [file] = source_of(tmp_path / "wiki[1].parquet").list_files().files
     assert file.path.endswith("wiki[1].parquet")
 
 

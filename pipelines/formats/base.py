@@ -1,0 +1,200 @@
+"""What formats are given and give: access to a store, pieces of files, batches of documents."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import pyarrow as pa
+
+from actors.errors import SourceError
+from pipelines.config import SourceConfig
+from pipelines.listing import SourceFile, is_local
+from pipelines.records import RejectCode
+
+BATCH_DOCUMENTS = 128
+_BATCH_CHARACTERS = 8 << 20  # documents of any length: a batch is bounded by both
+_BUFFER_BYTES = 1 << 20
+_BLOCK_BYTES = 8 << 20
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of one file that is read on its own."""
+
+    file: SourceFile
+    name: str
+    """The file's name in ids: relative to the configured location, so that a corpus may move."""
+    start: int
+    """First row of a row group, else first byte."""
+    stop: int
+    """One past the last."""
+    row_group: int | None = None
+    documents: int | None = None
+    """None where only reading tells."""
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What a look at a file tells before it is read."""
+
+    pieces: list[Piece]
+    present: Mapping[str, pa.DataType] | None
+    """The fields it has by name (of the first records, where each names its own), with their types
+    in the index; None where it does not tell."""
+
+
+class Record(NamedTuple):
+    """One document of a format that is read row by row."""
+
+    doc_id: str | None
+    text: str | None = None
+    title: str | None = None
+    metadata: tuple[str | None, ...] = ()
+    fault: tuple[RejectCode, str] | None = None
+    """Why it is not a document: reject code and detail."""
+
+
+@dataclass(frozen=True)
+class DocumentBatch:
+    """Consecutive documents."""
+
+    table: pa.Table
+    """doc_id, text, title (strings), then the metadata columns."""
+    faults: Mapping[int, tuple[RejectCode, str]] = field(default_factory=dict)
+    """Row -> why it is not a document."""
+
+    def slice(self, low: int, high: int) -> DocumentBatch:
+        """Rows [low, high)."""
+        kept = {row - low: fault for row, fault in self.faults.items() if low <= row < high}
+        return DocumentBatch(self.table.slice(low, high - low), kept)
+
+
+@dataclass(frozen=True)
+class Access:
+    """Opens files of one store."""
+
+    fs: Any
+
+    def open(self, file: SourceFile) -> Any:
+        """For a reader that asks for what it needs (Parquet: whole column chunks)."""
+        return self.fs.open(
+            file.path, "rb", **({} if is_local(self.fs) else {"cache_type": "none"})
+        )
+
+    def open_stream(self, file: SourceFile) -> io.BufferedReader:
+        """For reading from some place on; decompressed where the name says that it is compressed.
+
+        Raises:
+            OSError: the compressed bytes are damaged or end too early (when they are read).
+        """
+        options = {} if is_local(self.fs) else {"block_size": _BLOCK_BYTES}
+        raw = self.fs.open(file.path, "rb", **options)
+        codec = compression_of(file.path)
+        if codec and file.size:
+            raw = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec)
+        return io.BufferedReader(raw, _BUFFER_BYTES)
+
+
+class Format(Protocol):
+    """Documents in files of one kind."""
+
+    def inspect(self, access: Access, file: SourceFile, name: str) -> FileFacts:
+        """A look at a file: its pieces and fields; `name` is the file's in ids.
+
+        Raises:
+            SourceError: it is not of this format, or lacks a configured column.
+        """
+
+    def read(self, access: Access, piece: Piece) -> Iterator[DocumentBatch]:
+        """The documents of a piece, in order.
+
+        Raises:
+            OSError, pa.ArrowException: its bytes are damaged.
+        """
+
+    def no_documents(self, access: Access, piece: Piece) -> DocumentBatch:
+        """What `read` gives, with no rows: its types."""
+
+
+def compression_of(path: str) -> str | None:
+    """The codec a name ends with."""
+    return next((codec for end, codec in COMPRESSIONS.items() if path.endswith(end)), None)
+
+
+def derived_id(piece: Piece, position: int) -> str:
+    """The id of a document that has none: where it is."""
+    return f"{piece.name}:{position}"
+
+
+def to_batches(records: Iterable[Record], metadata: Sequence[str]) -> Iterator[DocumentBatch]:
+    """Records as batches, bounded by documents and by characters."""
+    pending: list[Record] = []
+    characters = 0
+    for record in records:
+        pending.append(record)
+        characters += len(record.text or "")
+        if len(pending) == BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
+            yield to_batch(pending, metadata)
+            pending, characters = [], 0
+    if pending:
+        yield to_batch(pending, metadata)
+
+
+def to_batch(records: Sequence[Record], metadata: Sequence[str]) -> DocumentBatch:
+    """One batch; a string that is not Unicode (bytes that did not decode, lone surrogates) is a
+    fault of its record.
+    """
+    records = [_encodable(record) for record in records]
+    rows = [
+        (r.doc_id, r.text, r.title, *r.metadata) if not r.fault else (r.doc_id,) for r in records
+    ]
+    names = ["doc_id", "text", "title", *metadata]
+    columns = [[row[i] if i < len(row) else None for row in rows] for i in range(len(names))]
+    table = pa.table([pa.array(column, pa.string()) for column in columns], names=names)
+    return DocumentBatch(table, {i: r.fault for i, r in enumerate(records) if r.fault})
+
+
+def _encodable(record: Record) -> Record:
+    values = (record.doc_id, record.text, record.title, *record.metadata)
+    if all(map(_is_unicode, values)):
+        return record
+    doc_id = record.doc_id if _is_unicode(record.doc_id) else None
+    return Record(doc_id, fault=record.fault or ("bad_encoding", "not valid UTF-8"))
+
+
+def _is_unicode(value: str | None) -> bool:
+    if value is None or value.isascii():
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def check_present(config: SourceConfig, present: Mapping[str, Any], where: str) -> None:
+    """Every configured column is among those present.
+
+    Raises:
+        SourceError: naming the key, the place, and what it has instead.
+    """
+    columns = config.columns
+    named = {"id": columns.id, "text": columns.text, "title": columns.title}
+    named |= {f"metadata[{i}]": name for i, name in enumerate(columns.metadata)}
+    for key, name in named.items():
+        if name is not None and name not in present:
+            found = ", ".join(list(present)[:30]) or "none"
+            remedy = ""
+            if key == "id":
+                remedy = (
+                    "Where there is none: source.columns.id=null takes ids from file and position."
+                )
+            raise SourceError(
+                f"source.columns.{key}: expected a column {name!r} in {where}, found {found}.",
+                remedy,
+            )

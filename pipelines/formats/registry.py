@@ -1,0 +1,110 @@
+"""The formats there are, and which one a list of files is of."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from actors.errors import SourceError
+from pipelines.config import SourceConfig
+from pipelines.formats.base import COMPRESSIONS, Access, Format
+from pipelines.formats.csv_files import CsvFiles
+from pipelines.formats.line_files import JsonLines, TextLines
+from pipelines.formats.parquet_files import ParquetFiles
+from pipelines.formats.text_files import TextFiles, WikiExtractorFiles
+from pipelines.listing import SourceFile
+
+
+@dataclass(frozen=True)
+class FormatRecord:
+    """One format."""
+
+    make: Callable[[SourceConfig], Format]
+    extensions: tuple[str, ...] = ()
+    """Of the files it takes from a folder; none: every file."""
+    files_in_unit: int = 1
+    """Files that make one unit: a slice for every short text file would be a commit for each."""
+
+
+FORMATS: dict[str, FormatRecord] = {
+    "parquet": FormatRecord(ParquetFiles, (".parquet", ".pq")),
+    "jsonl": FormatRecord(JsonLines, (".jsonl", ".ndjson", ".json")),
+    "csv": FormatRecord(lambda config: CsvFiles(config, ","), (".csv",)),
+    "tsv": FormatRecord(lambda config: CsvFiles(config, "\t"), (".tsv", ".tab")),
+    "text": FormatRecord(TextFiles, (".txt", ".text", ".md"), files_in_unit=1000),
+    "lines": FormatRecord(TextLines, (".txt", ".text")),
+    "wikiextractor": FormatRecord(WikiExtractorFiles),
+}
+# Text beside files of records is a README; a format without extensions must be named or found out.
+_RECORDS = ("parquet", "jsonl", "csv", "tsv")
+_BEGINNINGS = {b"PAR1": "parquet", b"<doc ": "wikiextractor", b"{": "jsonl"}
+
+
+def extension_of(path: str) -> str:
+    """The last one that is no compression's, in lower case."""
+    name = path.rsplit("/", 1)[-1].lower()
+    for end in COMPRESSIONS:
+        name = name.removesuffix(end)
+    return f".{name.rpartition('.')[2]}" if "." in name else ""
+
+
+def choose_format(
+    config: SourceConfig, access: Access, files: Mapping[SourceFile, bool]
+) -> tuple[str, list[SourceFile]]:
+    """The one format of the files, and those of them it takes.
+
+    `files`: each file, and whether a folder brought it (of which only files with the format's
+    extensions are taken) or the configuration names it, itself or by a glob.
+
+    Raises:
+        SourceError: files of several formats, or none that is known.
+    """
+    name: str = config.format
+    if name == "auto":
+        name = _found_out(config, access, list(files))
+    extensions = FORMATS[name].extensions
+    taken = [
+        file
+        for file, from_folder in files.items()
+        if not from_folder or not extensions or extension_of(file.path) in extensions
+    ]
+    if not taken:
+        raise SourceError(
+            f"source.uri: expected {name} files ({', '.join(extensions)}) at "
+            f"{config.described}, found none of them among {len(files)} files."
+        )
+    return name, taken
+
+
+def _found_out(config: SourceConfig, access: Access, files: Sequence[SourceFile]) -> str:
+    by_extension = {e: name for name in (*_RECORDS, "text") for e in FORMATS[name].extensions}
+    known = [by_extension.get(extension_of(file.path)) for file in files]
+    counts = Counter(name for name in known if name in _RECORDS)
+    if len(counts) > 1:
+        found = " and ".join(f"{n} {name}" for name, n in counts.most_common())
+        raise SourceError(
+            f"source.uri: expected files of one format at {config.described}, found {found}.",
+            "Name it, as in source.format=jsonl, or narrow the glob.",
+        )
+    if counts:
+        return next(iter(counts))
+    unknown = [file for file, name in zip(files, known, strict=True) if name is None]
+    for file in unknown[:1]:
+        with access.open_stream(file) as stream:
+            try:
+                beginning = stream.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
+            except OSError as error:
+                if error.errno is not None:
+                    raise
+                beginning = b""  # not what its name says it is compressed with
+        for start, name in _BEGINNINGS.items():
+            if beginning.startswith(start):
+                return name
+    if "text" in known:
+        return "text"
+    raise SourceError(
+        f"source.uri: expected files of a known format at {config.described}, found "
+        f"{files[0].path}.",
+        f"Name it with source.format, one of {', '.join(FORMATS)}.",
+    )
