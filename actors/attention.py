@@ -1,16 +1,21 @@
 """Packed (padding-free) self-attention, registered with transformers under the name "packed".
 
-A passage's tokens attend to that passage alone. Half precision on CUDA: torch's variable-length
-flash attention; anything else: scaled_dot_product_attention per run of equally long passages.
+A passage's tokens attend to that passage alone, to those before them where the model is causal.
+Half precision on CUDA: torch's variable-length flash attention; elsewhere
+scaled_dot_product_attention per run of equally long passages. Scores that are capped (Gemma2), and
+windows shorter than a passage, have kernels of their own: capped_attention.py.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from actors.capped_attention import AttentionRule, attend_capped, attend_flex
 from actors.packing import PackedBatch
 
 NAME = "packed"
@@ -26,18 +31,32 @@ def packed_attention(
     dropout: float = 0.0,
     *,
     packed: PackedBatch,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention over one packed micro-batch.
 
-    query, key, value: [1, heads, T, head_dim], as transformers' modules hand them over.
-    Returns ([1, T, heads, head_dim], None). Signature: transformers' AttentionInterface.
+    query: [1, heads, T, head_dim], key and value: [1, key heads, T, head_dim], as transformers'
+    modules hand them over. Returns ([1, T, heads, head_dim], None). Signature: transformers'
+    AttentionInterface; `sliding_window` and `softcap` are what its modules say of themselves.
     """
-    if attention_mask is not None or getattr(module, "is_causal", False):
-        raise NotImplementedError("packed attention is bidirectional and takes no mask")
-    query_THD, key_THD, value_THD = (x[0].transpose(0, 1) for x in (query, key, value))
-    attend = _attend_varlen if _has_flash(query) else _attend_runs
-    return attend(query_THD, key_THD, value_THD, packed, scaling).unsqueeze(0), None
+    if attention_mask is not None:
+        raise NotImplementedError("packed attention takes no mask")
+    rule = AttentionRule(
+        causal=bool(getattr(module, "is_causal", False)),
+        window=sliding_window,
+        softcap=softcap,
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+    )
+    query_THD, key_TKD, value_TKD = (x[0].transpose(0, 1) for x in (query, key, value))
+    if query.is_cuda and softcap is not None:
+        attend = attend_flex
+    elif _has_flash(query):
+        attend = _attend_varlen
+    else:
+        attend = _attend_runs
+    return attend(query_THD, key_TKD, value_TKD, packed, rule).unsqueeze(0), None
 
 
 def _has_flash(query: torch.Tensor) -> bool:
@@ -48,43 +67,71 @@ def _has_flash(query: torch.Tensor) -> bool:
 
 def _attend_varlen(
     query_THD: torch.Tensor,
-    key_THD: torch.Tensor,
-    value_THD: torch.Tensor,
+    key_TKD: torch.Tensor,
+    value_TKD: torch.Tensor,
     packed: PackedBatch,
-    scaling: float | None,
+    rule: AttentionRule,
 ) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
+    groups = query_THD.shape[1] // key_TKD.shape[1]
+    grouped: dict[str, Any] = {}
+    if groups > 1 and _varlen_groups():
+        grouped = {"enable_gqa": True}
+    elif groups > 1:
+        key_TKD, value_TKD = (x.repeat_interleave(groups, dim=1) for x in (key_TKD, value_TKD))
+    # The kernel counts the tokens on each side; a window counts the token itself too.
+    side = -1 if rule.window is None else rule.window - 1
     attended = varlen_attn(
         query_THD,
-        key_THD,
-        value_THD,
+        key_TKD,
+        value_TKD,
         packed.cu_seqlens,
         packed.cu_seqlens,
         packed.max_seqlen,
         packed.max_seqlen,
-        scale=scaling,
+        scale=rule.scale,
+        window_size=(side, 0 if rule.causal else side),
+        **grouped,
     )
     assert isinstance(attended, torch.Tensor)  # a tuple only when auxiliary outputs are asked for
     return attended
 
 
+@functools.cache
+def _varlen_groups() -> bool:
+    """Whether this torch's varlen_attn knows fewer key heads than query heads."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
 def _attend_runs(
     query_THD: torch.Tensor,
-    key_THD: torch.Tensor,
-    value_THD: torch.Tensor,
+    key_TKD: torch.Tensor,
+    value_TKD: torch.Tensor,
     packed: PackedBatch,
-    scaling: float | None,
+    rule: AttentionRule,
 ) -> torch.Tensor:
     out_THD = torch.empty(query_THD.shape, dtype=query_THD.dtype, device=query_THD.device)
     for start, passages, length in packed.runs:
         stop = start + passages * length
-        shape = (passages, length, *query_THD.shape[1:])
         q, k, v = (
-            x_THD[start:stop].view(shape).transpose(1, 2)
-            for x_THD in (query_THD, key_THD, value_THD)
+            x[start:stop].view(passages, length, *x.shape[1:]).transpose(1, 2)
+            for x in (query_THD, key_TKD, value_TKD)
         )
-        attended = F.scaled_dot_product_attention(q, k, v, scale=scaling)
+        if rule.softcap is None and (rule.window is None or length <= rule.window):
+            attended = F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                scale=rule.scale,
+                is_causal=rule.causal and length > 1,
+                enable_gqa=q.shape[1] != k.shape[1],
+            )
+        else:
+            attended = attend_capped(q, k, v, rule)
+        shape = (passages, length, *query_THD.shape[1:])
         out_THD[start:stop].view(shape).copy_(attended.transpose(1, 2))
     return out_THD
 

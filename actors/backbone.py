@@ -7,7 +7,9 @@ import torch
 from actors import attention
 from actors.config import ComputeDtype, ModelConfig
 from actors.errors import ModelError
+from actors.families import Family
 from actors.model_files import ModelFiles
+from actors.packing import PackedBatch
 
 TORCH_DTYPES: dict[ComputeDtype, torch.dtype] = {
     "float16": torch.float16,
@@ -34,9 +36,9 @@ def load_backbone(files: ModelFiles, dtype: torch.dtype, device: torch.device) -
             files.folder,
             dtype=dtype,
             attn_implementation=attention.NAME,
-            add_pooling_layer=False,
             local_files_only=True,
             output_loading_info=True,
+            **files.family.load_arguments,
         )
     except Exception as error:  # safetensors', pickle's and torch's own kinds
         reason = " ".join(str(error).split())
@@ -52,7 +54,7 @@ def load_backbone(files: ModelFiles, dtype: torch.dtype, device: torch.device) -
             "The checkpoint is damaged or of another architecture.",
         )
     # A pooler or a task head is not needed; more layers than config.json names are another model.
-    unused = sorted(key for key in loading["unexpected_keys"] if "encoder.layer." in key)
+    unused = sorted(key for key in loading["unexpected_keys"] if files.family.layers in key)
     if unused:
         raise ModelError(
             f"{files.folder}: expected the {files.config.get('num_hidden_layers')} layers of "
@@ -61,6 +63,20 @@ def load_backbone(files: ModelFiles, dtype: torch.dtype, device: torch.device) -
         )
     model.requires_grad_(False)
     return model.eval().to(device)  # type: ignore[no-any-return]
+
+
+def run_packed(model: torch.nn.Module, family: Family, packed: PackedBatch) -> torch.Tensor:
+    """The last hidden states [T, H] of a packed micro-batch."""
+    arguments = dict(family.forward_arguments)
+    if family.token_types:
+        arguments["token_type_ids"] = torch.zeros_like(packed.input_ids_T)[None]
+    output = model(
+        input_ids=packed.input_ids_T[None],
+        position_ids=packed.position_ids_T[None],
+        packed=packed,
+        **arguments,
+    )
+    return output.last_hidden_state[0]  # type: ignore[no-any-return]
 
 
 def resolve_device(config: ModelConfig) -> torch.device:

@@ -11,7 +11,7 @@ from typing import Literal
 from actors.errors import ModelError
 
 Output = Literal["dense", "sparse", "colbert"]
-Pooling = Literal["cls", "mean"]
+Pooling = Literal["cls", "mean", "last_token"]
 ComputeDtype = Literal["float16", "bfloat16", "float32"]
 
 OUTPUTS: tuple[Output, ...] = ("dense", "sparse", "colbert")
@@ -34,8 +34,9 @@ class ModelConfig:
     """Hub revision; pin a commit for production."""
     heads: str | None = None
     """Folder with sparse_linear.pt and colbert_linear.pt; the model's own folder when not given."""
-    pooling: Literal["auto", "cls", "mean"] = "auto"
-    """How token vectors become the dense one; "auto" reads 1_Pooling/config.json, else cls."""
+    pooling: Literal["auto", "cls", "mean", "last_token"] = "auto"
+    """How token vectors become the dense one; "auto" reads 1_Pooling/config.json, else what the
+    architecture goes by (cls for encoders, last_token for decoders)."""
     outputs: tuple[Output, ...] = ("dense",)
     """What one forward pass yields."""
     max_length: int | None = None
@@ -70,7 +71,7 @@ class ModelConfig:
         if not self.outputs or not set(self.outputs) <= set(OUTPUTS):
             raise ModelError(f"outputs: expected some of {', '.join(OUTPUTS)}, got {self.outputs}.")
         for key, allowed in (
-            ("pooling", ("auto", "cls", "mean")),
+            ("pooling", ("auto", "cls", "mean", "last_token")),
             ("vector_dtype", ("float16", "float32")),
             ("dtype", ("auto", "float16", "bfloat16", "float32")),
         ):

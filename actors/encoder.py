@@ -17,10 +17,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from actors.backbone import TORCH_DTYPES, load_backbone, resolve_device, resolve_dtype
+from actors.backbone import (
+    TORCH_DTYPES,
+    load_backbone,
+    resolve_device,
+    resolve_dtype,
+    run_packed,
+)
 from actors.config import ComputeDtype, ModelConfig, Output
 from actors.errors import EncodeError
-from actors.families import family_of
 from actors.fingerprint import fingerprint, space_parts
 from actors.heads import OutputHeads, Vectors, load_head, to_arrow
 from actors.model_files import ModelFiles, resolve_model
@@ -77,7 +82,8 @@ class Encoder:
         self._heads = heads
         self._device = torch.device(info.device)
         self._hidden_size = int(files.config["hidden_size"])
-        self._first_position = family_of(files.config, config.name).first_position(files.config)
+        self._family = files.family
+        self._first_position = files.family.first_position(files.config)
         self._passage_tokenizer = TextTokenizer(
             files.folder, files.max_length, config.passage_instruction
         )
@@ -189,13 +195,7 @@ class Encoder:
     def _forward(self, values: np.ndarray, offsets: np.ndarray) -> Vectors:
         packed = pack(values, offsets, first_position=self._first_position, device=self._device)
         with self._device_lock:
-            hidden_1TH = self._backbone(
-                input_ids=packed.input_ids_T[None],
-                position_ids=packed.position_ids_T[None],
-                token_type_ids=torch.zeros_like(packed.input_ids_T)[None],
-                packed=packed,
-            ).last_hidden_state
-            return self._heads(hidden_1TH[0], packed)
+            return self._heads(run_packed(self._backbone, self._family, packed), packed)
 
 
 def _texts(texts: Sequence[str]) -> Sequence[str]:

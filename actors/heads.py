@@ -104,6 +104,8 @@ class OutputHeads:
     def _pool(self, hidden_TH: torch.Tensor, packed: PackedBatch) -> torch.Tensor:
         if self._pooling == "cls":
             return hidden_TH[packed.cu_seqlens[:-1].long()]
+        if self._pooling == "last_token":
+            return hidden_TH[packed.cu_seqlens[1:].long() - 1]
         return torch.segment_reduce(hidden_TH.float(), "mean", lengths=packed.lengths_N, axis=0)
 
     def _finish(self, vectors: torch.Tensor) -> torch.Tensor:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from actors.config import ModelConfig, Output, Pooling
 from actors.errors import ModelError
+from actors.families import Family, family_of
 
 SPARSE_HEAD = "sparse_linear.pt"
 COLBERT_HEAD = "colbert_linear.pt"
@@ -28,6 +30,7 @@ class ModelFiles:
 
     folder: Path
     config: dict[str, Any]
+    family: Family
     pooling: Pooling
     max_length: int
     query_max_length: int
@@ -51,8 +54,6 @@ def resolve_model(config: ModelConfig) -> ModelFiles:
     Raises:
         ModelError: not found, unreadable, a head missing, a length beyond the model's positions.
     """
-    from actors.families import family_of  # families name positions; imported late to stay light
-
     folder = _locate(config)
     model = read_json(folder / "config.json")
     if not any((folder / name).exists() for name in _WEIGHTS):
@@ -93,7 +94,8 @@ def resolve_model(config: ModelConfig) -> ModelFiles:
     return ModelFiles(
         folder=folder,
         config=model,
-        pooling=_pooling(folder) if config.pooling == "auto" else config.pooling,
+        family=family,
+        pooling=_pooling(folder) or family.pooling if config.pooling == "auto" else config.pooling,
         max_length=max_length,
         query_max_length=query_max_length,
         heads=_find_heads(config, folder),
@@ -150,9 +152,11 @@ def _locate_on_hub(name: str, revision: str | None) -> Path:
         ) from None
     except Exception as error:  # the hub client raises a dozen unrelated types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = textwrap.shorten(reason, 160, placeholder="...")
         raise ModelError(
-            f"model {name!r}: no such folder, and the hub did not give it ({reason[:160]}).",
-            "Without network: copy its folder to every node and set model.name to that path.",
+            f"model {name!r}: no such folder, and the hub did not give it ({reason}).",
+            f"Without network: hf download {name} --local-dir FOLDER where there is one, copy the "
+            "folder to every node, and set model.name to its path.",
         ) from error
 
 
@@ -173,30 +177,36 @@ def _find_heads(config: ModelConfig, folder: Path) -> dict[Output, Path]:
     return found
 
 
-def _pooling(folder: Path) -> Pooling:
-    """sentence-transformers' own record of the pooling; cls (BGE's) where there is none."""
+def _pooling(folder: Path) -> Pooling | None:
+    """sentence-transformers' own record of the pooling, None where there is none."""
     path = folder / _pooling_folder(folder) / "config.json"
     if not path.exists():
-        return "cls"
+        return None
     record = read_json(path)
     if "pooling_mode" in record:  # sentence-transformers 6 writes one key, earlier ones a flag each
         modes = {str(record["pooling_mode"])}
     else:
-        flags = {
+        modes = {
             key for key, on in record.items() if key.startswith("pooling_mode_") and on is True
         }
-        modes = {_POOLING_FLAGS.get(flag, flag) for flag in flags}
-    if modes == {"cls"}:
-        return "cls"
-    if modes == {"mean"}:
-        return "mean"
+    found = {_POOLING_MODES.get(mode) for mode in modes}
+    if len(found) == 1 and (pooling := found.pop()):
+        return pooling
     raise ModelError(
-        f"{path}: expected cls or mean pooling, found {', '.join(sorted(modes)) or 'none'}.",
+        f"{path}: expected cls, mean or last token pooling, found "
+        f"{', '.join(sorted(modes)) or 'none'}.",
         "Set model.pooling.",
     )
 
 
-_POOLING_FLAGS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
+_POOLING_MODES: dict[str, Pooling] = {
+    "cls": "cls",
+    "pooling_mode_cls_token": "cls",
+    "mean": "mean",
+    "pooling_mode_mean_tokens": "mean",
+    "lasttoken": "last_token",
+    "pooling_mode_lasttoken": "last_token",
+}
 
 
 def _pooling_folder(folder: Path) -> str:
@@ -206,10 +216,13 @@ def _pooling_folder(folder: Path) -> str:
     modules = _load_json(path, "a JSON list")
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise ModelError(f"{path}: expected a JSON list of modules.")
-    for module in modules:
-        if str(module.get("type", "")).endswith("Pooling"):
-            return str(module.get("path", "1_Pooling"))
-    return "1_Pooling"
+    kinds = {str(module.get("type", "")).rpartition(".")[2]: module for module in modules}
+    if others := sorted(kinds.keys() - {"Transformer", "Pooling", "Normalize"}):
+        raise ModelError(
+            f"{path}: expected Transformer, Pooling and Normalize modules, found {others[0]}.",
+            "Its vectors need a layer that packvec does not have; use another checkpoint.",
+        )
+    return str(kinds["Pooling"].get("path", "1_Pooling")) if "Pooling" in kinds else "1_Pooling"
 
 
 def _declared_max_length(folder: Path) -> int:

@@ -108,14 +108,6 @@ def test_packed_attention_with_a_mask_refused() -> None:
         )
 
 
-def test_packed_attention_of_a_causal_module_refused() -> None:
-    query, key, value = random_qkv(4, 0, strided=True)
-    causal = torch.nn.Module()
-    causal.is_causal = True
-    with pytest.raises(NotImplementedError, match="bidirectional"):
-        attention.packed_attention(causal, query, key, value, None, packed=packed_of([4]))
-
-
 def test_register_twice_leaves_packed_attention_known_to_transformers() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 

@@ -172,7 +172,7 @@ def test_resolve_pooling_folder_is_the_one_modules_json_names(bert: Path) -> Non
     ("record", "found"),
     [
         ({"pooling_mode_max_tokens": True}, "max"),
-        ({"pooling_mode": "lasttoken", "include_prompt": True}, "lasttoken"),
+        ({"pooling_mode": "weightedmean", "include_prompt": True}, "weightedmean"),
         ({"pooling_mode_cls_token": False}, "none"),
     ],
 )
@@ -190,7 +190,22 @@ def test_resolve_pooling_of_two_modes_is_model_error(bert: Path) -> None:
     """sentence-transformers concatenates them: neither alone is this model's vector."""
     record = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}
     write_json(bert / "1_Pooling" / "config.json", record)
-    assert "expected cls or mean pooling" in resolve_error(name=str(bert)).message
+    assert "expected cls, mean or last token pooling" in resolve_error(name=str(bert)).message
+
+
+@pytest.mark.parametrize(
+    "record", [{"pooling_mode": "lasttoken"}, {"pooling_mode_lasttoken": True}]
+)
+def test_resolve_pooling_of_the_last_token_is_read(bert: Path, record: dict[str, Any]) -> None:
+    write_json(bert / "1_Pooling" / "config.json", record)
+    assert resolve_model(ModelConfig(name=str(bert))).pooling == "last_token"
+
+
+def test_resolve_module_that_is_not_run_is_model_error_naming_it(bert: Path) -> None:
+    kinds = ("Transformer", "Pooling", "Dense", "Normalize")
+    modules = [{"type": f"sentence_transformers.models.{kind}", "path": kind} for kind in kinds]
+    write_json(bert / "modules.json", modules)
+    assert "found Dense" in resolve_error(name=str(bert)).message
 
 
 # --- what is wrong -----------------------------------------------------------------------------
@@ -245,7 +260,7 @@ def test_resolve_unknown_architecture_is_model_error_listing_the_known(
 ) -> None:
     edit_json(bert / "config.json", model_type=model_type)
     error = resolve_error(name=str(bert))
-    assert "bert, roberta, xlm-roberta" in error.message
+    assert "bert, gemma2, mistral, qwen2, qwen3, roberta, xlm-roberta" in error.message
     assert f"found {model_type!r}" in error.message
 
 
