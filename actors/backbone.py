@@ -35,9 +35,9 @@ def load_backbone(files: ModelFiles, dtype: torch.dtype, device: torch.device) -
         model, loading = AutoModel.from_pretrained(
             files.folder,
             dtype=dtype,
-            attn_implementation=attention.NAME,
             local_files_only=True,
             output_loading_info=True,
+            **({"attn_implementation": attention.NAME} if files.family.packed else {}),
             **files.family.load_arguments,
         )
     except Exception as error:  # safetensors', pickle's and torch's own kinds
@@ -65,8 +65,10 @@ def load_backbone(files: ModelFiles, dtype: torch.dtype, device: torch.device) -
     return model.eval().to(device)  # type: ignore[no-any-return]
 
 
-def run_packed(model: torch.nn.Module, family: Family, packed: PackedBatch) -> torch.Tensor:
+def run(model: torch.nn.Module, family: Family, packed: PackedBatch) -> torch.Tensor:
     """The last hidden states [T, H] of a packed micro-batch."""
+    if not family.packed:
+        return _run_padded(model, packed)
     arguments = dict(family.forward_arguments)
     if family.token_types:
         arguments["token_type_ids"] = torch.zeros_like(packed.input_ids_T)[None]
@@ -77,6 +79,18 @@ def run_packed(model: torch.nn.Module, family: Family, packed: PackedBatch) -> t
         **arguments,
     )
     return output.last_hidden_state[0]  # type: ignore[no-any-return]
+
+
+def _run_padded(model: torch.nn.Module, packed: PackedBatch) -> torch.Tensor:
+    """For code that is not ours: one row a passage, padded on the right, and a mask."""
+    lengths_N = packed.lengths_N
+    column_L = torch.arange(packed.max_seqlen, device=lengths_N.device)
+    mask_NL = column_L[None] < lengths_N[:, None]
+    # Padding is masked, so any id the vocabulary has will do.
+    input_ids_NL = torch.zeros(mask_NL.shape, dtype=torch.int64, device=mask_NL.device)
+    input_ids_NL[mask_NL] = packed.input_ids_T
+    output = model(input_ids=input_ids_NL, attention_mask=mask_NL.long())
+    return output.last_hidden_state[mask_NL]  # type: ignore[no-any-return]
 
 
 def resolve_device(config: ModelConfig) -> torch.device:

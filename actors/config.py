@@ -53,6 +53,12 @@ class ModelConfig:
     """Keep the first dimensions of dense and ColBERT vectors, before normalising (Matryoshka)."""
     vector_dtype: Literal["float16", "float32"] = "float16"
     """Stored type of dense and ColBERT vectors."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with a checkpoint, where its architecture needs that (gte);
+    batches are padded then."""
+    weights_dtype: Literal["stored", "float16", "bfloat16"] = "stored"
+    """Round the weights to this type first, as FlagEmbedding's use_fp16 does also on a CPU; to
+    compare with its numbers."""
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
     """Compute type; "auto": float16 on CUDA, bfloat16 on CPUs with AMX, else float32."""
     device: str = "auto"
@@ -73,6 +79,7 @@ class ModelConfig:
         for key, allowed in (
             ("pooling", ("auto", "cls", "mean", "last_token")),
             ("vector_dtype", ("float16", "float32")),
+            ("weights_dtype", ("stored", "float16", "bfloat16")),
             ("dtype", ("auto", "float16", "bfloat16", "float32")),
         ):
             value = getattr(self, key)

@@ -22,7 +22,7 @@ from actors.backbone import (
     load_backbone,
     resolve_device,
     resolve_dtype,
-    run_packed,
+    run,
 )
 from actors.config import ComputeDtype, ModelConfig, Output
 from actors.errors import EncodeError
@@ -195,7 +195,7 @@ class Encoder:
     def _forward(self, values: np.ndarray, offsets: np.ndarray) -> Vectors:
         packed = pack(values, offsets, first_position=self._first_position, device=self._device)
         with self._device_lock:
-            return self._heads(run_packed(self._backbone, self._family, packed), packed)
+            return self._heads(run(self._backbone, self._family, packed), packed)
 
 
 def _texts(texts: Sequence[str]) -> Sequence[str]:
@@ -213,12 +213,16 @@ def load_encoder(config: ModelConfig) -> Encoder:
     files = resolve_model(config)
     device = resolve_device(config)
     dtype = resolve_dtype(config, device)
-    backbone = load_backbone(files, TORCH_DTYPES[dtype], device)
+    compute = TORCH_DTYPES[dtype]
+    rounded = compute if config.weights_dtype == "stored" else TORCH_DTYPES[config.weights_dtype]
+    backbone = load_backbone(files, rounded, device).to(compute)
     hidden_size = int(files.config["hidden_size"])
     linears = {
         output: load_head(
             files.heads[output], hidden_size, out_features=1 if output == "sparse" else None
-        ).to(device, TORCH_DTYPES[dtype])
+        )
+        .to(device, rounded)
+        .to(compute)
         for output in config.outputs
         if output in files.heads
     }

@@ -64,7 +64,7 @@ def resolve_model(config: ModelConfig) -> ModelFiles:
             f"model {config.name!r}: expected tokenizer.json in {folder}, found none.",
             "Save the tokenizer in its fast format (tokenizer.save_pretrained).",
         )
-    family = family_of(model, config.name)
+    family = family_of(model, config.name, trust_remote_code=config.trust_remote_code)
     for key in ("hidden_size", "max_position_embeddings"):
         if not isinstance(model.get(key), int):
             raise ModelError(

@@ -29,6 +29,8 @@ class Family:
     """For the forward pass."""
     token_types: bool = False
     """It has an embedding of token types, all of which are 0."""
+    packed: bool = True
+    """Its attention is ours; else it gets padded batches with a mask."""
 
     def usable_positions(self, model: Mapping[str, Any]) -> int:
         """How many tokens of a passage the model has positions for."""
