@@ -1,41 +1,114 @@
-"""What every command does with an error: one line, a remedy, an exit code."""
+"""What every command says on stderr, and what it does with an error: a line, a remedy, a code."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import logging
+import os
+import re
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
 
 import typer
+from rich.console import Console
 
 from actors.errors import EmbedError
 
 INTERRUPTED = 130
 
+LogFormat = Literal["text", "json"]
+Event = Literal["start", "progress", "warning", "done", "error", "interrupted"]
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True)
+class Log:
+    """Says events: as lines for people, or each as one JSON object on a line of its own."""
+
+    console: Console
+    format: LogFormat = "text"
+
+    def say(self, event: Event, text: str, /, **facts: Any) -> None:
+        """`text` is for people; time, name of the event and `facts` (plain data) for machines."""
+        if self.format == "json":
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            text = json.dumps({"time": now, "event": event} | facts)
+        self.console.out(text, highlight=False)
+
+
+def silent() -> Log:
+    """A log that says nothing."""
+    return Log(Console(stderr=True, quiet=True))
+
 
 @contextmanager
-def exit_with_one_line(*, verbose: bool = False) -> Iterator[None]:
-    """Turn errors into a line on stderr and an exit code; with `verbose` let them through.
+def log_to_stderr(log_format: LogFormat) -> Iterator[Log]:
+    """A command's log; the project's own logging is said through it too, as warnings.
 
-    2: the request cannot be started as it is; 1: the run failed; 130: interrupted.
+    It has a file descriptor of its own, so that 2 can be muted where Ray's core writes to it.
     """
+    with os.fdopen(os.dup(2), "w", encoding="utf-8", errors="backslashreplace") as file:
+        # FORCE_COLOR must not make a log file a terminal.
+        console = Console(file=file, force_interactive=None if file.isatty() else False)
+        log = Log(console, log_format)
+        handler, logger = _Warnings(log), logging.getLogger("pipelines")
+        logger.addHandler(handler)
+        try:
+            yield log
+        finally:
+            logger.removeHandler(handler)
+
+
+class _Warnings(logging.Handler):
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        self._log.say("warning", f"warning: {message}", message=message)
+
+
+@contextmanager
+def exit_with_one_line(
+    log: Log | None = None,
+    *,
+    verbose: bool = False,
+    kept: Callable[[], Mapping[str, int]] | None = None,
+) -> Iterator[None]:
+    """Turn errors into a line on stderr, a remedy and an exit code; `verbose` adds a stack trace.
+
+    2: the request cannot be started as it is; 1: the run failed; 130: interrupted, by Ctrl-C or
+    SIGTERM. `kept`: "slices" and "documents" that an interrupted run leaves for the next.
+    """
+    log = log or Log(Console(stderr=True))
     try:
-        yield
+        with _sigterm_interrupts():
+            yield
     except KeyboardInterrupt:
-        typer.echo("interrupted; finished slices are kept, run the same command to go on", err=True)
+        message, remedy = _interruption(kept() if kept else None)
+        facts = {"message": message, "remedy": remedy, "exit_code": INTERRUPTED}
+        log.say("interrupted", _lines(message, remedy), **facts, **(kept() if kept else {}))
         raise typer.Exit(INTERRUPTED) from None
-    except Exception as error:
-        if verbose:
-            raise
-        known = find_cause(error)
+    except Exception as error:  # noqa: BLE001  every error ends as a line
         # What a worker raised was raised in mid-run, whatever its kind.
         code = error.exit_code if isinstance(error, EmbedError) else 1
-        if known is None:
-            root = _innermost(error)
-            line = f"error: {type(root).__name__}: {' '.join(str(root).split())[:300]}"
-            remedy = "--verbose shows where; finished slices are kept."
-        else:
-            line, remedy = f"error: {known.message}", known.remedy
-        typer.echo("\n".join(filter(None, (line, remedy))), err=True)
+        message, remedy = _explain(error)
+        trace = traceback.format_exc() if verbose else ""
+        facts = {"message": message, "remedy": remedy, "exit_code": code}
+        log.say(
+            "error",
+            _lines(trace.rstrip(), f"error: {message}", remedy),
+            **facts,
+            **({"traceback": trace} if verbose else {}),
+        )
         raise typer.Exit(code) from None
 
 
@@ -56,8 +129,52 @@ def find_cause(error: BaseException) -> EmbedError | None:
     return None
 
 
+def _explain(error: BaseException) -> tuple[str, str]:
+    """Message and remedy."""
+    if known := find_cause(error):
+        return known.message, known.remedy
+    root = _innermost(error)
+    text = " ".join(_COLOUR.sub("", str(root)).split())
+    if len(text) > 300:  # what a stack trace is about is at its end
+        text = f"{text[:100]} ... {text[-200:]}"
+    return f"{type(root).__name__}: {text}", "--verbose shows where; finished slices are kept."
+
+
 def _innermost(error: BaseException) -> BaseException:
     """What a worker raised, out of Ray's wrappers, whose text is a stack trace."""
     while isinstance(cause := getattr(error, "cause", None), BaseException):
         error = cause
     return error
+
+
+def _interruption(kept: Mapping[str, int] | None) -> tuple[str, str]:
+    if kept is None:
+        return "interrupted", ""
+    if not kept["slices"]:
+        return "interrupted; no slice was finished yet", "Run the same command to start again."
+    return (
+        f"interrupted; at least {kept['slices']:,} slices with {kept['documents']:,} documents are "
+        "finished and kept",  # a few more may have been finished while the actors were stopped
+        "Run the same command to go on.",
+    )
+
+
+def _lines(*parts: str) -> str:
+    return "\n".join(filter(None, parts))
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM, a scheduler's way to say stop, ends a command as Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set a handler
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

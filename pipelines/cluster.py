@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 
 import ray
@@ -50,7 +52,7 @@ def ray_session(config: RayConfig, *, verbose: bool = False) -> Iterator[None]:
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     local = {"num_cpus": max(_MIN_LOCAL_CPUS, os.cpu_count() or 1), "include_dashboard": False}
     try:
-        with nullcontext() if verbose else _muted_stderr():
+        with nullcontext() if verbose else _muted_stderr(), _our_sigterm_handler():
             ray.init(
                 address=address,
                 log_to_driver=verbose,
@@ -61,10 +63,11 @@ def ray_session(config: RayConfig, *, verbose: bool = False) -> Iterator[None]:
         raise ConfigError(
             f"ray.address: expected a Ray cluster at {address}, found none ({error!s:.120})."
         ) from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with nullcontext() if verbose else _muted_stdout():
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def pool_for(config: RayConfig) -> Pool:
@@ -103,6 +106,26 @@ def refuse_local_index(store: Store) -> None:
             f"got the local path {store.uri}.",
             "Use s3://, gs:// or abfs://.",
         )
+
+
+@contextmanager
+def _our_sigterm_handler() -> Iterator[None]:
+    """Ray puts handlers of its own in place, which end the process without a word."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:  # by one of them
+        raise KeyboardInterrupt from None
+    finally:
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
+def _muted_stdout() -> Iterator[None]:
+    """Ray prints what its nodes report of dead tasks and actors, also those it ends itself."""
+    with open(os.devnull, "w") as nothing, redirect_stdout(nothing):  # noqa: PTH123
+        yield
 
 
 @contextmanager

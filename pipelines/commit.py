@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,13 +21,15 @@ import yaml
 from actors.errors import EmbedError, IndexStateError
 from pipelines.config import RunConfig
 from pipelines.duplicates import find_duplicates, read_columns
-from pipelines.generations import highest_generation, publish, read_manifest
+from pipelines.generations import highest_generation, publish, read_chain, read_manifest
+from pipelines.index import Index
 from pipelines.layout import generation_path, manifest_path, new_nonce
 from pipelines.output import write_table
 from pipelines.plan import Request, Run, incomplete_units
 from pipelines.records import (
     DELETIONS_SCHEMA,
     FILES_SCHEMA,
+    LEDGER_SCHEMA,
     Counts,
     Done,
     FileRecord,
@@ -36,6 +39,7 @@ from pipelines.records import (
     Tables,
     reject_table,
 )
+from pipelines.replay import NOTHING, Inheritance, inherit
 from pipelines.storage import Store
 
 _PACKAGES = ("packvec", "ray", "torch", "transformers", "tokenizers", "pyarrow")
@@ -48,8 +52,11 @@ def commit(
     run: Run,
     done: Sequence[Done],
     check_lease: Callable[[], None],
+    this_run: Callable[[], Mapping[str, Any]],
 ) -> Manifest:
     """Make a finished run the live generation of its index.
+
+    `this_run`: what the report says of this process's own work (`Progress.report`).
 
     Raises:
         EmbedError: a unit is not complete or cannot be read, or too many documents were rejected.
@@ -64,12 +71,16 @@ def commit(
         )
     _check_readable(config, run, done)
     lost = find_duplicates(store, done)
-    rejects = _count_rejects(done, lost)
-    _check_rejects(config, run, done, rejects)
+    inherited = _inherit(store, run, done, lost)
+    lost = pa.concat_tables([lost, inherited.lost])
+    rejects = _count_rejects(done, lost, inherited)
+    _check_rejects(config, run, sum(r.documents for r in done) + inherited.documents, rejects)
     check_lease()
     number = highest_generation(store) + 1
-    tables = _write_tables(store, number, run.plan.run_id, done, lost)
-    manifest = _manifest(store, config, request, run, done, lost, rejects, number, tables)
+    tables = _write_tables(store, number, run.plan.run_id, done, lost, inherited)
+    manifest = _manifest(
+        store, config, request, run, done, lost, inherited, rejects, number, tables
+    )
     path = manifest_path(number)
     if not store.create_exclusive(path, manifest.to_bytes()):
         winner = read_manifest(store, number)
@@ -79,25 +90,41 @@ def commit(
                 "Nothing of it was changed; run again to see what differs.",
             )
         manifest = winner
-    finish(store, config, manifest, done)
+    finish(store, config, manifest, done, this_run)
     return manifest
 
 
-def finish(store: Store, config: RunConfig, manifest: Manifest, done: Sequence[Done]) -> None:
+def finish(
+    store: Store,
+    config: RunConfig,
+    manifest: Manifest,
+    done: Sequence[Done],
+    this_run: Callable[[], Mapping[str, Any]],
+) -> None:
     """What follows the manifest: make it live, and write what people read later.
 
     Also for a run that died between its manifest and its publication.
     """
     publish(store, manifest.generation)
-    _write_report(store, config, manifest, done)
+    _write_report(store, config, manifest, done, this_run())
 
 
-def _count_rejects(done: Sequence[Done], lost: pa.Table) -> Counter[str]:
-    counts: Counter[str] = Counter()
+def _inherit(store: Store, run: Run, done: Sequence[Done], lost: pa.Table) -> Inheritance:
+    if run.plan.parent is None:
+        return NOTHING
+    ledgers = [read_columns(store, r.ledger.path, None) for r in done if r.ledger]
+    embedded = pa.concat_tables([LEDGER_SCHEMA.empty_table(), *ledgers])
+    keys = ["unit", "position"]
+    embedded = embedded.join(lost.select(keys), keys, join_type="left anti")
+    return inherit(Index(store, read_chain(store, run.plan.parent)), embedded)
+
+
+def _count_rejects(done: Sequence[Done], lost: pa.Table, inherited: Inheritance) -> Counter[str]:
+    counts = Counter(inherited.final_rejects["code"].to_pylist())
     for record in done:
         counts.update(record.rejects)
-    if lost.num_rows:
-        counts["duplicate_id"] += lost.num_rows
+    if doubles := lost.num_rows + inherited.replaced.num_rows:
+        counts["duplicate_id"] += doubles
     return counts
 
 
@@ -112,10 +139,7 @@ def _check_readable(config: RunConfig, run: Run, done: Sequence[Done]) -> None:
         )
 
 
-def _check_rejects(
-    config: RunConfig, run: Run, done: Sequence[Done], rejects: Counter[str]
-) -> None:
-    documents = sum(record.documents for record in done)
+def _check_rejects(config: RunConfig, run: Run, documents: int, rejects: Counter[str]) -> None:
     limit = config.max_reject_fraction
     rejected = rejects.total() - rejects["unreadable_unit"]  # these have a switch of their own
     if rejected > limit * documents:
@@ -130,25 +154,29 @@ def _check_rejects(
 
 
 def _write_tables(
-    store: Store, number: int, run_id: str, done: Sequence[Done], lost: pa.Table
+    store: Store,
+    number: int,
+    run_id: str,
+    done: Sequence[Done],
+    lost: pa.Table,
+    inherited: Inheritance,
 ) -> Tables:
     nonce = new_nonce()
     parts = [record.part for record in done if record.part]
     ledgers = [record.ledger for record in done if record.ledger]
     rejects = [record.reject_file for record in done if record.reject_file]
-    if lost.num_rows:
-        columns = (lost[name].to_pylist() for name in ("doc_id", "unit", "position"))
-        rows = reject_table(
-            (doc_id, unit, position, "duplicate_id", "in another slice")
-            for doc_id, unit, position in zip(*columns, strict=True)
-        )
-        path = f"rejects/{run_id}/duplicates-{nonce}.parquet"
-        rejects.append(write_table(store, rows, path))
-    masked = [
+    masked = pa.concat_tables([lost, inherited.replaced])
+    names = ("doc_id", "unit", "position")
+    doubles = zip(*(masked[name].to_pylist() for name in names), strict=True)
+    rows = reject_table((*row, "duplicate_id", "in another slice") for row in doubles)
+    rows = pa.concat_tables([rows, inherited.final_rejects])
+    if rows.num_rows:
+        rejects.append(write_table(store, rows, f"rejects/{run_id}/commit-{nonce}.parquet"))
+    deletions = [
         pa.Table.from_pylist(
             [row.model_dump() for r in done for row in r.masked], DELETIONS_SCHEMA
         ),
-        lost.select(DELETIONS_SCHEMA.names).cast(DELETIONS_SCHEMA),
+        masked.select(DELETIONS_SCHEMA.names).cast(DELETIONS_SCHEMA),
     ]
 
     def put(name: str, table: pa.Table) -> TableRecord:
@@ -159,7 +187,7 @@ def _write_tables(
         parts=put("parts", _files_table(parts)),
         documents=put("documents", _files_table(ledgers)),
         rejects=put("rejects", _files_table(rejects)),
-        deletions=put("deletions", pa.concat_tables(masked)),
+        deletions=put("deletions", pa.concat_tables(deletions)),
     )
 
 
@@ -174,6 +202,7 @@ def _manifest(
     run: Run,
     done: Sequence[Done],
     lost: pa.Table,
+    inherited: Inheritance,
     rejects: Mapping[str, int],
     number: int,
     tables: Tables,
@@ -204,6 +233,8 @@ def _manifest(
             tokens=sum(record.tokens for record in done) - sum(lost["n_tokens"].to_pylist()),
             truncated=sum(record.truncated for record in done) - _truncated(store, lost),
             encoded=passages,
+            unchanged=inherited.documents,
+            deleted=inherited.replaced.num_rows,
             rejects=dict(sorted(rejects.items())),
         ),
         started=run.plan.created,
@@ -233,8 +264,25 @@ def _truncated(store: Store, lost: pa.Table) -> int:
     return total
 
 
+def read_report(store: Store, generation: int) -> dict[str, Any]:
+    """report.json of a generation; empty where a run died before it wrote one."""
+    try:
+        report: dict[str, Any] = json.loads(store.read(_report_path(generation)))
+    except FileNotFoundError:
+        return {}
+    return report
+
+
+def _report_path(generation: int) -> str:
+    return generation_path(generation, "report.json")
+
+
 def _write_report(
-    store: Store, config: RunConfig, manifest: Manifest, done: Sequence[Done]
+    store: Store,
+    config: RunConfig,
+    manifest: Manifest,
+    done: Sequence[Done],
+    this_run: Mapping[str, Any],
 ) -> None:
     """What a person reads later; not part of the commit."""
     seconds = sum(record.seconds for record in done)
@@ -247,8 +295,9 @@ def _write_report(
         "encoder_seconds": round(seconds, 3),
         "counts": manifest.counts.model_dump(),
         "bytes": sum(record.part.bytes for record in done if record.part),
+        **this_run,
     }
     number = manifest.generation
     configuration = yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True)
     store.overwrite(generation_path(number, "config.yaml"), configuration.encode())
-    store.overwrite(generation_path(number, "report.json"), json.dumps(report, indent=1).encode())
+    store.overwrite(_report_path(number), json.dumps(report, indent=1).encode())

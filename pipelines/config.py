@@ -192,7 +192,10 @@ class RunConfig(Section):
         for uri in self.source.uris:
             if absolute_uri(self.index.uri).startswith(absolute_uri(uri).rstrip("/") + "/"):
                 # The next run would find its own parts among the documents.
-                raise ValueError("index.uri: expected a place outside of source.uri")
+                raise ValueError(
+                    f"index.uri: expected a place outside of source.uri ({uri}), "
+                    f"got {self.index.uri}"
+                )
         return self
 
     @property

@@ -9,105 +9,116 @@ The same command after a crash goes on where it stopped; over a committed index 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import pyarrow as pa
 import ray.data
 import typer
-from rich.console import Console
 
-from actors.errors import IndexStateError
 from actors.model_files import resolve_model
-from pipelines.cli import exit_with_one_line
+from pipelines.cli import LogFormat, exit_with_one_line, log_to_stderr, silent
 from pipelines.cluster import pool_for, ray_session, refuse_local_index
-from pipelines.commit import commit, finish
+from pipelines.commit import commit, finish, read_report
 from pipelines.config import RunConfig, load_config
 from pipelines.encode_slices import SliceEncoder
-from pipelines.generations import (
-    highest_generation,
-    live_generation,
-    publications,
-    read_manifest,
-)
+from pipelines.generations import highest_generation, read_manifest
 from pipelines.lease import Lease, hold_lease
 from pipelines.listing import Listing
-from pipelines.plan import Request, load_plan, plan_run, read_done, todo_table
-from pipelines.progress import Progress, summary
+from pipelines.metrics import RunMetrics
+from pipelines.plan import Request, plan_run, read_done, todo_table
+from pipelines.progress import Progress
 from pipelines.records import Done, Manifest
 from pipelines.slices import check_chunking, read_slices
 from pipelines.source import Source
-from pipelines.storage import Store, open_store
+from pipelines.storage import open_store
+from pipelines.tasks import Task, next_task_of
 
 
 def embed_corpus(
-    config: RunConfig, *, fresh: bool = False, verbose: bool = False, console: Console | None = None
+    config: RunConfig,
+    *,
+    fresh: bool = False,
+    replay_rejects: bool = False,
+    verbose: bool = False,
+    progress: Progress | None = None,
 ) -> Manifest:
     """Run the pipeline to its commit; returns the live manifest.
+
+    `progress` says how it goes; without one nothing is said.
 
     Raises:
         EmbedError: one of its kinds, each with a remedy; nothing staged is ever lost.
     """
-    console = console or Console(stderr=True, quiet=True)
-    config = config.with_absolute_paths()  # a worker's current directory is another one
-    files = resolve_model(config.encoder)
-    check_chunking(config, files)
-    request = Request.of(config, files)
-    source = Source(config.source)
-    listing = source.list_files()
-    store = open_store(config.index.uri, config.index.storage_options)
+    with progress or Progress(silent()) as progress:
+        progress.stage("looking for model and documents")
+        config = config.with_absolute_paths()  # a worker's current directory is another one
+        files = resolve_model(config.encoder)
+        check_chunking(config, files)
+        request = Request.of(config, files)
+        source = Source(config.source)
+        listing = source.list_files()
+        store = open_store(config.index.uri, config.index.storage_options)
 
-    def committed() -> Manifest | None:
-        return None if fresh else _already_committed(store, request, listing.hash)
+        def next_task() -> Task | Manifest:
+            return next_task_of(store, request, source, listing, fresh=fresh, replay=replay_rejects)
 
-    live = committed()
-    if not live:
-        with hold_lease(store, _run_id(store, request, listing, fresh)) as lease:
-            # Again: while this run waited for the lease another may have committed.
-            live = committed()
-            if not live:
-                run_id = _run_id(store, request, listing, fresh)
-                manifest = _run(config, request, source, listing, run_id, lease, console, verbose)
-                console.print(summary(manifest, store.uri), highlight=False)
-                return manifest
-    console.print(f"already committed: generation {live.generation} of {store.uri}")
-    return live
-
-
-def _run_id(store: Store, request: Request, listing: Listing, fresh: bool) -> str:
-    # Publications are counted, not generations: a run that died just before its own is the same.
-    after = max(publications(store), default=0) if fresh else None
-    return request.run_id(fresh_after=after, listing=listing.hash)
+        task = next_task()
+        if isinstance(task, Task):
+            with hold_lease(store, task.run_id) as lease:
+                # Again: while this run waited for the lease another may have committed.
+                task = next_task()
+                if isinstance(task, Task):
+                    return _run(config, request, task, listing, lease, progress, verbose)
+        progress.already_committed(task.generation, store.uri)
+        return task
 
 
 def _run(
     config: RunConfig,
     request: Request,
-    source: Source,
+    task: Task,
     listing: Listing,
-    run_id: str,
     lease: Lease,
-    console: Console,
+    progress: Progress,
     verbose: bool,
 ) -> Manifest:
     store = lease.store
     newest = highest_generation(store)
-    if newest and (manifest := read_manifest(store, newest)).run_id == run_id:
-        finish(store, config, manifest, read_done(store, run_id))  # it died after its manifest
-        return manifest
-    run = plan_run(store, config, request, source, listing, run_id)
-    done = read_done(store, run_id)
-    todo = todo_table(run.units, done)
-    if todo.num_rows:
-        with ray_session(config.ray, verbose=verbose):
-            refuse_local_index(store)
-            progress = Progress(console, run.plan.documents, sum(r.documents for r in done))
-            for batch in receipts(config, request, run_id, todo).iter_batches(
-                batch_size=None, batch_format="pyarrow"
-            ):
-                for record in batch["done"].to_pylist():
-                    progress.update(Done.model_validate_json(record))
-    return commit(store, config, request, run, read_done(store, run_id), lease.check)
+    done = read_done(store, task.run_id)
+    if newest and (manifest := read_manifest(store, newest)).run_id == task.run_id:
+        progress.start(task.run_id, manifest.counts.documents, done)  # died after its manifest
+        finish(store, config, manifest, done, progress.report)
+    else:
+        progress.stage("planning")
+        run = plan_run(store, config, request, task.pin, listing.files, task.run_id, task.parent)
+        progress.start(task.run_id, run.plan.documents, done)
+        todo = todo_table(run.units, done)
+        if todo.num_rows:
+            progress.stage("starting Ray")
+            with ray_session(config.ray, verbose=verbose):
+                refuse_local_index(store)
+                progress.stage("loading the model", actors=pool_for(config.ray).actors)
+                metrics = RunMetrics(task.run_id)
+                try:
+                    for receipt in _stream(receipts(config, request, task.run_id, todo)):
+                        progress.update(receipt)
+                        metrics.update(receipt)
+                except KeyboardInterrupt:
+                    progress.stage("stopping")
+                    raise
+        progress.stage("committing")
+        done = read_done(store, task.run_id)
+        manifest = commit(store, config, request, run, done, lease.check, progress.report)
+    progress.committed(read_report(store, manifest.generation), store.uri)
+    return manifest
+
+
+def _stream(dataset: ray.data.Dataset) -> Iterator[Done]:
+    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for record in batch["done"].to_pylist():
+            yield Done.model_validate_json(record)
 
 
 def receipts(config: RunConfig, request: Request, run_id: str, todo: pa.Table) -> ray.data.Dataset:
@@ -142,52 +153,74 @@ def receipts(config: RunConfig, request: Request, run_id: str, todo: pa.Table) -
     )
 
 
-def _already_committed(store: Store, request: Request, listing: str) -> Manifest | None:
-    """The live manifest when it is this request's; None when nothing is committed.
-
-    Raises:
-        IndexStateError: something else is committed, naming what differs.
-    """
-    number = live_generation(store)
-    if number is None:
-        return None
-    live = read_manifest(store, number)
-    plan = load_plan(store, live.run_id)
-    differences = request.differences(plan.request) if plan else ["its plan is gone"]
-    if plan and not differences and plan.listing != listing:
-        differences = ["the source's files"]
-    if differences:
-        raise IndexStateError(
-            f"{store.uri} holds generation {number} of another request; what differs: "
-            f"{', '.join(differences[:6])}{', ...' if len(differences) > 6 else ''}.",
-            "Use another index.uri, or --fresh to start over beside it.",
-        )
-    return live
-
-
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
+_EPILOG = (
+    "Exit codes: 0 done, or already committed; 1 the run failed; 2 the request cannot be started "
+    "as it is; 130 interrupted (Ctrl-C, SIGTERM).\n\n"
+    "Example: python -m pipelines.embed_corpus conf/debug.yaml --limit 100 "
+    "--set index.uri=out/small"
+)
 
-@app.command()
+
+@app.command(epilog=_EPILOG)
 def main(
-    config: Annotated[Path, typer.Argument(help="A YAML file; see conf/.")],
+    config: Annotated[
+        Path, typer.Argument(help="A YAML file, such as those in conf/.", show_default=False)
+    ],
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="a.b=value, over the file; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Set a key of CONFIG, as in slice.documents=500; the value is YAML. May be "
+            "repeated. python -m pipelines.config lists every key.",
+        ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first N documents.")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            help="Only the first N documents; the same as --set source.limit=N.", metavar="N"
+        ),
+    ] = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start over: a new generation without a parent.")
+        bool,
+        typer.Option(
+            "--fresh",
+            help="Start over beside what is committed: a new generation that replaces the live one "
+            "when it is complete.",
+        ),
     ] = False,
+    replay_rejects: Annotated[
+        bool,
+        typer.Option("--replay-rejects", help="Embed again what was rejected for now."),
+    ] = False,
+    log_format: Annotated[
+        LogFormat,
+        typer.Option(
+            help="What stderr says: text (a live line on a terminal, else a line every 10 s), or "
+            "json (the same numbers as objects, one a line; errors too)."
+        ),
+    ] = "text",
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="Ray's own log, and stack traces.")
+        bool, typer.Option("--verbose", help="Also Ray's own log, and stack traces of errors.")
     ] = False,
 ) -> None:
-    """Embed the documents CONFIG names and commit them as an index."""
-    with exit_with_one_line(verbose=verbose):
-        pairs = [*(overrides or []), *([f"source.limit={limit}"] if limit is not None else [])]
-        embed_corpus(
-            load_config(config, pairs), fresh=fresh, verbose=verbose, console=Console(stderr=True)
-        )
+    """Embed the documents CONFIG names and commit them as an index.
+
+    The same command again goes on where an interrupted or failed run stopped.
+    """
+    with log_to_stderr(log_format) as log:
+        progress = Progress(log)
+        with exit_with_one_line(log, verbose=verbose, kept=progress.kept):
+            pairs = [*(overrides or []), *([f"source.limit={limit}"] if limit is not None else [])]
+            embed_corpus(
+                load_config(config, pairs),
+                fresh=fresh,
+                replay_rejects=replay_rejects,
+                verbose=verbose,
+                progress=progress,
+            )
 
 
 if __name__ == "__main__":

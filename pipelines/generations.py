@@ -50,6 +50,14 @@ def read_manifest(store: Store, generation: int) -> Manifest:
         raise IndexStateError(f"{store.url(path)}: not a manifest ({reason:.200}).") from None
 
 
+def read_chain(store: Store, generation: int) -> list[Manifest]:
+    """A generation's manifest and its ancestors', the newest first."""
+    chain = [read_manifest(store, generation)]
+    while (parent := chain[-1].parent) is not None:
+        chain.append(read_manifest(store, parent))
+    return chain
+
+
 def highest_generation(store: Store) -> int:
     """The newest committed generation, 0 when there is none."""
     names = (path.rsplit("/", 1)[-1] for path in store.list_folders("generations"))

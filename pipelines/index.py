@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from actors.errors import IndexStateError, StorageError
-from pipelines.generations import live_generation, read_manifest
+from pipelines.generations import live_generation, read_chain
 from pipelines.output import VECTOR_COLUMNS, colbert_from_bytes
 from pipelines.records import (
     LEDGER_SCHEMA,
@@ -59,10 +60,7 @@ def open_index(
             f"{store.uri}: expected a committed index, found none.",
             "Run python -m pipelines.embed_corpus first; an interrupted run commits at its end.",
         )
-    chain = [read_manifest(store, generation)]
-    while (parent := chain[-1].parent) is not None:
-        chain.append(read_manifest(store, parent))
-    return Index(store, chain)
+    return Index(store, read_chain(store, generation))
 
 
 @dataclass(frozen=True)
@@ -116,13 +114,23 @@ class Index:
             _read_part, fn_kwargs={"index": self, "names": names}, batch_format="pyarrow"
         )
 
-    def documents(self) -> pa.Table:
-        """The ledger of this generation and its ancestors, masked documents included."""
-        paths = [p for m in reversed(self._chain) for p in self._paths(m.tables.documents)]
-        return pa.concat_tables([LEDGER_SCHEMA.empty_table(), *map(self._read_file, paths)])
+    def documents(self, ids: pa.Array | None = None) -> pa.Table:
+        """The ledger: a row for each live document, or for those of the given ids."""
+        found = [LEDGER_SCHEMA.empty_table()]
+        masked = {(part.path, first) for part in self._parts for first, _ in part.masked}
+        for manifest in reversed(self._chain):
+            for path in self._paths(manifest.tables.documents):
+                table = self._read_file(path)
+                if ids is not None:
+                    table = table.filter(pc.is_in(table["doc_id"], ids))
+                rows = zip(table["part"].to_pylist(), table["first_row"].to_pylist(), strict=True)
+                found.append(
+                    table.filter(pa.array([row not in masked for row in rows], pa.bool_()))
+                )
+        return pa.concat_tables(found)
 
     def rejects(self) -> pa.Table:
-        """What this generation could not embed."""
+        """What is not in the index, and why: of this generation and those before it."""
         paths = self._paths(self.info.tables.rejects)
         return pa.concat_tables([REJECTS_SCHEMA.empty_table(), *map(self._read_file, paths)])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import zip_longest
@@ -23,9 +23,9 @@ from actors.model_files import ModelFiles
 from pipelines.config import ChunkConfig, RunConfig
 from pipelines.formats.base import Piece
 from pipelines.layout import done_folder, plan_path, units_path
-from pipelines.listing import Listing, SourceFile
+from pipelines.listing import SourceFile
 from pipelines.records import UNITS_SCHEMA, Done, Plan
-from pipelines.source import Source, Unit
+from pipelines.source import Unit
 from pipelines.storage import Store
 
 TODO_SCHEMA = UNITS_SCHEMA.append(pa.field("todo", pa.list_(pa.list_(pa.int64()))))
@@ -75,14 +75,14 @@ class Request:
         parts = {k: v for k, v in self.parts.items() if k not in ("source", "slice")}
         return fingerprint(parts | {"columns": self.parts["source"]["columns"]})
 
-    def run_id(self, *, fresh_after: int | None, listing: str) -> str:
-        """The id of the run this request makes.
+    def run_id(self, **occasion: int | str) -> str:
+        """The id of the run this request makes; `occasion`: what makes it another one each time.
 
-        `fresh_after`: the newest generation when starting over (--fresh), else None. Starting over
-        also counts the source's listing in, so that a plan the source has outgrown blocks nothing.
+        Nothing for a first run. Starting over (--fresh) counts in what is published and the
+        source's listing, so that a plan the source has outgrown blocks nothing; replaying rejects,
+        the generation whose they are.
         """
-        fresh = {} if fresh_after is None else {"after": fresh_after, "listing": listing}
-        return fingerprint({"request": self.parts, "fresh": fresh})[:16]
+        return fingerprint({"request": self.parts, "occasion": occasion})[:16]
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """Dotted paths at which the other request's parts differ."""
@@ -110,28 +110,30 @@ def plan_run(
     store: Store,
     config: RunConfig,
     request: Request,
-    source: Source,
-    listing: Listing,
+    pin: Callable[[], tuple[Sequence[Unit], str]],
+    files: Sequence[SourceFile],
     run_id: str,
+    parent: int | None = None,
 ) -> Run:
     """Pin what the run reads, or take up the plan an earlier try pinned.
+
+    `pin` gives the units and the hash of the listing they come from; `files`: as they are now.
 
     Raises:
         SourceChangedError: a file of the earlier plan is no longer what it was.
     """
     if not store.exists(units_path(run_id)):
-        content = _units_to_bytes(source.units(listing), listing.hash)
-        store.create_exclusive(units_path(run_id), content)
-    units, listing_hash = _units_from_bytes(store.read(units_path(run_id)))
-    _check_unchanged(units, listing.files)
+        store.create_exclusive(units_path(run_id), _units_to_bytes(*pin()))
+    units, listing = _read_units(store, run_id)
+    _check_unchanged(units, files)
     plan = load_plan(store, run_id)
     if plan is None:
-        known = [unit.documents for unit in units]
+        known = [unit.documents_wanted for unit in units]
         plan = Plan(
             run_id=run_id,
-            parent=None,
+            parent=parent,
             request=request.parts,
-            listing=listing_hash,
+            listing=listing,
             units=len(units),
             documents=None if None in known else sum(filter(None, known)),
             config=config.resolved(),
@@ -139,6 +141,11 @@ def plan_run(
         )
         store.create_exclusive(plan_path(run_id), plan.to_bytes())
     return Run(plan, units)
+
+
+def load_units(store: Store, run_id: str) -> list[Unit]:
+    """The units a run pinned."""
+    return _read_units(store, run_id)[0]
 
 
 def read_done(store: Store, run_id: str) -> list[Done]:
@@ -166,22 +173,27 @@ def todo_table(units: Iterable[Unit], done: Iterable[Done]) -> pa.Table:
     for record in done:
         if not record.unreadable:
             by_unit[record.unit].append(record)
-    rows = [(unit, ranges) for unit in units if (ranges := _missing_ranges(by_unit[unit.number]))]
+    rows = [
+        (unit, ranges) for unit in units if (ranges := _missing_ranges(unit, by_unit[unit.number]))
+    ]
     columns = [*_unit_columns([unit for unit, _ in rows]), [ranges for _, ranges in rows]]
     arrays = [pa.array(c, f.type) for c, f in zip(columns, TODO_SCHEMA, strict=True)]
     return pa.table(arrays, schema=TODO_SCHEMA)
 
 
-def _missing_ranges(done: Sequence[Done]) -> list[tuple[int, int | None]]:
-    """Document ranges without a done record."""
+def _missing_ranges(unit: Unit, done: Sequence[Done]) -> list[tuple[int, int | None]]:
+    """Wanted ranges of documents without a done record."""
     ranges: list[tuple[int, int | None]] = []
-    position = 0
-    for record in done:
-        if record.first_document > position:
-            ranges.append((position, record.first_document))
-        position = record.next_document
-    if not (done and done[-1].last):
-        ranges.append((position, None))
+    for start, stop in unit.wanted:
+        position, at_end = start, False
+        for record in done:
+            if record.first_document < start or (stop and record.first_document >= stop):
+                continue
+            if record.first_document > position:
+                ranges.append((position, record.first_document))
+            position, at_end = record.next_document, record.last
+        if not at_end if stop is None else position < stop:
+            ranges.append((position, stop))
     return ranges
 
 
@@ -213,6 +225,7 @@ def _unit_columns(units: Sequence[Unit]) -> list[list[Any]]:
         [unit.number for unit in units],
         [unit.format for unit in units],
         [unit.documents for unit in units],
+        [unit.wanted for unit in units],
         [[_piece_row(piece) for piece in unit.pieces] for unit in units],
     ]
 
@@ -232,8 +245,8 @@ def _units_to_bytes(units: Sequence[Unit], listing: str) -> bytes:
     return sink.getvalue()
 
 
-def _units_from_bytes(data: bytes) -> tuple[list[Unit], str]:
-    table = pq.read_table(pa.BufferReader(data))
+def _read_units(store: Store, run_id: str) -> tuple[list[Unit], str]:
+    table = pq.read_table(pa.BufferReader(store.read(units_path(run_id))))
     return [unit_of(row) for row in table.to_pylist()], table.schema.metadata[b"listing"].decode()
 
 
@@ -246,7 +259,8 @@ def unit_of(row: Mapping[str, Any]) -> Unit:
         )
         for piece in row["pieces"]
     )
-    return Unit(row["unit"], row["format"], tuple(pieces), row["documents"])
+    wanted = tuple((start, stop) for start, stop in row["wanted"])
+    return Unit(row["unit"], row["format"], tuple(pieces), row["documents"], wanted)
 
 
 def _flatten(parts: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -65,6 +65,7 @@ UNITS_SCHEMA = pa.schema(
         ("unit", pa.int32()),
         ("format", pa.string()),
         ("documents", pa.int64()),
+        ("wanted", pa.list_(pa.list_(pa.int64()))),
         (
             "pieces",
             pa.list_(
@@ -84,8 +85,9 @@ UNITS_SCHEMA = pa.schema(
         ),
     ]
 )
-"""`documents` is null where only reading tells; `name` is the file's in derived ids; start and stop
-are rows where there is a row group, else bytes."""
+"""`documents` is null where only reading tells; `wanted` are ranges of documents, null for the end
+of the unit; `name` is the file's in derived ids; `start` and `stop` are rows where there is a row
+group, else bytes."""
 
 RejectCode = Literal[
     "null_text",
@@ -224,6 +226,7 @@ class Counts(Record):
     """What a generation holds and did, after masking."""
 
     documents: int
+    """Those whose rows it holds; its ancestors' come on top (`unchanged`)."""
     passages: int
     tokens: int
     truncated: int
@@ -231,8 +234,10 @@ class Counts(Record):
     """Passages that went through the model."""
     reused: int = 0
     unchanged: int = 0
+    """Documents of its ancestors that stay live."""
     deleted: int = 0
     rejects: dict[str, int]
+    """All that is not in the index, those of its ancestors that are still true included."""
 
 
 class Tables(Record):

@@ -35,6 +35,16 @@ class Unit:
     pieces: tuple[Piece, ...]
     documents: int | None
     """How many of them, counted from the first, belong to the run; None: all, however many."""
+    wanted: tuple[tuple[int, int | None], ...] = ((0, None),)
+    """The ranges of documents to embed, None for the end: parts of it when rejects are replayed."""
+
+    @property
+    def documents_wanted(self) -> int | None:
+        """How many documents the run reads of it, None where only reading tells."""
+        stops = [self.documents if stop is None else stop for _, stop in self.wanted]
+        if None in stops:
+            return None
+        return sum(filter(None, stops)) - sum(start for start, _ in self.wanted)
 
     def __str__(self) -> str:
         """For messages."""
@@ -125,7 +135,7 @@ class Source:
             if piece.documents is not None and position + piece.documents <= start:
                 position += piece.documents
                 continue
-            with _unreadable(unit):
+            with _unreadable(replace(unit, pieces=(piece,))):  # of many files, the one
                 self._check_unchanged(piece.file)
                 for batch in reader.read(self._access, piece):
                     n = batch.table.num_rows
@@ -266,7 +276,8 @@ def _filesystem(config: SourceConfig) -> tuple[Any, list[str]]:
     opened: list[tuple[Any, str]] = []
     for uri in map(absolute_uri, config.uris):
         try:
-            opened.append(fsspec.core.url_to_fs(uri, **config.storage_options))
+            options = _http_options(uri) | config.storage_options
+            opened.append(fsspec.core.url_to_fs(uri, **options))
         except (ImportError, ValueError) as error:
             raise SourceError(f"source.uri: cannot read {uri} ({error}).") from None
     if len({id(fs) for fs, _ in opened}) > 1:
@@ -275,3 +286,12 @@ def _filesystem(config: SourceConfig) -> tuple[Any, list[str]]:
             "Make an index of each, or bring the files together.",
         )
     return opened[0][0], [root for _, root in opened]
+
+
+def _http_options(uri: str) -> dict[str, Any]:
+    """One request may last as long as its documents take, not aiohttp's five minutes."""
+    if not uri.startswith(("http://", "https://")):
+        return {}
+    import aiohttp  # an optional dependency of fsspec
+
+    return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_read=300)}}

@@ -36,6 +36,7 @@ def ray_cluster() -> Iterator[None]:
         include_dashboard=False,
         log_to_driver=False,
         object_store_memory=512 << 20,
+        _system_config={"metrics_report_interval_ms": 1000},
     )
     yield
     ray.shutdown()

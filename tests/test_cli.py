@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import json
+import logging
+import os
 import pickle
+import signal
+from pathlib import Path
 
 import pytest
 import typer
 from ray.exceptions import RayTaskError
+from rich.console import Console
+from typer.testing import CliRunner
 
 from actors.errors import (
     ConfigError,
@@ -19,7 +27,8 @@ from actors.errors import (
     SourceError,
     StorageError,
 )
-from pipelines.cli import exit_with_one_line, find_cause
+from pipelines.cli import Log, exit_with_one_line, find_cause, log_to_stderr, silent
+from pipelines.embed_corpus import app
 
 
 def run(error, capsys, **options):
@@ -75,15 +84,38 @@ def test_exit_unknown_error_names_its_type_on_one_line(capsys):
 
 
 def test_exit_unknown_error_of_any_length_is_a_short_line(capsys):
-    _, lines = run(ValueError("x" * 5000), capsys)
+    _, lines = run(ValueError(f"\x1b[36mfirst\x1b[39m {'x' * 5000} last"), capsys)
     assert len(lines[0]) < 400
+    assert lines[0].startswith("error: ValueError: first x")
+    assert lines[0].endswith("x last")
 
 
-def test_exit_interrupt_is_130_and_says_how_to_go_on(capsys):
-    code, lines = run(KeyboardInterrupt(), capsys)
+def test_exit_interrupt_is_130_and_one_line(capsys):
+    assert run(KeyboardInterrupt(), capsys) == (130, ["interrupted"])
+
+
+@pytest.mark.parametrize(
+    ("slices", "message", "remedy"),
+    [
+        (1200, "at least 1,200 slices with 34,000 documents are", "Run the same command to go on."),
+        (0, "no slice was finished yet", "Run the same command to start again."),
+    ],
+)
+def test_exit_interrupted_run_says_what_is_kept_and_how_to_go_on(capsys, slices, message, remedy):
+    kept = {"slices": slices, "documents": 34_000}
+    code, lines = run(KeyboardInterrupt(), capsys, kept=lambda: kept)
     assert code == 130
-    assert len(lines) == 1
-    assert "run the same command to go on" in lines[0]
+    assert message in lines[0]
+    assert lines[1:] == [remedy]
+
+
+def test_exit_on_sigterm_is_that_of_an_interrupt_and_the_handler_is_put_back(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(typer.Exit) as caught, exit_with_one_line():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert caught.value.exit_code == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_exit_no_error_is_silent(capsys):
@@ -92,16 +124,95 @@ def test_exit_no_error_is_silent(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("error", [ConfigError("a", "b"), ValueError("c")])
-def test_exit_verbose_lets_errors_through(error):
-    with pytest.raises(type(error)) as caught, exit_with_one_line(verbose=True):
+def test_exit_verbose_shows_the_stack_before_the_same_lines(capsys):
+    code, lines = run(ConfigError("a", "b"), capsys, verbose=True)
+    assert code == 2
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-2:] == ["error: a", "b"]
+
+
+def test_exit_verbose_interrupt_is_one_line_still(capsys):
+    assert run(KeyboardInterrupt(), capsys, verbose=True) == (130, ["interrupted"])
+
+
+def as_json(error, **options):
+    """(exit code, the one record) of a command that raises and logs as JSON."""
+    log = Log(Console(file=io.StringIO(), width=20), "json")
+    with pytest.raises(typer.Exit) as caught, exit_with_one_line(log, **options):
         raise error
-    assert caught.value is error
+    (line,) = log.console.file.getvalue().splitlines()
+    return caught.value.exit_code, json.loads(line)
 
 
-def test_exit_verbose_interrupt_is_130_still(capsys):
-    code, lines = run(KeyboardInterrupt(), capsys, verbose=True)
-    assert (code, len(lines)) == (130, 1)
+def test_exit_as_json_is_one_object_with_message_remedy_and_code():
+    code, record = as_json(ConfigError("expected [this],\nfound “that”.", "Do :smile: it."))
+    assert record.pop("time")
+    assert record == {
+        "event": "error",
+        "message": "expected [this],\nfound “that”.",
+        "remedy": "Do :smile: it.",
+        "exit_code": code,
+    }
+    assert code == 2
+
+
+def test_exit_as_json_verbose_has_the_stack_inside_the_object():
+    _, record = as_json(ValueError("x"), verbose=True)
+    assert record["message"] == "ValueError: x"
+    assert record["traceback"].startswith("Traceback")
+
+
+def test_exit_as_json_interrupted_holds_what_is_kept():
+    code, record = as_json(KeyboardInterrupt(), kept=lambda: {"slices": 3, "documents": 40})
+    assert (record["event"], record["exit_code"], code) == ("interrupted", 130, 130)
+    assert (record["slices"], record["documents"]) == (3, 40)
+
+
+def test_log_text_is_printed_as_it_is_however_narrow_the_terminal(capfd):
+    text = "s3://bucket/[bold]part[/bold]/:smile: " + "x" * 200
+    with log_to_stderr("text") as log:
+        log.say("done", text, ignored=1)
+    assert capfd.readouterr() == ("", f"{text}\n")
+
+
+def test_log_says_the_projects_own_warnings_in_its_format(capfd):
+    with log_to_stderr("json") as log:
+        logging.getLogger("pipelines.lease").warning("waiting for %s", "a beat")
+        assert not log.console.is_interactive
+    record = json.loads(capfd.readouterr().err)
+    assert (record["event"], record["message"]) == ("warning", "waiting for a beat")
+
+
+def test_log_to_stderr_still_speaks_where_file_descriptor_2_is_muted(capfd):
+    with log_to_stderr("text") as log, Path(os.devnull).open("wb") as nothing:
+        saved = os.dup(2)
+        os.dup2(nothing.fileno(), 2)
+        try:
+            log.say("done", "heard")
+            os.write(2, b"noise")
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+    assert capfd.readouterr().err == "heard\n"
+
+
+def test_silent_log_says_nothing(capfd):
+    silent().say("done", "text")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_help_explains_every_option_the_exit_codes_and_gives_an_example():
+    result = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "100", "TERM": "dumb"})
+    assert result.exit_code == 0
+    text = " ".join(result.output.replace("│", " ").split())
+    for option in ("--set", "--limit", "--fresh", "--log-format", "--verbose"):
+        assert f" {option} " in text
+    (command,) = app.registered_commands
+    for parameter in typer.main.get_params_from_function(command.callback).values():
+        assert parameter.default.help, parameter.name
+    assert "Exit codes: 0 done, or already committed; 1 the run failed; 2 the request" in text
+    assert "130 interrupted (Ctrl-C, SIGTERM)" in text
+    assert "Example: python -m pipelines.embed_corpus conf/debug.yaml --limit 100" in text
 
 
 def test_exit_workers_own_error_is_shown_without_rays_wrapping(capsys):

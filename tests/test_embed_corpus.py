@@ -5,9 +5,15 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import pty
+import re
+import select
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,21 +25,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from conftest import config_for
+from conftest import ROOT, config_for
 from rich.console import Console
+from test_metrics import scraped, values
 
 from actors.encoder import load_encoder
 from actors.errors import EmbedError, IndexStateError, SourceChangedError
 from actors.model_files import resolve_model
 from pipelines import embed_corpus as module
+from pipelines.cli import Log
 from pipelines.embed_corpus import embed_corpus, receipts
 from pipelines.index import open_index
 from pipelines.layout import publication_path
 from pipelines.lease import hold_lease
-from pipelines.plan import Request, plan_run, read_done, todo_table
+from pipelines.plan import Request, Run, plan_run, read_done, todo_table
+from pipelines.progress import Progress
 from pipelines.records import Done, Manifest
 from pipelines.source import Source
 from pipelines.storage import Store, open_store
+from pipelines.tasks import Task, next_task_of
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -179,9 +189,9 @@ def test_same_command_again_changes_nothing_and_says_so(
 ) -> None:
     index, manifest, config = indexed
     before = sorted(path for path in index.rglob("*") if path.is_file())
-    console = Console(file=io.StringIO(), record=True, width=200)
-    assert embed_corpus(config, console=console) == manifest
-    assert "already committed" in console.export_text()
+    console = Console(file=io.StringIO())
+    assert embed_corpus(config, progress=Progress(Log(console))) == manifest
+    assert console.file.getvalue() == f"already committed: generation 1 of {index}\n"
     assert sorted(path for path in index.rglob("*") if path.is_file()) == before
 
 
@@ -211,10 +221,8 @@ def test_plan_with_gpus_tokenises_outside_the_two_encoder_actors(
     source: Path, make_config: Any
 ) -> None:
     config = make_config(source, slice={"documents": 4}, ray={"slices_per_actor": 1})
-    request, store, run_id = _prepare(config)
-    files = Source(config.source).list_files()
-    run = plan_run(store, config, request, Source(config.source), files, run_id)
-    dataset = receipts(config, request, run_id, todo_table(run.units, []))
+    request, _, run = _planned(config)
+    dataset = receipts(config, request, run.plan.run_id, todo_table(run.units, []))
     done = [Done.model_validate_json(row["done"]) for row in dataset.iter_rows()]
     plan = dataset.stats()
     assert "MapBatches(read_slices)" in plan
@@ -225,18 +233,21 @@ def test_plan_with_gpus_tokenises_outside_the_two_encoder_actors(
     assert sum(record.documents for record in done) == 90
 
 
-def _prepare(config: Any) -> tuple[Request, Store, str]:
+def _planned(config: Any) -> tuple[Request, Store, Run]:
+    """A run as a driver leaves it that dies after planning."""
     request = Request.of(config, resolve_model(config.encoder))
-    listing = Source(config.source).list_files().hash
+    source = Source(config.source)
+    listing = source.list_files()
     store = open_store(config.index.uri, config.index.storage_options)
-    return request, store, request.run_id(fresh_after=None, listing=listing)
+    task = next_task_of(store, request, source, listing, fresh=False, replay=False)
+    assert isinstance(task, Task)
+    return request, store, plan_run(store, config, request, task.pin, listing.files, task.run_id)
 
 
 def test_interrupted_run_goes_on_without_doing_slices_again(source: Path, make_config: Any) -> None:
     config = make_config(source, slice={"documents": 7})
-    request, store, run_id = _prepare(config)
-    listing = Source(config.source).list_files()
-    run = plan_run(store, config, request, Source(config.source), listing, run_id)
+    request, store, run = _planned(config)
+    run_id = run.plan.run_id
     todo = todo_table(run.units, [])
     for _ in receipts(config, request, run_id, todo.slice(0, 2)).iter_rows():
         pass  # two of the four units are done when the driver "dies"
@@ -288,9 +299,10 @@ def test_bad_rows_become_rejects_and_their_neighbours_are_embedded(
     config = make_config(corpus, slice={"documents": 12})
     with pytest.raises(EmbedError, match=r"6 of 37 .*max_reject_fraction.*=0\.17"):
         embed_corpus(config)  # more than 1 %: not committed, and nothing lost
-    before = len(read_done(open_store(config.index.uri), _prepare(config)[2]))
+    _, store, run = _planned(config)
+    before = len(read_done(store, run.plan.run_id))
     manifest = embed_corpus(config.model_copy(update={"max_reject_fraction": 0.17}))
-    assert len(read_done(open_store(config.index.uri), manifest.run_id)) == before
+    assert len(read_done(store, manifest.run_id)) == before
     index = open_index(config.index.uri)
     rejected = {(r["position"] + 12 * r["unit"], r["code"]) for r in index.rejects().to_pylist()}
     assert rejected == {
@@ -322,15 +334,7 @@ def test_changed_file_stops_a_resumed_run_and_fresh_starts_over(
     corpus = tmp_path / "corpus.parquet"
     pq.write_table(articles.slice(0, 20), corpus)
     config = make_config(corpus)
-    request, store, run_id = _prepare(config)
-    plan_run(
-        store,
-        config,
-        request,
-        Source(config.source),
-        Source(config.source).list_files(),
-        run_id,
-    )
+    _planned(config)
     pq.write_table(articles.slice(0, 25), corpus)
     with pytest.raises(SourceChangedError, match="--fresh"):
         embed_corpus(config)
@@ -472,3 +476,141 @@ def test_relative_paths_mean_the_drivers_directory_on_an_existing_cluster(
     config = config_for("docs", index={"uri": "index"})
     assert embed_corpus(config).counts.documents == 5
     assert open_index(str(tmp_path / "index")).to_table(["doc_id"]).num_rows >= 5
+
+
+def test_report_and_summary_hold_the_runs_numbers(source: Path, make_config: Any) -> None:
+    config = make_config(source, source={"limit": 25}, slice={"documents": 10})
+    console = Console(file=io.StringIO())
+    manifest = embed_corpus(config, progress=Progress(Log(console, "json")))
+    index, counts = Path(config.index.uri), manifest.counts
+    report = json.loads((index / "generations/000001/report.json").read_text())
+    assert report["counts"] == counts.model_dump()
+    assert report["bytes"] == sum(path.stat().st_size for path in index.glob("data/*/*"))
+    assert 0 < report["encoder_seconds"] < 100
+    sums = {"documents": 25, "passages": counts.passages, "tokens": counts.tokens}
+    assert report["this_run"] == {"slices": report["slices"]} | sums
+    assert report["kept"] == {"slices": 0, "documents": 0, "passages": 0, "tokens": 0}
+    assert report["tokens_per_second"] == pytest.approx(counts.tokens / report["seconds"], 0.01)
+    start, *_, end = [json.loads(line) for line in console.file.getvalue().splitlines()]
+    assert (start["event"], start["documents_total"]) == ("start", 25)
+    assert end | report == end  # nothing in the report that the last event does not say too
+    assert (end["event"], end["index"]) == ("done", config.index.uri)
+    counted = values(scraped_with(manifest.run_id), manifest.run_id)
+    assert (counted["documents_total"], counted["tokens_total"]) == (25, counts.tokens)
+    assert counted["output_bytes_total"] == report["bytes"]
+
+
+def scraped_with(run_id: str) -> str:
+    deadline = time.monotonic() + 30
+    while run_id not in (text := scraped()):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    return text
+
+
+def command(index: Path, *options: str) -> list[str]:
+    run = [sys.executable, "-m", "pipelines.embed_corpus", "conf/debug.yaml"]
+    return [*run, "--set", f"index.uri={index}", *options]
+
+
+def test_command_on_no_terminal_prints_only_its_own_lines_and_nothing_on_stdout(
+    tmp_path: Path,
+) -> None:
+    index = tmp_path / "index"
+    result = subprocess.run(
+        command(index, "--limit", "40"), cwd=ROOT, capture_output=True, text=True, timeout=240
+    )
+    assert (result.returncode, result.stdout) == (0, ""), result.stderr
+    start, *stages, committed, counts, this_run, look = result.stderr.splitlines()
+    assert re.fullmatch(r"run [0-9a-f]{16}: 40 documents", start)
+    assert all(re.fullmatch(r"(starting Ray|loading the model), \d+ s", line) for line in stages)
+    assert committed == f"committed generation 1 of {index}"
+    assert re.fullmatch(
+        r"40 documents, \d+ passages \(\d+ truncated\), [\d,]+ tokens, [\d.]+ MB, rejects: none",
+        counts,
+    )
+    assert this_run.startswith("this run: ")
+    assert look == f"look at it: python -m pipelines.show_index {index}"
+
+
+def stopped(
+    arguments: list[str], number: signal.Signals, when: Callable[[], bool]
+) -> tuple[int, str, str]:
+    """Exit code, stdout and what a terminal showed of a command that is sent a signal."""
+    terminal, its_end = pty.openpty()
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=its_end
+    )
+    os.close(its_end)
+    shown, sent, deadline = b"", False, time.monotonic() + 240
+    try:
+        while process.poll() is None:
+            assert time.monotonic() < deadline, shown
+            if not sent and when():
+                process.send_signal(number)
+                sent = True
+            if select.select([terminal], [], [], 0.05)[0]:
+                shown += _read(terminal)
+        while select.select([terminal], [], [], 0)[0] and (more := _read(terminal)):
+            shown += more
+    finally:
+        process.kill()
+        out = process.communicate()[0].decode()
+        os.close(terminal)
+    return process.returncode, out, shown.decode().replace("\r\n", "\n")
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 1 << 16)
+    except OSError:  # Linux's way to say that the other end is closed
+        return b""
+
+
+def test_command_stopped_twice_is_finished_by_the_third_and_keeps_every_finished_slice(
+    tmp_path: Path,
+) -> None:
+    """Ctrl-C on a terminal, SIGTERM, and then nobody stops it."""
+    index = tmp_path / "index"
+    arguments = command(index, "--limit", "150", "--set", "slice.documents=5")
+    json_log = [*arguments, "--log-format", "json"]
+
+    def finished() -> dict[str, Any]:
+        """Done record and parts of each slice; parts without a record are those of no slice."""
+        return {
+            path.stem: (path.read_text(), sorted(index.glob(f"data/*/{path.stem}-*.parquet")))
+            for path in index.glob("runs/*/done/[!.]*")  # no temporary ones
+        }
+
+    def is_released() -> bool:
+        return max(index.glob("leases/*.json")).with_suffix(".released").exists()
+
+    code, out, shown = stopped(arguments, signal.SIGINT, lambda: bool(finished()))
+    first = finished()
+    assert (code, out, is_released()) == (130, "", True), shown
+    assert "loading the model, " in shown
+    # Nothing of the live line is left: the last words come after an erased line.
+    interrupted, remedy = shown.rpartition("\x1b[2K")[2].splitlines()
+    assert re.match(
+        r"interrupted; (no slice was|at least \d+ slices with \d+ documents)", interrupted
+    )
+    assert remedy.startswith("Run the same command ")
+
+    code, out, shown = stopped(json_log, signal.SIGTERM, lambda: len(finished()) > len(first))
+    second = finished()
+    assert (code, out, is_released()) == (130, "", True), shown
+    records = [json.loads(line) for line in shown.splitlines()]
+    assert records[0]["kept"]["slices"] == len(first)
+    assert (records[-1]["event"], records[-1]["exit_code"]) == ("interrupted", 130)
+    assert len(first) <= records[-1]["slices"] <= len(second) < 30
+    assert records[-1]["documents"] == 5 * records[-1]["slices"]
+
+    result = subprocess.run(json_log, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert (result.returncode, result.stdout) == (0, ""), result.stderr
+    start, *others, end = [json.loads(line) for line in result.stderr.splitlines()]
+    assert start["kept"]["slices"] == end["kept"]["slices"] == len(second)
+    assert {other["event"] for other in others} <= {"progress"}
+    assert (end["event"], end["slices"], end["counts"]["documents"]) == ("done", 30, 150)
+    assert end["this_run"]["slices"] == 30 - len(second)
+    assert end["kept"]["tokens"] + end["this_run"]["tokens"] == end["counts"]["tokens"]
+    assert first.items() <= second.items() <= finished().items()  # no finished slice a second part

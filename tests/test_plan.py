@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ from actors.model_files import resolve_model
 from actors.tiny_model import ensure_tiny_m3
 from pipelines.config import parse_config
 from pipelines.formats.base import Piece
-from pipelines.layout import done_path, plan_path, units_path
+from pipelines.layout import done_path, plan_path, units_path, unreadable_path
 from pipelines.listing import Listing, SourceFile
 from pipelines.plan import (
     TODO_SCHEMA,
@@ -53,7 +54,7 @@ def request_of(changes=()):
 
 
 def run_id(request):
-    return request.run_id(fresh_after=None, listing="listing")
+    return request.run_id()
 
 
 # The request
@@ -135,21 +136,13 @@ def test_run_id_relative_source_is_that_of_its_absolute_path(tmp_path, monkeypat
     assert run_id(relative) == run_id(request_of({"source.uri": str(tmp_path / "docs")}))
 
 
-def test_run_id_plain_ignores_the_listing():
+def test_run_id_of_each_occasion_is_another():
     request = request_of()
-    assert request.run_id(fresh_after=None, listing="a") == request.run_id(
-        fresh_after=None, listing="b"
-    )
-
-
-def test_run_id_fresh_depends_on_generation_and_listing():
-    request = request_of()
-    ids = [
-        request.run_id(fresh_after=after, listing=listing)
-        for after, listing in ((None, "a"), (0, "a"), (1, "a"), (1, "b"))
-    ]
-    assert len(set(ids)) == 4
-    assert request.run_id(fresh_after=1, listing="a") == ids[2]
+    occasions = [{}, {"after": 0, "listing": "a"}, {"after": 1, "listing": "a"}]
+    occasions += [{"after": 1, "listing": "b"}, {"replay": 1}, {"replay": 2}]
+    ids = [request.run_id(**occasion) for occasion in occasions]
+    assert len(set(ids)) == 6
+    assert request.run_id(after=1, listing="a") == ids[2]
 
 
 def test_request_read_back_from_json_does_not_differ():
@@ -253,6 +246,56 @@ def test_todo_table_is_what_has_no_done_record(slices, todo):
     assert left(unit_with(100), *slices) == todo
 
 
+@pytest.mark.parametrize(
+    ("slices", "todo"),
+    [
+        ([], [[3, 4], [9, 11], [50, None]]),
+        ([(3, 1)], [[9, 11], [50, None]]),
+        ([(9, 1)], [[3, 4], [10, 11], [50, None]]),
+        ([(50, 20)], [[3, 4], [9, 11], [70, None]]),
+        ([(3, 1), (9, 2), (50, 50)], None),
+    ],
+)
+def test_todo_table_of_a_unit_wanted_in_part_is_what_is_missing_of_it(slices, todo):
+    unit = replace(unit_with(100), wanted=((3, 4), (9, 11), (50, None)))
+    assert left(unit, *slices) == todo
+    assert unit.documents_wanted == 53
+
+
+def unreadable(unit, first):
+    return done_of(unit, first, 0).model_copy(update={"last": True, "unreadable": True})
+
+
+def test_todo_table_what_could_not_be_read_is_left_but_complete():
+    unit = unit_with(100)
+    done = [done_of(unit, 0, 40), unreadable(unit, 40)]
+    assert todo_table([unit], done)["todo"].to_pylist() == [[[40, None]]]
+    assert incomplete_units([unit], done) == []
+    assert incomplete_units([unit], done[:1]) == [0]
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "kept"),
+    [
+        ([0], [20], [20]),
+        ([0, 20], [20], []),
+        ([0, 20], [0], []),
+        ([0, 20], [20, 40], [40]),
+        ([], [0], [0]),
+    ],
+)
+def test_read_done_drops_failures_that_were_read_beyond(tmp_path, good, bad, kept):
+    store, unit = open_store(str(tmp_path)), unit_with(100)
+    for first in bad:
+        path = unreadable_path("run", 0, first)
+        assert store.create_exclusive(path, unreadable(unit, first).to_bytes())
+    for first in good:
+        path = done_path("run", 0, first)
+        assert store.create_exclusive(path, done_of(unit, first, 20).to_bytes())
+    found = [(r.first_document, r.unreadable) for r in read_done(store, "run")]
+    assert found == [(first, False) for first in good] + [(first, True) for first in kept]
+
+
 @pytest.mark.parametrize(("slices", "todo"), [([], [[0, None]]), ([(0, 0)], None)])
 def test_todo_table_empty_unit_needs_a_record_too(slices, todo):
     assert left(unit_with(0), *slices) == todo
@@ -317,7 +360,12 @@ def plan(corpus, make_config):
         store = open_store(config.index.uri)
         request = Request.of(config, resolve_model(config.encoder))
         source = Source(config.source)
-        return plan_run(store, config, request, source, source.list_files(), run_id(request))
+        listing = source.list_files()
+
+        def pin():
+            return source.units(listing), listing.hash
+
+        return plan_run(store, config, request, pin, listing.files, run_id(request))
 
     return make
 
@@ -344,7 +392,8 @@ def test_plan_run_stores_request_and_configuration(plan, store):
     run = plan()
     stored = json.loads(store.read(plan_path(run.plan.run_id)))
     assert stored["format_version"] == 1
-    assert stored["config"]["chunk"] == {"by": "tokens", "max_tokens": 96, "overlap": 8}
+    chunk = stored["config"]["chunk"]
+    assert (chunk["by"], chunk["max_tokens"], chunk["overlap"]) == ("tokens", 96, 8)
     assert stored["request"]["slice"]["documents"] == 20
 
 

@@ -1,0 +1,102 @@
+"""What there is to do on an index in its present state: a run to start or go on with, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from actors.errors import ConfigError, IndexStateError
+from pipelines.generations import live_generation, publications, read_chain, read_manifest
+from pipelines.index import Index
+from pipelines.listing import Listing
+from pipelines.plan import Request, load_plan
+from pipelines.records import Manifest, Plan
+from pipelines.replay import units_to_replay
+from pipelines.source import Source, Unit
+from pipelines.storage import Store
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run to start, or to go on with."""
+
+    run_id: str
+    parent: int | None
+    """The generation it adds to."""
+    pin: Callable[[], tuple[Sequence[Unit], str]]
+    """Its units, and the hash of the listing they come from."""
+
+
+def next_task_of(
+    store: Store,
+    request: Request,
+    source: Source,
+    listing: Listing,
+    *,
+    fresh: bool,
+    replay: bool,
+) -> Task | Manifest:
+    """The task, or the live generation when there is nothing to do.
+
+    Raises:
+        IndexStateError: something else is committed, naming what differs; nothing to replay on.
+        ConfigError: `fresh` and `replay` at once.
+    """
+
+    def pin() -> tuple[Sequence[Unit], str]:
+        return source.units(listing), listing.hash
+
+    if fresh and replay:
+        raise ConfigError("--fresh and --replay-rejects: expected one of them, got both.")
+    if fresh:
+        # Publications are counted, not generations: a run that died just before its own is the
+        # same one.
+        after = max(publications(store), default=0)
+        return Task(request.run_id(after=after, listing=listing.hash), None, pin)
+    live, plan = _live(store, request)
+    if replay:
+        return _replay(store, request, live, plan)
+    if live is None or plan is None:
+        return Task(request.run_id(), None, pin)
+    if plan.listing != listing.hash:
+        raise _differs(store, live.generation, ["the source's files"])
+    return live
+
+
+def _replay(
+    store: Store, request: Request, live: Manifest | None, plan: Plan | None
+) -> Task | Manifest:
+    if live is None or plan is None:
+        raise IndexStateError(
+            f"{store.uri}: expected a committed index whose rejects to replay, found none.",
+            "Run without --replay-rejects; what was rejected for now is tried again by itself.",
+        )
+    rejects = Index(store, read_chain(store, live.generation)).rejects()
+    if all(rejects["final"].to_pylist()):
+        return live
+
+    def pin() -> tuple[Sequence[Unit], str]:
+        return units_to_replay(store, live, rejects), plan.listing
+
+    return Task(request.run_id(replay=live.generation), live.generation, pin)
+
+
+def _live(store: Store, request: Request) -> tuple[Manifest | None, Plan | None]:
+    """The live generation and its plan, both of this request."""
+    number = live_generation(store)
+    if number is None:
+        return None, None
+    live = read_manifest(store, number)
+    plan = load_plan(store, live.run_id)
+    differences = request.differences(plan.request) if plan else ["its plan is gone"]
+    if differences:
+        raise _differs(store, number, differences)
+    return live, plan
+
+
+def _differs(store: Store, number: int, differences: Sequence[str]) -> IndexStateError:
+    return IndexStateError(
+        f"{store.uri} holds generation {number} of another request; what differs: "
+        f"{', '.join(differences[:6])}{', ...' if len(differences) > 6 else ''}.",
+        "Use another index.uri, or --fresh to start over beside it.",
+    )

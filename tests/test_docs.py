@@ -1,0 +1,61 @@
+"""Snippets of docs/output.md and docs/rejects.md are run; links of all pages lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import pytest
+from conftest import ROOT
+
+from pipelines.config import load_config
+from pipelines.embed_corpus import embed_corpus
+
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+RUN = ("output.md", "rejects.md")
+
+
+def snippets(language: str) -> list[str]:
+    texts = [(ROOT / "docs" / name).read_text() for name in RUN]
+    return [
+        s for text in texts for s in re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
+    ]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
+    """The quickstart's index, of its first 60 articles."""
+    out = tmp_path_factory.mktemp("docs")
+    settings = [f"index.uri={out}/quickstart", "source.limit=60"]
+    embed_corpus(load_config(ROOT / "conf/quickstart.yaml", settings))
+    return out
+
+
+@pytest.mark.parametrize("snippet", snippets("python"))
+def test_docs_python_runs(snippet: str, out: Path) -> None:
+    exec(snippet.replace('"out/', f'"{out}/'), {})
+
+
+@pytest.mark.parametrize("query", snippets("sql"))
+def test_docs_sql_finds_rows(query: str, out: Path) -> None:
+    assert len(duckdb.sql(query.replace("'out/", f"'{out}/")).fetchall()) == 3
+
+
+@pytest.mark.parametrize("command", "".join(snippets("sh")).splitlines())
+def test_docs_command_runs(command: str, out: Path) -> None:
+    words = shlex.split(command)
+    words += ["--set", f"index.uri={out}/quickstart", "--limit", "60"]
+    result = subprocess.run(
+        [sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_docs_links_lead_to_files(page: Path) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / link).exists(), link

@@ -1,0 +1,160 @@
+"""Rejects for now, embedded again: a generation that adds to the one before."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from actors.model_files import resolve_model
+from pipelines.embed_corpus import embed_corpus
+from pipelines.encode_slices import SliceEncoder
+from pipelines.generations import read_manifest
+from pipelines.index import open_index
+from pipelines.plan import Request, plan_run, read_done
+from pipelines.records import FOR_NOW
+from pipelines.replay import units_to_replay
+from pipelines.slices import SliceReader
+from pipelines.source import Source
+from pipelines.storage import open_store
+from pipelines.tasks import Task, next_task_of
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+BAD = (3, 4, 9, 17)
+
+
+def corpus(path, n=20, ids=None):
+    """Documents of which those in BAD hold a word that no vector comes of."""
+    words = [f"some words about item {i} and more" + " qqqq" * (i in BAD) for i in range(n)]
+    table = pa.table(
+        {
+            "id": ids or [f"d{i}" for i in range(n)],
+            "text": [*words[:-1], ""],
+            "title": [f"t{i}" for i in range(n)],
+            "url": [f"u{i}" for i in range(n)],
+        }
+    )
+    pq.write_table(table, path, row_group_size=10)
+    return path
+
+
+def run_with_poison(config):
+    """All slices encoded by a model that has lost one token; nothing is committed yet."""
+    request = Request.of(config, resolve_model(config.encoder))
+    store, source = open_store(config.index.uri), Source(config.source)
+    listing = source.list_files()
+    task = next_task_of(store, request, source, listing, fresh=False, replay=False)
+    assert isinstance(task, Task)
+    run = plan_run(store, config, request, task.pin, listing.files, task.run_id)
+    encoder, reader = (
+        SliceEncoder(config, task.run_id, request.space_fingerprint),
+        SliceReader(config),
+    )
+    inner = encoder._encoder
+    good = set(
+        inner._passage_tokenizer.tokenize(["some words about item 1 and more"]).values.tolist()
+    )
+    bad = set(inner._passage_tokenizer.tokenize(["qqqq"]).values.tolist()) - good
+    with torch.no_grad():
+        for token in bad:
+            inner._backbone.get_input_embeddings().weight[token] = torch.nan
+    for unit in run.units:
+        for piece in reader.slices(unit):
+            encoder.encode(piece)
+    return store
+
+
+@pytest.fixture
+def config(tmp_path, make_config):
+    return make_config(corpus(tmp_path / "docs.parquet"), max_reject_fraction=0.5)
+
+
+def rejected(index):
+    return sorted((row["doc_id"], row["code"]) for row in index.rejects().to_pylist())
+
+
+def test_replay_embeds_what_failed_and_nothing_else(config, tmp_path):
+    store = run_with_poison(config)
+    first = embed_corpus(config)
+    assert first.counts.rejects == {"empty_text": 1, "encoder_error": 4}
+    manifest = embed_corpus(config, replay_rejects=True)
+    assert (manifest.generation, manifest.parent) == (2, 1)
+    assert (manifest.counts.documents, manifest.counts.unchanged) == (4, 15)
+    assert manifest.counts.rejects == {"empty_text": 1}
+    done = read_done(store, manifest.run_id)
+    assert [(r.unit, r.first_document, r.documents) for r in done] == [
+        (0, 3, 2),
+        (0, 9, 1),
+        (1, 7, 1),
+    ]
+    undisturbed = embed_corpus(
+        config.model_copy(
+            update={"index": config.index.model_copy(update={"uri": str(tmp_path / "other")})}
+        )
+    )
+    assert undisturbed.counts.documents == 19
+    mine, other = (
+        open_index(uri).to_table().sort_by("passage_id")
+        for uri in (config.index.uri, str(tmp_path / "other"))
+    )
+    assert mine.drop_columns(["dense", "sparse", "colbert"]).equals(
+        other.drop_columns(["dense", "sparse", "colbert"])
+    )
+    assert rejected(open_index(config.index.uri)) == [("d19", "empty_text")]
+    assert rejected(open_index(config.index.uri, generation=1)) == [
+        ("d17", "encoder_error"),
+        ("d19", "empty_text"),
+        ("d3", "encoder_error"),
+        ("d4", "encoder_error"),
+        ("d9", "encoder_error"),
+    ]
+
+
+def test_replay_again_has_nothing_to_do(config):
+    run_with_poison(config)
+    embed_corpus(config)
+    second = embed_corpus(config, replay_rejects=True)
+    assert embed_corpus(config, replay_rejects=True) == second
+    assert embed_corpus(config) == second
+
+
+def test_replay_without_rejects_for_now_has_nothing_to_do(config):
+    first = embed_corpus(config)
+    assert embed_corpus(config, replay_rejects=True) == first
+
+
+def test_replay_first_of_two_with_one_id_takes_the_place_of_the_second(tmp_path, make_config):
+    ids = [f"d{i}" for i in range(20)]
+    ids[12] = ids[3]  # of document 3, which fails at first
+    config = make_config(corpus(tmp_path / "docs.parquet", ids=ids), max_reject_fraction=0.5)
+    run_with_poison(config)
+    embed_corpus(config)
+
+    def text_of_d3():
+        table = open_index(config.index.uri).to_table(["doc_id", "text"]).to_pylist()
+        return [row["text"] for row in table if row["doc_id"] == "d3"]
+
+    assert text_of_d3() == ["some words about item 12 and more"]
+    manifest = embed_corpus(config, replay_rejects=True)
+    assert text_of_d3() == ["some words about item 3 and more qqqq"]
+    assert manifest.counts.rejects == {"duplicate_id": 1, "empty_text": 1}
+    assert (manifest.counts.documents, manifest.counts.unchanged) == (4, 14)
+    assert manifest.counts.deleted == 1
+    index = open_index(config.index.uri)
+    assert sorted(index.documents()["doc_id"].to_pylist()) == sorted(set(ids) - {"d19"})
+    assert len(index.to_table(["doc_id"])["doc_id"].unique()) == 18
+
+
+def test_units_to_replay_want_only_what_was_rejected_for_now(config):
+    store = run_with_poison(config)
+    live = embed_corpus(config)
+    rejects = open_index(config.index.uri).rejects()
+    assert {row["code"] for row in rejects.to_pylist() if not row["final"]} <= FOR_NOW
+    units = units_to_replay(store, read_manifest(store, live.generation), rejects)
+    assert [(unit.number, unit.wanted) for unit in units] == [
+        (0, ((3, 5), (9, 10))),
+        (1, ((7, 8),)),
+    ]
+    assert [unit.documents_wanted for unit in units] == [3, 1]

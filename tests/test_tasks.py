@@ -1,0 +1,64 @@
+"""Which run a command starts, goes on with, or does not need."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from actors.errors import ConfigError, IndexStateError
+from actors.model_files import resolve_model
+from pipelines.plan import Request
+from pipelines.source import Source
+from pipelines.storage import open_store
+from pipelines.tasks import Task, next_task_of
+
+
+@pytest.fixture
+def next_task(tmp_path, make_config):
+    """What there is to do for a corpus of four documents."""
+    path = tmp_path / "docs.parquet"
+    columns = ("id", "text", "title", "url")
+    pq.write_table(pa.table({c: [f"{c} {i}" for i in range(4)] for c in columns}), path)
+
+    def make(*, fresh=False, replay=False, **sections):
+        config = make_config(path, **sections)
+        source = Source(config.source)
+        return next_task_of(
+            open_store(config.index.uri),
+            Request.of(config, resolve_model(config.encoder)),
+            source,
+            source.list_files(),
+            fresh=fresh,
+            replay=replay,
+        )
+
+    return make
+
+
+def test_next_task_on_an_empty_place_is_a_first_run(next_task):
+    task = next_task()
+    assert isinstance(task, Task)
+    assert task.parent is None
+    units, listing = task.pin()
+    assert [unit.documents for unit in units] == [4]
+    assert len(listing) == 32
+    assert next_task().run_id == task.run_id
+
+
+def test_next_task_fresh_is_another_run(next_task):
+    assert next_task(fresh=True).run_id != next_task().run_id
+
+
+def test_next_task_of_another_request_is_another_run(next_task):
+    assert next_task(chunk={"max_tokens": 50}).run_id != next_task().run_id
+
+
+def test_next_task_replay_without_an_index_is_refused(next_task):
+    with pytest.raises(IndexStateError, match=r"expected a committed index whose rejects"):
+        next_task(replay=True)
+
+
+def test_next_task_fresh_and_replay_at_once_is_refused(next_task):
+    with pytest.raises(ConfigError, match="expected one of them, got both"):
+        next_task(fresh=True, replay=True)
