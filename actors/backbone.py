@@ -10,6 +10,7 @@ from actors.errors import ModelError
 from actors.families import Family
 from actors.model_files import ModelFiles
 from actors.packing import PackedBatch
+from actors.registry import ModelRecord
 
 TORCH_DTYPES: dict[ComputeDtype, torch.dtype] = {
     "float16": torch.float16,
@@ -114,11 +115,13 @@ def resolve_device(config: ModelConfig) -> torch.device:
     return device
 
 
-def resolve_dtype(config: ModelConfig, device: torch.device) -> ComputeDtype:
-    """The compute type "auto" means on this device."""
+def resolve_dtype(
+    config: ModelConfig, device: torch.device, record: ModelRecord | None = None
+) -> ComputeDtype:
+    """The compute type "auto" means on this device, for a model of this record."""
     if config.dtype != "auto":
         return config.dtype
     if device.type == "cuda":
-        return "float16"
+        return record.dtype if record else "float16"
     # Only AMX makes bfloat16 pay on a CPU; emulated, it is slower than float32.
     return "bfloat16" if torch.cpu._is_amx_tile_supported() else "float32"

@@ -5,6 +5,7 @@ Knows nothing of corpora, indexes or clusters.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,10 +44,26 @@ class ModelConfig:
     """Longest passage in tokens, special tokens included; the model's own limit when not given."""
     query_max_length: int | None = None
     """Longest query in tokens; `max_length` when not given."""
-    query_instruction: str = ""
-    """Text put before every query."""
-    passage_instruction: str = ""
-    """Text put before every passage."""
+    like: str | None = None
+    """The published model whose record applies (`python -m pipelines.models`), for a checkpoint
+    under another name; when not given: the one of model.name, if there is one and it fits."""
+    query_instruction: str | None = None
+    """The instruction of every query; when not given: the record's; "" for none."""
+    query_instruction_format: str | None = None
+    """Where instruction and text go, as in "Instruct: {}\\nQuery: {}"; when not given: the
+    record's."""
+    query_suffix: str | None = None
+    """Put after every query, whose text is then cut before it (bge-en-icl: "\\n<response>"); when
+    not given: the record's."""
+    examples: tuple[Mapping[str, str], ...] = ()
+    """Put before every query, for in-context learning (bge-en-icl): mappings of instruct, query and
+    response."""
+    passage_instruction: str | None = None
+    """The instruction of every passage; when not given: the record's; "" for none."""
+    passage_instruction_format: str | None = None
+    """Where instruction and text of a passage go; when not given: the record's."""
+    task: str | None = None
+    """For a model with instructions for several tasks (llm-embedder: qa, icl, chat, ...)."""
     normalize: bool = True
     """L2-normalise dense and ColBERT vectors (in float32, before the cast to `vector_dtype`)."""
     truncate_dim: int | None = None
@@ -60,7 +77,8 @@ class ModelConfig:
     """Round the weights to this type first, as FlagEmbedding's use_fp16 does also on a CPU; to
     compare with its numbers."""
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
-    """Compute type; "auto": float16 on CUDA, bfloat16 on CPUs with AMX, else float32."""
+    """Compute type; "auto": on CUDA the record's, else float16; on a CPU bfloat16 with AMX, float32
+    without."""
     device: str = "auto"
     """"auto": cuda when there is one, else cpu."""
     max_batch_tokens: int | None = None

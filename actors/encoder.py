@@ -28,6 +28,7 @@ from actors.config import ComputeDtype, ModelConfig, Output
 from actors.errors import EncodeError
 from actors.fingerprint import fingerprint, space_parts
 from actors.heads import OutputHeads, Vectors, load_head, to_arrow
+from actors.icl import query_tokenizer
 from actors.model_files import ModelFiles, resolve_model
 from actors.packing import next_stop, pack
 from actors.tokenizer import TOKENS_COLUMN, TextTokenizer, non_lexical_ids
@@ -85,11 +86,9 @@ class Encoder:
         self._family = files.family
         self._first_position = files.family.first_position(files.config)
         self._passage_tokenizer = TextTokenizer(
-            files.folder, files.max_length, config.passage_instruction
+            files.folder, files.max_length, files.prompts.passage
         )
-        self._query_tokenizer = TextTokenizer(
-            files.folder, files.query_max_length, config.query_instruction
-        )
+        self._query_tokenizer = query_tokenizer(files)
         self._non_lexical = np.array(sorted(non_lexical_ids(files.folder)), dtype=np.int32)
         self._max_batch_tokens = config.max_batch_tokens or (
             16_384 if self._device.type == "cuda" else 2_048
@@ -212,7 +211,7 @@ def load_encoder(config: ModelConfig) -> Encoder:
     """
     files = resolve_model(config)
     device = resolve_device(config)
-    dtype = resolve_dtype(config, device)
+    dtype = resolve_dtype(config, device, files.record)
     compute = TORCH_DTYPES[dtype]
     rounded = compute if config.weights_dtype == "stored" else TORCH_DTYPES[config.weights_dtype]
     backbone = load_backbone(files, rounded, device).to(compute)

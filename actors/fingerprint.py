@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -45,14 +46,14 @@ def space_parts(config: ModelConfig, files: ModelFiles) -> dict[str, Any]:
     return {
         "architecture": architecture,
         "weights": {path.name: file_sha256(path) for path in files.weight_files()},
+        "code": {path.name: file_sha256(path) for path in files.code_files()},
         "tokenizer": file_sha256(files.folder / "tokenizer.json"),
         "non_lexical_ids": sorted(non_lexical_ids(files.folder)),
         "heads": {output: file_sha256(path) for output, path in sorted(files.heads.items())},
         "pooling": files.pooling,
         "max_length": files.max_length,
         "query_max_length": files.query_max_length,
-        "query_instruction": config.query_instruction,
-        "passage_instruction": config.passage_instruction,
+        "prompts": dataclasses.asdict(files.prompts),
         "normalize": config.normalize,
         "truncate_dim": config.truncate_dim,
     }

@@ -12,8 +12,10 @@ from typing import Any
 
 from actors.config import ModelConfig, Output, Pooling
 from actors.errors import ModelError
-from actors.families import Family, family_of
+from actors.families import Family, family_of, remote_family
 from actors.model_location import locate, locate_heads
+from actors.model_record import Prompts, find_record, prompts_of
+from actors.registry import ModelRecord
 
 SPARSE_HEAD = "sparse_linear.pt"
 COLBERT_HEAD = "colbert_linear.pt"
@@ -28,6 +30,8 @@ class ModelFiles:
     folder: Path
     config: dict[str, Any]
     family: Family
+    record: ModelRecord | None
+    prompts: Prompts
     pooling: Pooling
     max_length: int
     query_max_length: int
@@ -38,6 +42,10 @@ class ModelFiles:
     def model_type(self) -> str:
         """The architecture, as transformers names it ("bert", "xlm-roberta", ...)."""
         return str(self.config["model_type"])
+
+    def code_files(self) -> list[Path]:
+        """The Python files that compute the vectors, where the model brings its own."""
+        return [] if self.family.packed else sorted(self.folder.glob("*.py"))
 
     def weight_files(self) -> list[Path]:
         """The files that hold the backbone's weights, sorted by name."""
@@ -64,7 +72,12 @@ def resolve_model(config: ModelConfig) -> ModelFiles:
             f"model {config.name!r}: expected tokenizer.json in {folder}, found none.",
             "Save the tokenizer in its fast format (tokenizer.save_pretrained).",
         )
-    family = family_of(model, config.name, trust_remote_code=config.trust_remote_code)
+    record = find_record(config, model)
+    trust = config.trust_remote_code
+    if record and record.remote_code:
+        family = remote_family(config.name, trust_remote_code=trust)
+    else:
+        family = family_of(model, config.name, trust_remote_code=trust)
     for key in ("hidden_size", "max_position_embeddings"):
         if not isinstance(model.get(key), int):
             raise ModelError(
@@ -72,7 +85,8 @@ def resolve_model(config: ModelConfig) -> ModelFiles:
                 "Download the model folder again.",
             )
     positions = family.usable_positions(model)
-    own_limit = min(_declared_max_length(folder), positions)
+    declared = _declared_max_length(folder)
+    own_limit = min(positions, declared, record.max_length if record else declared)
     dim = config.truncate_dim
     if dim is not None and not 1 <= dim <= int(model["hidden_size"]):
         raise ModelError(
@@ -88,11 +102,16 @@ def resolve_model(config: ModelConfig) -> ModelFiles:
                 f"got {length}.",
                 "Lower it, or chunk the documents.",
             )
+    # The checkpoint's own says most: a fine-tuned one may pool in another way than its record.
+    own_pooling = _pooling(folder) if config.pooling == "auto" else None
+    own_pooling = own_pooling or (record.pooling if record else family.pooling)
     return ModelFiles(
         folder=folder,
         config=model,
         family=family,
-        pooling=_pooling(folder) or family.pooling if config.pooling == "auto" else config.pooling,
+        record=record,
+        prompts=prompts_of(config, record, family),
+        pooling=config.pooling if config.pooling != "auto" else own_pooling,
         max_length=max_length,
         query_max_length=query_max_length,
         heads=_find_heads(config, folder),

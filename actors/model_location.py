@@ -8,6 +8,7 @@ from pathlib import Path
 
 from actors.errors import ModelError
 from actors.model_cache import local_copy
+from actors.registry import nearest_names, record_of
 
 # What never helps to encode: other frameworks' copies of the same weights.
 _HUB_IGNORE = ["*.onnx", "onnx/*", "openvino/*", "*.h5", "*.msgpack", "rust_model.ot", "imgs/*"]
@@ -65,16 +66,21 @@ def _locate_on_hub(name: str, revision: str | None) -> Path:
     except HFValidationError:
         raise ModelError(
             f"model {name!r}: expected an existing folder or a hub id (owner/name), found neither.",
-            "Check the path.",
+            _meant(name) or "Check the path.",
         ) from None
     except Exception as error:  # the hub client raises a dozen unrelated types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         reason = textwrap.shorten(reason, 160, placeholder="...")
         raise ModelError(
             f"model {name!r}: no such folder, and the hub did not give it ({reason}).",
-            f"Without network: hf download {name} --local-dir FOLDER where there is one, copy the "
-            "folder to every node, and set model.name to its path.",
+            f"{_meant(name)}Without network: hf download {name} --local-dir FOLDER where there is "
+            "one, copy the folder to every node, and set model.name to its path.",
         ) from error
+
+
+def _meant(name: str) -> str:
+    near = [other for other in nearest_names(name) if other != name]
+    return f"Did you mean {' or '.join(near)}? " if near and not record_of(name) else ""
 
 
 def locate_heads(name: str) -> Path:

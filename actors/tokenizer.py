@@ -12,17 +12,36 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from actors.errors import ModelError
 from actors.model_files import read_json
+from actors.prompts import Prompt
 
 TOKENS_COLUMN = "input_ids"
 """Name of the list<int32> column of a token block."""
 
+# A text is first cut at so many characters a token: few texts need a second, longer cut.
+_CHARACTERS_PER_TOKEN = 16
+_LEAST_CHARACTERS = 1_024
+_LONGER = 8
+
+# Where a word is so long that it has to be cut: sentencepiece's longest piece, the longest word
+# that WordPiece does not give up on, and the length from which a run of one character ("-----"),
+# whose tokens may depend on its length to the end, is cut all the same.
+_LONGEST_TOKEN = 16
+_LONGEST_WHOLE_WORD = 100
+_ENDLESS_WORD = 1 << 20
+
+# Encodings weigh some hundred bytes a token: they are made and let go in batches of this size.
+_BATCH_CHARACTERS = 1 << 20
+
 # Special tokens that carry no lexical meaning (FlagEmbedding's list, plus BERT's [SEP], which is
 # XLM-R's eos under another name).
 _NON_LEXICAL = ("cls_token", "sep_token", "eos_token", "pad_token", "unk_token")
+
+
+_NO_PROMPT = Prompt()
 
 
 @dataclass(frozen=True)
@@ -39,6 +58,18 @@ class TokenizedTexts:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    @classmethod
+    def from_rows(cls, rows: Sequence[np.ndarray], truncated: Sequence[bool]) -> TokenizedTexts:
+        """One text a row of int32 ids."""
+        offsets = np.zeros(len(rows) + 1, dtype=np.int32)
+        np.cumsum([len(row) for row in rows], out=offsets[1:])
+        values = np.concatenate([np.empty(0, dtype=np.int32), *rows])
+        return cls(values, offsets, np.array(truncated, dtype=bool))
+
+    def rows(self) -> list[np.ndarray]:
+        """The ids of each text, as views."""
+        return np.split(self.values, self.offsets[1:-1]) if len(self) else []
+
     @property
     def lengths(self) -> np.ndarray:
         """int32 [texts]: tokens of each text."""
@@ -49,38 +80,124 @@ class TokenizedTexts:
         return pa.ListArray.from_arrays(pa.array(self.offsets), pa.array(self.values))
 
 
+def encoder_input(title: str | None, text: str) -> str:
+    """What is encoded of a passage: its title and a newline before it, nothing for a blank title.
+
+    An instruction comes around this; `TextTokenizer` adds it.
+    """
+    return f"{title}\n{text}" if title and not title.isspace() else text
+
+
 class TextTokenizer:
-    """A model's tokenizer with its padding off, its truncation ours, an instruction put before."""
+    """A model's tokenizer with its padding off, its truncation ours, a prompt around each text.
 
-    def __init__(self, folder: Path, max_length: int, instruction: str = "") -> None:
-        """Load `folder`/tokenizer.json; `max_length` counts special tokens and instruction."""
+    One tokenizer in memory (400 MB for XLM-R's vocabulary), whose truncation is switched as
+    needed: threads may share it only while they ask for the same limit.
+    """
+
+    def __init__(self, folder: Path, max_length: int, prompt: Prompt = _NO_PROMPT) -> None:
+        """Load `folder`/tokenizer.json; `max_length` counts special tokens and the prompt."""
         self.max_length = max_length
-        self.instruction = instruction
-        self._tokenizer = _load(folder)
+        self.prompt = prompt
+        self._tokenizer = load_tokenizer(folder)
         self._tokenizer.no_padding()  # some published files pad to 128
+        self._limit: int | None = max_length
         self._tokenizer.enable_truncation(max_length)
-        self.overhead = len(self._tokenizer.encode(instruction).ids)
-        """Tokens that are not the text's own: special ones and the instruction's."""
+        self.overhead = len(self._tokenizer.encode(prompt.around("")).ids)
+        """Tokens that are not the text's own: special ones and the prompt's."""
 
-    def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
-        """Token ids of each text, special tokens on, cut at `max_length`."""
-        if self.instruction:
-            texts = [self.instruction + text for text in texts]
-        encodings = self._tokenizer.encode_batch_fast(list(texts))
-        offsets = np.zeros(len(encodings) + 1, dtype=np.int32)
-        np.cumsum([len(e.ids) for e in encodings], out=offsets[1:])
-        values = np.empty(int(offsets[-1]), dtype=np.int32)
-        for start, encoding in zip(offsets, encodings, strict=False):
-            ids = encoding.ids
-            values[start : start + len(ids)] = ids
-        truncated = np.fromiter((bool(e.overflowing) for e in encodings), dtype=bool)
-        return TokenizedTexts(values, offsets, truncated)
+    def tokenize(self, texts: Sequence[str], limit: int | None = None) -> TokenizedTexts:
+        """Token ids of each text, special tokens on, cut at `limit` (`max_length` at most).
 
-    def without_truncation(self) -> Tokenizer:
-        """A bare copy that never cuts, for a splitter that counts the tokens of a text."""
-        copy = Tokenizer.from_str(self._tokenizer.to_str())
-        copy.no_truncation()
-        return copy
+        Takes time for what is kept, not for what is cut off: a text's first words have the same
+        tokens whatever follows them, so that only as much is tokenised as fills the limit. (But a
+        text that begins with one word of a million characters may have others.)
+        """
+        limit = min(limit or self.max_length, self.max_length)
+        rows: list[np.ndarray] = []
+        truncated: list[bool] = []
+        for batch in _batches(texts, _CHARACTERS_PER_TOKEN * limit):
+            encodings = self._encode(batch, limit)
+            rows += [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+            truncated += [bool(encoding.overflowing) for encoding in encodings]
+        return TokenizedTexts.from_rows(rows, truncated)
+
+    def count(self, text: str) -> int:
+        """How many tokens `tokenize` would give without a limit."""
+        self._cut_at(None)
+        return len(self._tokenizer.encode(self.prompt.around(text)).ids)
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """The characters [start, end) of each token of the text alone: no prompt, no cut."""
+        self._cut_at(None)
+        return self._tokenizer.encode(text, add_special_tokens=False).offsets
+
+    def _encode(self, texts: Sequence[str], limit: int) -> list[Encoding]:
+        self._cut_at(limit)
+        size = max(_CHARACTERS_PER_TOKEN * limit, _LEAST_CHARACTERS)
+        heads = [_head(text, size) for text in texts]
+        found = self._tokenizer.encode_batch_fast([self.prompt.around(head) for head in heads])
+        for i, text in enumerate(texts):
+            if len(heads[i]) < len(text) and not found[i].overflowing:
+                found[i] = self._encode_more(text, len(heads[i]), size)
+        return found
+
+    def _encode_more(self, text: str, tried: int, size: int) -> Encoding:
+        """A text whose first `tried` characters, all words within `size`, have too few tokens."""
+        while True:
+            if tried < size // 2 and (found := self._encode_in_word(text, size)):
+                return found
+            size *= _LONGER
+            head = _head(text, size)
+            found = self._tokenizer.encode(self.prompt.around(head))
+            if found.overflowing or len(head) == len(text):
+                return found
+            tried = len(head)
+
+    def _encode_in_word(self, text: str, size: int) -> Encoding | None:
+        """A text cut inside a word, or none where what follows could change the tokens kept.
+
+        The best tokens of a longer text begin with those of one of its heads that end less than
+        a token before the cut: where these agree, the tokens do not depend on what follows.
+        """
+        found = self._tokenizer.encode(self.prompt.around(text[:size]))
+        if not found.overflowing:
+            return None
+        if size < _ENDLESS_WORD:
+            for less in (*range(1, _LONGEST_TOKEN + 1), _LONGEST_WHOLE_WORD):
+                other = self._tokenizer.encode(self.prompt.around(text[: size - less]))
+                if not other.overflowing or other.ids != found.ids:
+                    return None
+        return found
+
+    def _cut_at(self, limit: int | None) -> None:
+        if limit == self._limit:
+            return
+        if limit is None:
+            self._tokenizer.no_truncation()
+        else:
+            self._tokenizer.enable_truncation(limit)
+        self._limit = limit
+
+
+def _head(text: str, size: int) -> str:
+    """The words that end within the first `size` characters: none where the first is longer."""
+    if len(text) <= size:
+        return text
+    stop = max(text.rfind(" ", 0, size), text.rfind("\n", 0, size), 0)
+    return text[:stop].rstrip(" \n")
+
+
+def _batches(texts: Sequence[str], most: int) -> Iterator[Sequence[str]]:
+    """Runs of texts of which no more than `most` characters each are looked at."""
+    start = size = 0
+    for i, text in enumerate(texts):
+        size += min(len(text), most)
+        if size >= _BATCH_CHARACTERS:
+            yield texts[start : i + 1]
+            start, size = i + 1, 0
+    if start < len(texts):
+        yield texts[start:]
 
 
 def non_lexical_ids(folder: Path) -> frozenset[int]:
@@ -93,12 +210,17 @@ def non_lexical_ids(folder: Path) -> frozenset[int]:
         path = folder / filename
         if path.exists():
             names.update(_named_tokens(read_json(path)))
-    tokenizer = _load(folder)
+    tokenizer = load_tokenizer(folder)
     ids = (tokenizer.token_to_id(name) for name in names)
     return frozenset(i for i in ids if i is not None)
 
 
-def _load(folder: Path) -> Tokenizer:
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The pipeline of `folder`/tokenizer.json.
+
+    Raises:
+        ModelError: missing or damaged.
+    """
     path = folder / "tokenizer.json"
     try:
         return Tokenizer.from_file(str(path))

@@ -16,7 +16,7 @@ import re
 import textwrap
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import typer
@@ -30,6 +30,7 @@ from pipelines.config_keys import section_keys
 
 _COLUMNS = 100
 _TYPES = {str: "string", int: "integer", float: "number", bool: "true or false", dict: "mapping"}
+_TYPES[Mapping] = "mapping"
 
 _YAML_INTRO = """\
 # Every key of a run's configuration, with its default. Fill in what is required; what is left out
@@ -169,7 +170,8 @@ def _in_words(hint: Any) -> str:
         *most, last = (json.dumps(arg) for arg in args)
         return f"{', '.join(most)} or {last}" if most else last
     if origin is tuple:
-        return f"list of {_in_words(args[0])}" + ("s" if args[0] is str else "")
+        each = _in_words(args[0])
+        return f"list of {each}" + ("s" if each in _TYPES.values() else "")
     return _TYPES[origin or hint]
 
 

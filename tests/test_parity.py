@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from actors.encoder import Encoder, ModelConfig, load_encoder
+from actors.model_files import resolve_model
 from actors.tokenizer import TextTokenizer
 
 ORACLE = Path(__file__).parent / "data" / "oracle"
@@ -22,7 +23,10 @@ with np.load(ORACLE / "expected.npz") as _arrays:
 
 M3 = "bge-m3"
 BERT = "bge-small-en-v1.5"
-FAMILY = {"m3": M3, "bert": BERT}
+GEMMA2 = "bge-multilingual-gemma2"
+QWEN3 = "Qwen3-Embedding-0.6B"
+ICL = "bge-en-icl"
+FAMILY = {"m3": M3, "bert": BERT, "gemma2": GEMMA2, "qwen3": QWEN3, "icl": ICL}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +60,37 @@ FP32 = {"dtype": "float32"}
 FP16 = {"dtype": "float16"}
 BFLOAT16 = {"dtype": "bfloat16"}
 COLBERT16 = {"heads": str(ORACLE / "models" / "tiny-m3-colbert16")}
+FP16_WEIGHTS = FP32 | {"weights_dtype": "float16"}
+GEMMA2_QUERY = {
+    "query_instruction": "Given a web search query, retrieve relevant passages.",
+    "query_instruction_format": "<instruct>{}\\n<query>{}",
+}
+QWEN3_QUERY = {
+    "query_instruction": "Given a web search query, retrieve relevant passages that answer the "
+    "query",
+    "query_instruction_format": "Instruct: {}\nQuery:{}",
+}
+ICL_INSTRUCTION = "Given a question, retrieve passages that answer it."
+ICL_QUERY = {
+    "query_max_length": 48,
+    "query_instruction": ICL_INSTRUCTION,
+    "query_instruction_format": "<instruct>{}\n<query>{}",
+    "query_suffix": "\n<response>",
+}
+ICL_EXAMPLES = {
+    "examples": (
+        {
+            "instruct": ICL_INSTRUCTION,
+            "query": "what is ray",
+            "response": "Ray is a distributed engine.",
+        },
+        {
+            "instruct": ICL_INSTRUCTION,
+            "query": "capital of France",
+            "response": "Paris is the capital.",
+        },
+    )
+}
 BERT_QUERY = "Represent this sentence for searching relevant passages: "
 
 
@@ -85,7 +120,7 @@ def assert_close(actual: np.ndarray, expected: np.ndarray, atol: float, cosine: 
     assert ((actual * expected).sum(axis=-1) / lengths).min() >= cosine
 
 
-@pytest.mark.parametrize("family", ["m3", "bert"])
+@pytest.mark.parametrize("family", FAMILY)
 def test_token_ids_of_every_text_identical_to_flagembedding(family: str) -> None:
     tokenizer = TextTokenizer(ORACLE / "models" / FAMILY[family], max_length=64)
     assert tokenizer.tokenize(TEXTS).to_arrow().to_pylist() == EXPECTED[f"{family}.input_ids"]
@@ -105,6 +140,13 @@ def test_token_ids_of_every_text_identical_to_flagembedding(family: str) -> None
         ("bert.truncate8", BERT, FP32 | {"truncate_dim": 8}, FULL),
         ("bert.unnormalised", BERT, FP32 | {"normalize": False}, FULL),
         ("bert.passage_instr", BERT, FP32 | {"passage_instruction": "doc: "}, FULL),
+        ("m3.fp16flag_cpu.dense", M3, FP16_WEIGHTS, FULL),
+        ("bert.fp16flag_cpu", BERT, FP16_WEIGHTS, FULL),
+        ("pool.dense", BERT, FP32, FULL),
+        ("gemma2.corpus_eager", GEMMA2, FP32, FULL),
+        ("qwen3.corpus", QWEN3, FP32, FULL),
+        ("qwen3.pseudo_moe_default", QWEN3, FP32 | {"weights_dtype": "bfloat16"}, FULL),
+        ("icl.corpus", ICL, FP32 | ICL_QUERY | ICL_EXAMPLES, FULL),
         ("bert.half.cls", BERT, FP16, HALF),
         ("bert.half.mean", BERT, FP16 | {"pooling": "mean"}, HALF),
     ],
@@ -118,19 +160,54 @@ def test_dense_of_passages_equals_flagembedding(
 
 
 @pytest.mark.parametrize(
-    ("key", "model", "instruction"),
+    ("key", "model", "options"),
     [
-        ("m3.queries_instr.dense", M3, "find: "),
-        ("bert.queries", BERT, BERT_QUERY),
+        ("m3.queries_instr.dense", M3, {"query_instruction": "find: "}),
+        ("bert.queries", BERT, {"query_instruction": BERT_QUERY}),
+        ("gemma2.queries_eager", GEMMA2, GEMMA2_QUERY),
+        ("qwen3.queries", QWEN3, QWEN3_QUERY),
+        ("icl.queries", ICL, ICL_QUERY | ICL_EXAMPLES),
+        ("icl.queries_noex", ICL, ICL_QUERY),
     ],
 )
 def test_dense_of_queries_with_instruction_equals_flagembedding(
-    key: str, model: str, instruction: str
+    key: str, model: str, options: dict[str, Any]
 ) -> None:
     expected = ARRAYS[key]
-    encoder = encoder_for(model, ("dense",), query_instruction=instruction)
+    encoder = encoder_for(model, ("dense",), **options)
     dense = matrix(encoder.encode_queries(TEXTS[: len(expected)])["dense"])
     assert_close(dense, expected, FULL.dense, FULL.cosine)
+
+
+def test_examples_stand_before_a_query_as_in_flagembedding() -> None:
+    config = ModelConfig(name=str(ORACLE / "models" / ICL), **ICL_QUERY, **ICL_EXAMPLES)
+    prompts = resolve_model(config).prompts
+    assert [prompts.examples, prompts.query_suffix] == EXPECTED["icl.prefix_suffix"]
+
+
+@pytest.mark.parametrize(
+    ("key", "model", "options"),
+    [("m3.single.dense", M3, {}), ("bert.single", BERT, {})],
+)
+def test_dense_of_one_passage_equals_flagembedding(
+    key: str, model: str, options: dict[str, Any]
+) -> None:
+    dense = matrix(encoder_for(model, ("dense",), **options).encode_passages(TEXTS[:1])["dense"])
+    assert_close(dense, ARRAYS[key][None], FULL.dense, FULL.cosine)
+
+
+def test_dense_of_one_icl_query_equals_flagembedding() -> None:
+    encoder = encoder_for(ICL, ("dense",), **ICL_QUERY, **ICL_EXAMPLES)
+    dense = matrix(encoder.encode_queries(TEXTS[:1])["dense"])
+    assert_close(dense, ARRAYS["icl.query_single"][None], FULL.dense, FULL.cosine)
+
+
+def test_sparse_and_colbert_of_one_passage_equal_flagembedding() -> None:
+    encoded = encoder_for(M3, ("sparse", "colbert")).encode_passages(TEXTS[:1])
+    golden = {int(k): v for k, v in EXPECTED["m3.single.sparse"].items()}
+    assert weights_by_id(encoded["sparse"])[0] == pytest.approx(golden, abs=1e-5)
+    [vectors] = token_vectors(encoded["colbert"])
+    assert_close(vectors, ARRAYS["m3.single.colbert"], FULL.colbert, FULL.cosine)
 
 
 @pytest.mark.parametrize(
@@ -156,10 +233,13 @@ def test_colbert_equals_flagembedding(
         assert_close(vectors, expected, tolerance.colbert, tolerance.cosine)
 
 
-def test_sparse_equals_flagembedding() -> None:
-    encoder = encoder_for(M3, ("sparse",))
+@pytest.mark.parametrize(
+    ("key", "options"), [("m3.sparse", FP32), ("m3.fp16flag_cpu.sparse", FP16_WEIGHTS)]
+)
+def test_sparse_equals_flagembedding(key: str, options: dict[str, Any]) -> None:
+    encoder = encoder_for(M3, ("sparse",), **options)
     passages = weights_by_id(encoder.encode_passages(TEXTS)["sparse"])
-    for weights, golden in zip(passages, EXPECTED["m3.sparse"], strict=True):
+    for weights, golden in zip(passages, EXPECTED[key], strict=True):
         expected = {int(token_id): weight for token_id, weight in golden.items()}
         assert weights.keys() == expected.keys()
         assert weights == pytest.approx(expected, rel=0, abs=FULL.sparse_absolute)

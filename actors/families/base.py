@@ -19,6 +19,8 @@ class Family:
 
     pooling: Pooling
     """Where neither the configuration nor the checkpoint names one."""
+    query_format: str = "{}{}"
+    """Where a query's instruction and text go in a model without a record."""
     layers: str
     """What the names of its layers' weights hold; a layer that config.json lacks shows there."""
     first_position: Callable[[Mapping[str, Any]], int] = _zero

@@ -1,0 +1,344 @@
+"""What is known of each embedding model before a file of it is read: one literal record each.
+
+The 47 names of FlagEmbedding 1.4.2's auto map (inference/embedder/model_mapping.py; the user's job
+there, and filled in here: the instructions' texts) and BAAI/llm-embedder. Facts come from the model
+cards and config.json files; they advise, and are checked against a checkpoint, never trusted.
+
+Knows no files, no tokenizer and no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+
+from actors.config import ComputeDtype, Output, Pooling
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecord:
+    """One published model, and how its authors say to use it for retrieval.
+
+    A format has two placeholders: instruction, text. Without an instruction the text stands alone.
+    """
+
+    name: str
+    """Hub id, owner/name, as published."""
+    family: str
+    """model_type of its config.json: transformers' name, or the checkpoint's own ("new")."""
+    pooling: Pooling
+    dim: int
+    """Dimensions of the dense vector: hidden_size."""
+    max_length: int
+    """Tokens, special ones included: the limit its card states, else the length its card uses."""
+    outputs: tuple[Output, ...] = ("dense",)
+    vocab_size: int | None = None
+    """vocab_size of config.json; None where it could not be checked."""
+    query_instruction: str = ""
+    """Text only; the card's own one for retrieval."""
+    query_format: str = "{}{}"
+    passage_instruction: str = ""
+    passage_format: str = "{}{}"
+    query_suffix: str = ""
+    """Put after the formatted query."""
+    tasks: Mapping[str, tuple[str, str]] = field(default_factory=dict, hash=False)
+    """Query and passage instruction by task, in place of the two above."""
+    dtype: ComputeDtype = "float16"
+    """For computing on a GPU."""
+    remote_code: bool = False
+    """The checkpoint brings its own model code, and means something else, or nothing, without."""
+    license: str = ""
+    """Only where it restricts use."""
+    note: str = ""
+    """Only what a user must know."""
+
+
+def record_of(name: str) -> ModelRecord | None:
+    """The record for a hub id, a bare name or a path, None where there is none.
+
+    The last part of the name decides, as in FlagEmbedding, whoever the owner: a local copy and its
+    `checkpoint-*` folders have the record of the model they are named for.
+    """
+    parts = [part for part in name.split("/") if part]
+    if len(parts) > 1 and parts[-1].startswith("checkpoint-"):
+        parts.pop()
+    return _BY_BASENAME.get(parts[-1]) if parts else None
+
+
+def nearest_names(name: str) -> list[str]:
+    """Up to three hub ids that `name` may have been meant for, the nearest first."""
+    known = {basename.lower(): record.name for basename, record in _BY_BASENAME.items()}
+    wanted = name.rstrip("/").rpartition("/")[2].lower()
+    return [known[near] for near in get_close_matches(wanted, known)]
+
+
+_BGE_EN = "Represent this sentence for searching relevant passages: "
+_BGE_ZH = "为这个句子生成表示以用于检索相关文章："
+_WEB = "Given a web search query, retrieve relevant passages that answer the query"
+
+_LLM_EMBEDDER_TASKS = {
+    "qa": (
+        "Represent this query for retrieving relevant documents: ",
+        "Represent this document for retrieval: ",
+    ),
+    "icl": (
+        "Convert this example into vector to look for useful examples: ",
+        "Convert this example into vector for retrieval: ",
+    ),
+    "chat": (
+        "Embed this dialogue to find useful historical dialogues: ",
+        "Embed this historical dialogue for retrieval: ",
+    ),
+    "lrlm": (
+        "Embed this text chunk for finding useful historical chunks: ",
+        "Embed this historical text chunk for retrieval: ",
+    ),
+    "tool": (
+        "Transform this user request for fetching helpful tool descriptions: ",
+        "Transform this tool description for retrieval: ",
+    ),
+    "convsearch": (
+        "Encode this query and context for searching relevant passages: ",
+        "Encode this passage for retrieval: ",
+    ),
+}
+
+
+def _encoder(
+    name: str,
+    family: str,
+    pooling: Pooling,
+    dim: int,
+    vocab_size: int,
+    query_instruction: str = "",
+    passage_instruction: str = "",
+) -> ModelRecord:
+    """An encoder of 512 tokens whose instructions, if any, are prefixes."""
+    return ModelRecord(
+        name=name,
+        family=family,
+        pooling=pooling,
+        dim=dim,
+        max_length=512,
+        vocab_size=vocab_size,
+        query_instruction=query_instruction,
+        passage_instruction=passage_instruction,
+    )
+
+
+def _long_gte(name: str, dim: int, vocab_size: int, note: str = "") -> ModelRecord:
+    return ModelRecord(
+        name=name,
+        family="new",
+        pooling="cls",
+        dim=dim,
+        max_length=8192,
+        vocab_size=vocab_size,
+        remote_code=True,
+        note=note,
+    )
+
+
+def _gte_qwen(name: str, dim: int, vocab_size: int, dtype: ComputeDtype) -> ModelRecord:
+    return ModelRecord(
+        name=name,
+        family="qwen2",
+        pooling="last_token",
+        dim=dim,
+        max_length=32768,
+        vocab_size=vocab_size,
+        query_instruction=_WEB,
+        query_format="Instruct: {}\nQuery: {}",
+        dtype=dtype,
+        remote_code=True,
+        note="attends both ways, in its own code; transformers' own qwen2 would attend causally",
+    )
+
+
+def _qwen3(name: str, dim: int, vocab_size: int) -> ModelRecord:
+    return ModelRecord(
+        name=name,
+        family="qwen3",
+        pooling="last_token",
+        dim=dim,
+        max_length=32768,
+        vocab_size=vocab_size,
+        query_instruction=_WEB,
+        query_format="Instruct: {}\nQuery:{}",  # no space after the colon
+    )
+
+
+def _mistral(
+    name: str,
+    query_instruction: str,
+    *,
+    dtype: ComputeDtype = "float16",
+    license: str = "",
+    note: str = "",
+) -> ModelRecord:
+    """E5-Mistral and its descendants."""
+    return ModelRecord(
+        name=name,
+        family="mistral",
+        pooling="last_token",
+        dim=4096,
+        max_length=4096,
+        vocab_size=32000,
+        query_instruction=query_instruction,
+        query_format="Instruct: {}\nQuery: {}",
+        dtype=dtype,
+        license=license,
+        note=note,
+    )
+
+
+MODELS: tuple[ModelRecord, ...] = (
+    # Encoders: name, family, pooling, dim, vocab_size, query instruction, passage instruction
+    _encoder("BAAI/bge-large-en-v1.5", "bert", "cls", 1024, 30522, _BGE_EN),
+    _encoder("BAAI/bge-base-en-v1.5", "bert", "cls", 768, 30522, _BGE_EN),
+    _encoder("BAAI/bge-small-en-v1.5", "bert", "cls", 384, 30522, _BGE_EN),
+    _encoder("BAAI/bge-large-zh-v1.5", "bert", "cls", 1024, 21128, _BGE_ZH),
+    _encoder("BAAI/bge-base-zh-v1.5", "bert", "cls", 768, 21128, _BGE_ZH),
+    _encoder("BAAI/bge-small-zh-v1.5", "bert", "cls", 512, 21128, _BGE_ZH),
+    _encoder("BAAI/bge-large-en", "bert", "cls", 1024, 30522, _BGE_EN),
+    _encoder("BAAI/bge-base-en", "bert", "cls", 768, 30522, _BGE_EN),
+    _encoder("BAAI/bge-small-en", "bert", "cls", 384, 30522, _BGE_EN),
+    _encoder("BAAI/bge-large-zh", "bert", "cls", 1024, 21128, _BGE_ZH),
+    _encoder("BAAI/bge-base-zh", "bert", "cls", 768, 21128, _BGE_ZH),
+    _encoder("BAAI/bge-small-zh", "bert", "cls", 512, 21128, _BGE_ZH),
+    ModelRecord(
+        name="BAAI/bge-m3",
+        family="xlm-roberta",
+        pooling="cls",
+        dim=1024,
+        max_length=8192,
+        outputs=("dense", "sparse", "colbert"),
+        vocab_size=250002,
+    ),
+    ModelRecord(
+        name="BAAI/llm-embedder",
+        family="bert",
+        pooling="cls",
+        dim=768,
+        max_length=512,
+        vocab_size=30522,
+        query_instruction=_LLM_EMBEDDER_TASKS["qa"][0],
+        passage_instruction=_LLM_EMBEDDER_TASKS["qa"][1],
+        tasks=_LLM_EMBEDDER_TASKS,
+        note="instruct queries and passages by task; the default is qa",
+    ),
+    # E5: every text has one of the two prefixes, says its card
+    _encoder("intfloat/e5-large-v2", "bert", "mean", 1024, 30522, "query: ", "passage: "),
+    _encoder("intfloat/e5-base-v2", "bert", "mean", 768, 30522, "query: ", "passage: "),
+    _encoder("intfloat/e5-small-v2", "bert", "mean", 384, 30522, "query: ", "passage: "),
+    _encoder("intfloat/e5-large", "bert", "mean", 1024, 30522, "query: ", "passage: "),
+    _encoder("intfloat/e5-base", "bert", "mean", 768, 30522, "query: ", "passage: "),
+    _encoder("intfloat/e5-small", "bert", "mean", 384, 30522, "query: ", "passage: "),
+    _encoder(
+        "intfloat/multilingual-e5-large",
+        "xlm-roberta",
+        "mean",
+        1024,
+        250002,
+        "query: ",
+        "passage: ",
+    ),
+    _encoder(
+        "intfloat/multilingual-e5-base", "xlm-roberta", "mean", 768, 250002, "query: ", "passage: "
+    ),
+    # BERT's layers under XLM-R's tokenizer
+    _encoder("intfloat/multilingual-e5-small", "bert", "mean", 384, 250037, "query: ", "passage: "),
+    ModelRecord(
+        name="intfloat/multilingual-e5-large-instruct",
+        family="xlm-roberta",
+        pooling="mean",
+        dim=1024,
+        max_length=512,
+        vocab_size=250002,
+        query_instruction=_WEB,
+        query_format="Instruct: {}\nQuery: {}",
+    ),
+    # GTE and BCE: no instructions
+    _encoder("thenlper/gte-large", "bert", "mean", 1024, 30522),
+    _encoder("thenlper/gte-base", "bert", "mean", 768, 30522),
+    _encoder("thenlper/gte-small", "bert", "mean", 384, 30522),
+    _encoder("thenlper/gte-large-zh", "bert", "cls", 1024, 21128),
+    _encoder("thenlper/gte-base-zh", "bert", "cls", 768, 21128),
+    _encoder("thenlper/gte-small-zh", "bert", "cls", 512, 21128),
+    _long_gte(
+        "Alibaba-NLP/gte-multilingual-base",
+        768,
+        250048,
+        "alibaba-nlp-community/gte-multilingual-base has these weights for transformers' own gte",
+    ),
+    _long_gte("Alibaba-NLP/gte-large-en-v1.5", 1024, 30528),
+    _long_gte("Alibaba-NLP/gte-base-en-v1.5", 768, 30528),
+    _encoder("maidalun1020/bce-embedding-base_v1", "xlm-roberta", "cls", 768, 250002),
+    # Decoders
+    ModelRecord(
+        name="BAAI/bge-en-icl",
+        family="mistral",
+        pooling="last_token",
+        dim=4096,
+        max_length=512,
+        vocab_size=32003,
+        query_instruction=f"{_WEB}.",
+        query_format="<instruct>{}\n<query>{}",
+        query_suffix="\n<response>",
+        note="in-context examples go before the query; has positions for 32,768 tokens",
+    ),
+    ModelRecord(
+        name="BAAI/bge-multilingual-gemma2",
+        family="gemma2",
+        pooling="last_token",
+        dim=3584,
+        max_length=4096,
+        vocab_size=256002,
+        query_instruction=f"{_WEB}.",
+        query_format="<instruct>{}\n<query>{}",
+        dtype="bfloat16",
+        license="gemma",
+        note="its card computes in float16, where Gemma 2 is unstable: vLLM refuses that",
+    ),
+    ModelRecord(
+        name="BAAI/bge-code-v1",
+        family="qwen2",
+        pooling="last_token",
+        dim=1536,
+        max_length=4096,
+        vocab_size=151667,
+        query_instruction="Given a web search query, "
+        "retrieve relevant code that can help answer the query.",
+        query_format="<instruct>{}\n<query>{}",
+        note="instruct it by task: its card lists 16, this is CosQA's",
+    ),
+    ModelRecord(
+        name="BAAI/bge-reasoner-embed-qwen3-8b-0923",
+        family="qwen3",
+        pooling="last_token",
+        dim=4096,
+        max_length=8192,
+        query_format="Instruct: {}\nQuery: {}",
+        note="instruct it by task, as FlagEmbedding's evaluation/bright/prompts.py does: "
+        "'Given a Biology post, retrieve relevant passages that help answer the post.'",
+    ),
+    _qwen3("Qwen/Qwen3-Embedding-0.6B", 1024, 151669),
+    _qwen3("Qwen/Qwen3-Embedding-4B", 2560, 151665),
+    _qwen3("Qwen/Qwen3-Embedding-8B", 4096, 151665),
+    _mistral("intfloat/e5-mistral-7b-instruct", _WEB),
+    _mistral("Salesforce/SFR-Embedding-2_R", _WEB, license="cc-by-nc-4.0"),
+    _mistral("Salesforce/SFR-Embedding-Mistral", _WEB, license="cc-by-nc-4.0"),
+    _mistral(
+        "Linq-AI-Research/Linq-Embed-Mistral",
+        "Given a question, retrieve Wikipedia passages that answer the question",
+        dtype="bfloat16",
+        license="cc-by-nc-4.0",
+        note="a gated repository: accept its conditions on the hub first",
+    ),
+    _gte_qwen("Alibaba-NLP/gte-Qwen2-7B-instruct", 3584, 151646, "bfloat16"),
+    _gte_qwen("Alibaba-NLP/gte-Qwen2-1.5B-instruct", 1536, 151646, "float16"),
+    _gte_qwen("Alibaba-NLP/gte-Qwen1.5-7B-instruct", 4096, 151936, "float16"),
+)
+
+_BY_BASENAME = {record.name.rpartition("/")[2]: record for record in MODELS}

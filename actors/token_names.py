@@ -1,0 +1,55 @@
+"""Sparse vectors as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from actors.errors import ModelError
+from actors.tokenizer import load_tokenizer
+from actors.vectors import Column, SparseVectors
+
+
+class TokenNames:
+    """Sparse vectors as people read them; ids are named by a model folder's tokenizer.json."""
+
+    def __init__(self, folder: Path) -> None:
+        self._tokenizer = load_tokenizer(folder)
+
+    def texts(self, sparse: SparseVectors | Column) -> list[dict[str, float]]:
+        """{decoded token: weight} a row, heaviest first: FlagEmbedding's convert_id_to_token.
+
+        Several ids may decode alike (a word with and without the space before it): the greatest
+        weight stays. Upstream keeps that of the last one to appear in the text, an order that a
+        stored vector has not.
+        """
+        return self._named(sparse, lambda i: self._tokenizer.decode([i], skip_special_tokens=False))
+
+    def pieces(self, sparse: SparseVectors | Column) -> list[dict[str, float]]:
+        """{vocabulary entry: weight} a row, heaviest first; no two ids share one."""
+        return self._named(sparse, self._tokenizer.id_to_token)
+
+    def _named(
+        self, sparse: SparseVectors | Column, name: Callable[[int], str | None]
+    ) -> list[dict[str, float]]:
+        vectors = SparseVectors.of(sparse)
+        names = {}
+        for token_id in np.unique(vectors.indices_W).tolist():
+            if self._tokenizer.id_to_token(token_id) is None:  # it decodes to "", silently
+                raise ModelError(
+                    f"expected ids of a vocabulary of {self._tokenizer.get_vocab_size()}, "
+                    f"found token id {token_id}.",
+                    "These vectors are another model's.",
+                )
+            names[token_id] = str(name(token_id))
+        order = np.lexsort((-vectors.values_W, vectors.rows_W))
+        ids, values = vectors.indices_W[order].tolist(), vectors.values_W[order].tolist()
+        rows: list[dict[str, float]] = []
+        for start, stop in zip(vectors.offsets[:-1], vectors.offsets[1:], strict=True):
+            row: dict[str, float] = {}
+            for token_id, value in zip(ids[start:stop], values[start:stop], strict=True):
+                row.setdefault(names[token_id], value)
+            rows.append(row)
+        return rows

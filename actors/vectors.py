@@ -1,0 +1,151 @@
+"""Vectors as numpy arrays, from Arrow columns as an encoder or an index gives them.
+
+Sliced and chunked columns too; nothing is copied where one buffer holds the rows.
+Shape suffixes: N rows, T tokens, W sparse weights, D dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from actors.errors import EncodeError
+
+Column: TypeAlias = Any  # pa.Array | pa.ChunkedArray: pyarrow has no types
+
+
+@dataclass(frozen=True)
+class SparseVectors:
+    """Lexical weights of N rows; row i is [offsets[i], offsets[i + 1])."""
+
+    indices_W: np.ndarray
+    """int32: token ids, ascending within a row."""
+    values_W: np.ndarray
+    """float32."""
+    offsets: np.ndarray
+    """int64 [N + 1], from 0."""
+
+    @classmethod
+    def of(cls, rows: SparseVectors | Column | Sequence[Mapping[int, float]]) -> SparseVectors:
+        """From Struct<indices, values> without a copy, or from one {token id: weight} a row.
+
+        Raises:
+            EncodeError: a null row. TypeError: another type. ValueError: ids that do not ascend.
+        """
+        if isinstance(rows, SparseVectors):
+            return rows
+        if isinstance(rows, Sequence):
+            maps = [sorted((int(i), w) for i, w in row.items()) for row in rows]
+            flat = np.array([pair for row in maps for pair in row], np.float64).reshape(-1, 2)
+            offsets = np.cumsum([0, *map(len, maps)])
+            return cls(flat[:, 0].astype(np.int32), flat[:, 1].astype(np.float32), offsets)
+        array = _one_array(rows)
+        if not (pa.types.is_struct(array.type) and {"indices", "values"} <= set(array.type.names)):
+            raise TypeError(f"expected Struct<indices, values>, got {array.type}")
+        indices, offsets = _lists(array.field("indices"))
+        values, other = _lists(array.field("values"))
+        if not np.array_equal(offsets, other):
+            raise ValueError("expected as many values as indices in every row")
+        vectors = cls(_numbers(indices), _numbers(values), offsets)
+        if (np.diff(vectors.keys_W) <= 0).any():
+            raise ValueError("expected indices that ascend within a row")
+        return vectors
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def rows_W(self) -> np.ndarray:
+        """int [W]: the row of each weight."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+    @property
+    def keys_W(self) -> np.ndarray:
+        """int64 [W]: row and token id in one number; ascending."""
+        return np.asarray((self.rows_W << 32) | self.indices_W)
+
+
+@dataclass(frozen=True)
+class TokenVectors:
+    """ColBERT vectors of N rows; row i is [offsets[i], offsets[i + 1])."""
+
+    vectors_TD: np.ndarray
+    """float16 or float32."""
+    offsets: np.ndarray
+    """int64 [N + 1], from 0."""
+
+    @classmethod
+    def of(
+        cls, rows: TokenVectors | Column | Sequence[np.ndarray], dtype: type = np.float16
+    ) -> TokenVectors:
+        """From List<FixedSizeList[D]> without a copy, or from one [tokens, D] array a row.
+
+        `dtype` is what a List<FixedSizeBinary> column (ColBERT stored as bytes) holds; others know.
+
+        Raises:
+            EncodeError: a null row. TypeError: another type.
+        """
+        if isinstance(rows, TokenVectors):
+            return rows
+        if isinstance(rows, Sequence):
+            return cls(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
+        vectors, offsets = _lists(_one_array(rows))
+        if not pa.types.is_fixed_size_binary(vectors.type):
+            return cls(dense_vectors(vectors), offsets)
+        _without_nulls(vectors)
+        width = vectors.type.byte_width
+        data = memoryview(vectors.buffers()[1] or b"")
+        data = data[vectors.offset * width : (vectors.offset + len(vectors)) * width]
+        dim = width // np.dtype(dtype).itemsize
+        return cls(np.frombuffer(data, dtype).reshape(-1, dim), offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+def dense_vectors(rows: np.ndarray | Column) -> np.ndarray:
+    """FixedSizeList<half|float>[D] as [N, D], without a copy; numpy passes through.
+
+    Raises:
+        EncodeError: a null row. TypeError: another type.
+    """
+    if isinstance(rows, np.ndarray):
+        return rows
+    array = _one_array(rows)
+    if not pa.types.is_fixed_size_list(array.type):
+        raise TypeError(f"expected FixedSizeList<half|float>, got {array.type}")
+    return _numbers(array.flatten()).reshape(len(array), array.type.list_size)
+
+
+def _one_array(rows: Column) -> Any:
+    array = rows.combine_chunks() if isinstance(rows, pa.ChunkedArray) else rows
+    if not isinstance(array, pa.Array):
+        raise TypeError(f"expected an Arrow column, got {type(rows).__name__}")
+    _without_nulls(array)
+    return array
+
+
+def _without_nulls(array: Any) -> None:
+    if array.null_count:
+        raise EncodeError(
+            f"expected vectors in all of {len(array)} rows, found {array.null_count} nulls.",
+            "Leave out the rows that could not be encoded.",
+        )
+
+
+def _lists(array: Any) -> tuple[Any, np.ndarray]:
+    """The values of a list column's own rows, and offsets [N + 1] into them."""
+    if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
+        raise TypeError(f"expected a list column, got {array.type}")
+    _without_nulls(array)
+    offsets = array.offsets.to_numpy().astype(np.int64)
+    return array.flatten(), offsets - offsets[0]
+
+
+def _numbers(array: Any) -> np.ndarray:
+    _without_nulls(array)
+    return np.asarray(array.to_numpy(zero_copy_only=True))

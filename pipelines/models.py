@@ -1,0 +1,92 @@
+"""The models with a record: all of them in a table, or one in full.
+
+python -m pipelines.models
+python -m pipelines.models BAAI/bge-m3
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from typing import Annotated, Any
+
+import typer
+
+from actors.errors import ModelError
+from actors.registry import MODELS, ModelRecord, nearest_names, record_of
+from pipelines.cli import exit_with_one_line
+
+
+def table() -> Iterator[str]:
+    """A heading, then each model on one line: fit for grep, and for a terminal of 100 columns."""
+    yield _row("name", "family", "pooling", "dim", "length", "outputs", "code")
+    for record in MODELS:
+        yield _row(
+            record.name,
+            record.family,
+            record.pooling,
+            str(record.dim),
+            str(record.max_length),
+            "all three" if len(record.outputs) == 3 else ", ".join(record.outputs),
+            "remote" if record.remote_code else "",
+        )
+
+
+def _row(
+    name: str, family: str, pooling: str, dim: str, length: str, outputs: str, code: str
+) -> str:
+    line = f"{name:39}  {family:11}  {pooling:10}  {dim:>4}  {length:>6}  {outputs:9}  {code}"
+    return line.rstrip()
+
+
+def describe(record: ModelRecord) -> Iterator[str]:
+    """Every field, texts in quotes: newlines show as \\n, and spaces at the end are seen."""
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if isinstance(value, Mapping):
+            yield _field(field.name, "none" if not value else "query and passage instruction")
+            for task, (query, passage) in value.items():
+                yield _field(f"  {task}", _text(query))
+                yield _field("", _text(passage))
+        else:
+            yield _field(field.name, _text(value))
+
+
+def _field(name: str, text: str) -> str:
+    return f"{name:19}  {text}"
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "not checked"
+    if isinstance(value, tuple):
+        return ", ".join(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    name: Annotated[
+        str | None, typer.Argument(help="One model: its hub id, or the path of a copy.")
+    ] = None,
+) -> None:
+    """Show what is known of embedding models: dimensions, lengths, instructions."""
+    with exit_with_one_line():
+        for line in table() if name is None else describe(_find(name)):
+            typer.echo(line)
+
+
+def _find(name: str) -> ModelRecord:
+    if record := record_of(name):
+        return record
+    near = ", ".join(nearest_names(name))
+    hint = f"nearest are {near}" if near else "python -m pipelines.models lists them"
+    raise ModelError(f"model {name!r}: expected one with a record, found none; {hint}.")
+
+
+if __name__ == "__main__":
+    app()
