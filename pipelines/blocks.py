@@ -69,8 +69,7 @@ class BlockBuilder:
         Raises:
             ConfigError: passages that the model cannot hold.
         """
-        instruction = config.model.passage_instruction
-        tokenizer = TextTokenizer(files.folder, files.max_length, instruction)
+        tokenizer = TextTokenizer(files.folder, files.max_length, files.prompts.passage)
         self._chunker = Chunker(config.chunk, tokenizer)
         self._metadata = config.source.columns.metadata
         self._store_text = config.index.store_text

@@ -1,22 +1,35 @@
 """Documents into passages: where each begins and ends, in characters.
 
-Boundaries come from semantic-text-splitter: paragraphs, then sentences, words, characters, each
-only where the larger does not fit. The budget is exact: it is counted on the passage's own text.
+The budget is exact: it is counted on what the encoder gets of each passage. Where to cut is
+`pipelines.splitter`'s business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from semantic_text_splitter import TextSplitter
 
 from actors.errors import ConfigError
-from actors.tokenizer import TextTokenizer, TokenizedTexts
+from actors.tokenizer import TextTokenizer, TokenizedTexts, encoder_input
 from pipelines.config import ChunkConfig
+from pipelines.splitter import (
+    CountTokens,
+    Span,
+    WindowCounter,
+    before_space,
+    halves,
+    heading_sections,
+    inside_word,
+    packed_sections,
+    split_text,
+    stripped,
+)
 
-_WINDOW_CHARACTERS = 8_192
+_TITLE_CHARACTERS_PER_TOKEN = 32
 
 
 @dataclass(frozen=True)
@@ -32,7 +45,18 @@ class Passages:
     texts: list[str]
     """document[start:end]."""
     tokens: TokenizedTexts
-    """Of each passage's own text."""
+    """Of what the encoder gets: instruction and title, where there are such, and the text.
+    `truncated` where that is less than all of title and text."""
+
+
+@dataclass(frozen=True)
+class _Title:
+    """What the encoder gets of a document's title."""
+
+    text: str | None
+    is_cut: bool
+    room: int
+    """Tokens left for a passage's text."""
 
 
 class Chunker:
@@ -40,7 +64,7 @@ class Chunker:
 
     def __init__(self, config: ChunkConfig, tokenizer: TextTokenizer) -> None:
         self._tokenizer = tokenizer
-        self._splitter: TextSplitter | None = None
+        self._config = config
         self.max_tokens = config.max_tokens or tokenizer.max_length
         if self.max_tokens > tokenizer.max_length:
             raise ConfigError(
@@ -48,84 +72,147 @@ class Chunker:
                 f"got {self.max_tokens}."
             )
         if config.by == "none":
-            return
+            self.max_tokens = tokenizer.max_length
         # An instruction's last token may merge with the text's first: two tokens of slack for that.
-        room = self.max_tokens - tokenizer.overhead - 2 * bool(tokenizer.instruction)
-        if room < 1 or config.overlap >= room:
+        self._room = self.max_tokens - tokenizer.overhead - 2 * bool(tokenizer.prompt.before)
+        if config.by != "none" and (self._room < 1 or config.overlap >= self._room):
             raise ConfigError(
                 f"chunk: expected max_tokens above overlap ({config.overlap}) and the "
                 f"{tokenizer.overhead} special and instruction tokens, got {self.max_tokens}."
             )
-        self._splitter = TextSplitter.from_huggingface_tokenizer(
-            tokenizer.without_truncation(), room, overlap=config.overlap
-        )
 
-    def passages(self, documents: Sequence[str]) -> Passages:
+    def passages(
+        self, documents: Sequence[str], titles: Sequence[str | None] | None = None
+    ) -> Passages:
         """The passages of each document, in order; whitespace at their ends is left out.
 
-        A document that is nothing but whitespace has no passage.
+        A document that is nothing but whitespace has no passage. `titles` are one a document, and
+        used with `chunk.title_prefix` only.
         """
-        spans = [
-            (i, start, end)
-            for i, text in enumerate(documents)
-            for start, end in [_stripped(text)]
-            if start < end
-        ]
-        texts = [documents[i][start:end] for i, start, end in spans]
-        tokens = self._tokenizer.tokenize(texts)
-        divide = self._split
-        while self._splitter and any(over := self._over_budget(texts, tokens)):
-            spans = [
-                (i, start + first, start + last)
-                for (i, start, end), text, long in zip(spans, texts, over, strict=True)
-                for first, last in (divide(text) if long else [(0, end - start)])
+        heads = self._heads(titles or [None] * len(documents))
+        is_cut = np.array([head.is_cut for head in heads], dtype=bool)
+        dividers = iter(()) if self._config.by == "none" else self._dividers()
+        done: list[tuple[int, int, int, bool, np.ndarray]] = []
+        todo = _pieces((i, text, (0, len(text))) for i, text in enumerate(documents))
+        while todo:
+            texts = [
+                encoder_input(heads[i].text, documents[i][start:end]) for i, start, end in todo
             ]
-            texts = [documents[i][start:end] for i, start, end in spans]
-            tokens = self._tokenizer.tokenize(texts)
-            # The splitter takes a token to be a byte at least, which NFKC makes untrue ("½" is
-            # three tokens): what is still over is halved.
-            divide = _halves
-        table = np.array(spans, dtype=np.int64).reshape(-1, 3)
-        start, end = table[:, 1].astype(np.int32), table[:, 2].astype(np.int32)
-        return Passages(table[:, 0], start, end, texts, tokens)
+            tokens = self._tokenizer.tokenize(texts, self.max_tokens)
+            divide = next(dividers, None)
+            over = []
+            for (i, start, end), cut, ids in zip(
+                todo, tokens.truncated, tokens.rows(), strict=True
+            ):
+                if cut and divide and end - start > 1:
+                    over.append((i, start, end))
+                else:
+                    done.append((i, start, end, bool(cut), ids))
+            todo = _pieces(
+                (i, documents[i], (start + first, start + last))
+                for i, start, end in over
+                if divide
+                for first, last in divide(documents[i][start:end], heads[i])
+            )
+        done = list(_none_inside_another(done))
+        document = np.array([row[0] for row in done], dtype=np.int64)
+        tokens = TokenizedTexts.from_rows([row[4] for row in done], [row[3] for row in done])
+        return Passages(
+            document=document,
+            start=np.array([row[1] for row in done], dtype=np.int32),
+            end=np.array([row[2] for row in done], dtype=np.int32),
+            texts=[documents[i][start:end] for i, start, end, *_ in done],
+            tokens=replace(tokens, truncated=tokens.truncated | is_cut[document]),
+        )
 
-    def _over_budget(self, texts: Sequence[str], tokens: TokenizedTexts) -> list[bool]:
-        over = (tokens.lengths > self.max_tokens) | tokens.truncated
-        return [bool(o) and len(text) > 1 for o, text in zip(over, texts, strict=True)]
+    def _dividers(self) -> Iterator[_Divide]:
+        """Ways to divide what is over the budget, the next one for what still is."""
+        yield self._estimated
+        yield self._counted
+        # The splitter takes a token to be a byte at least, which NFKC makes untrue ("½" is three
+        # tokens).
+        yield from itertools.repeat(lambda text, head: halves(text))
 
-    def _split(self, text: str) -> list[tuple[int, int]]:
-        assert self._splitter
+    def _estimated(self, text: str, head: _Title) -> Iterator[Span]:
+        counter = functools.partial(WindowCounter, self._tokenizer, self._config.overlap)
+        for start, end, is_over in self._sections(text, head.room):
+            if is_over:
+                for first, last in split_text(
+                    text[start:end], head.room, self._config.overlap, counter
+                ):
+                    yield start + first, start + last
+            else:
+                yield start, end
+
+    def _counted(self, text: str, head: _Title) -> Iterator[Span]:
+        around = self._tokenizer.count(encoder_input(head.text, ""))
+
+        def count(piece: str) -> int:
+            return max(self._tokenizer.count(encoder_input(head.text, piece)) - around, 0)
+
+        def counter_of(window: str) -> CountTokens:
+            return count
+
+        return split_text(text, head.room, self._config.overlap, counter_of)
+
+    def _sections(self, text: str, room: int) -> Iterator[tuple[int, int, bool]]:
+        """Runs of sections [start, end), and whether they are more than fits."""
+        markup = self._config.markup
+        found = [(0, 0)] if markup == "plain" else heading_sections(text, markup)
+        if len(found) == 1:
+            yield 0, len(text), True
+            return
+        starts, levels = zip(*found, strict=True)
+        ends = [*starts, len(text)]
+        tokens = self._tokenizer.tokenize(
+            [text[start:end] for start, end in itertools.pairwise(ends)], self.max_tokens
+        )
+        sizes = np.where(
+            tokens.truncated, self.max_tokens, tokens.lengths - self._tokenizer.overhead
+        ).tolist()
+        for first, last in packed_sections(levels, sizes, room):
+            yield ends[first], ends[last], sum(sizes[first:last]) > room
+
+    def _heads(self, titles: Sequence[str | None]) -> list[_Title]:
+        if not self._config.title_prefix:
+            return [_Title(None, False, self._room)] * len(titles)
+        tokens = self._tokenizer.tokenize([encoder_input(t, "") for t in titles], self.max_tokens)
+        own = (tokens.lengths - self._tokenizer.overhead).tolist()
         return [
-            (first + start, first + start + len(chunk))
-            for first, last in _windows(text, max(_WINDOW_CHARACTERS, 16 * self.max_tokens))
-            for start, chunk in self._splitter.chunk_indices(text[first:last])
+            _Title(title, False, self._room - count)
+            if count <= self._room // 2
+            else self._cut(title or "")
+            for title, count in zip(titles, own, strict=True)
         ]
 
-
-def _windows(text: str, size: int) -> Iterator[tuple[int, int]]:
-    """The text in pieces of at most `size` characters, each ended at a line or word where it can.
-
-    The splitter's time grows faster than the length of text without paragraphs: a megabyte of log
-    in one line takes it minutes, in windows seconds.
-    """
-    start = 0
-    while len(text) - start > size:
-        stop = start + size
-        least = start + size // 2
-        cut = max(text.rfind("\n", least, stop), 0) or max(text.rfind(" ", least, stop), 0) or stop
-        yield start, cut
-        start = cut
-    yield start, len(text)
+    def _cut(self, title: str) -> _Title:
+        """The words of a title that take half of the budget at most."""
+        half = max(self._room // 2, 0)
+        spans = self._tokenizer.spans(title[: _TITLE_CHARACTERS_PER_TOKEN * half])[:half]
+        end = spans[-1][1] if spans else 0
+        if inside_word(title, end):
+            end = before_space(title, 0, end) or end
+        count = self._tokenizer.count(encoder_input(title[:end], "")) - self._tokenizer.overhead
+        return _Title(title[:end], True, max(self._room - count, 1))
 
 
-def _stripped(text: str) -> tuple[int, int]:
-    start = len(text) - len(text.lstrip())
-    return start, max(len(text.rstrip()), start)
+_Divide = Callable[[str, _Title], Iterable[Span]]
 
 
-def _halves(text: str) -> list[tuple[int, int]]:
-    """Two pieces, cut at the space nearest before the middle where there is one."""
-    middle = len(text) // 2
-    middle = max(text.rfind(" ", 1, middle + 1), 0) or middle
-    (a, b), (c, d) = _stripped(text[:middle]), _stripped(text[middle:])
-    return [piece for piece in ((a, b), (middle + c, middle + d)) if piece[0] < piece[1]]
+def _pieces(spans: Iterable[tuple[int, str, Span]]) -> list[tuple[int, int, int]]:
+    """(document, start, end) of what is more than whitespace."""
+    found = ((i, *stripped(text, *span)) for i, text, span in spans)
+    return [(i, start, end) for i, start, end in found if start < end]
+
+
+_Passage = tuple[int, int, int, bool, np.ndarray]
+
+
+def _none_inside_another(passages: list[_Passage]) -> Iterator[_Passage]:
+    """In order, less those that overlap made a part of the one before."""
+    document, furthest = -1, 0
+    for passage in sorted(passages, key=lambda p: (p[0], p[1], -p[2])):
+        i, _, end, *_ = passage
+        if i != document or end > furthest:
+            yield passage
+            document, furthest = i, end

