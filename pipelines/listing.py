@@ -11,10 +11,13 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
+
+_THREADS = 32
 
 UNKNOWN_SIZE = -1
 """Of a file whose HTTP server does not say."""
@@ -49,7 +52,8 @@ def find_files(fs: Any, root: str) -> Found:
         FileNotFoundError: nothing there.
     """
     fs.invalidate_cache()
-    if fs.isfile(root):  # first: a name may have brackets in it
+    # Every URL is a file to HTTP: there a folder is what ends with a slash.
+    if not (is_http(fs) and root.endswith("/")) and fs.isfile(root):  # a name may have brackets
         return Found([describe_file(fs, root)], root.rpartition("/")[0], is_folder=False)
     magic = re.search(r"[*?\[]", root)
     base = root[: magic.start()].rpartition("/")[0] if magic else root.rstrip("/")
@@ -58,7 +62,12 @@ def find_files(fs: Any, root: str) -> Found:
         files = [describe_file(fs, name) for name in names if Path(name).is_file()]
     else:
         infos = fs.glob(root, detail=True) if magic else fs.find(root, detail=True)
-        files = [_from_info(info) for info in infos.values() if info["type"] == "file"]
+        names = [name for name, info in infos.items() if info["type"] == "file"]
+        if is_http(fs):  # a page of links tells no sizes
+            with ThreadPoolExecutor(_THREADS) as pool:
+                files = list(pool.map(lambda name: describe_file(fs, name), names))
+        else:
+            files = [_from_info(infos[name]) for name in names]
     if not files and not magic and not fs.isdir(root):
         raise FileNotFoundError(root)
     visible = [file for file in files if not _is_hidden(file.path.removeprefix(base))]
@@ -77,7 +86,23 @@ def describe_file(fs: Any, path: str) -> SourceFile:
 
 def is_local(fs: Any) -> bool:
     """Whether an fsspec file system is this machine's."""
-    return "file" in fs.protocol
+    return "file" in _protocols(fs)
+
+
+def is_http(fs: Any) -> bool:
+    """Whether an fsspec file system is a web server's."""
+    return "http" in _protocols(fs)
+
+
+def _protocols(fs: Any) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+
+
+def name_in(path: str) -> str:
+    """The last name of a path; of a URL: without its query."""
+    if path.startswith(("http://", "https://")):
+        path = re.split("[?#]", path)[0]
+    return path.rsplit("/", 1)[-1]
 
 
 @dataclass(frozen=True)
@@ -117,7 +142,7 @@ def _etag(info: dict[str, Any]) -> str:
     for key in ("ETag", "etag", "md5Hash"):
         if info.get(key):
             return str(info[key]).strip('"')
-    for key in ("mtime", "LastModified", "last_modified", "updated"):
+    for key in ("mtime", "LastModified", "last_modified", "Last-Modified", "updated"):
         if info.get(key):
             return str(info[key])
     return ""

@@ -1,4 +1,4 @@
-"""What there is to do on an index in its present state: a run to start or go on with, or nothing."""
+"""What there is to do on an index as it is now: a run to start, one to go on with, or nothing."""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -11,13 +13,14 @@ import pyarrow as pa
 
 from actors.errors import SourceError
 from pipelines.config import SourceConfig
-from pipelines.listing import SourceFile, is_local
+from pipelines.listing import SourceFile, is_http, is_local, name_in
 from pipelines.records import RejectCode
 
 BATCH_DOCUMENTS = 128
 _BATCH_CHARACTERS = 8 << 20  # documents of any length: a batch is bounded by both
 _BUFFER_BYTES = 1 << 20
 _BLOCK_BYTES = 8 << 20
+_DECOMPRESSED_BYTES = 4 << 10
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 
@@ -82,22 +85,61 @@ class Access:
 
     def open(self, file: SourceFile) -> Any:
         """For a reader that asks for what it needs (Parquet: whole column chunks)."""
-        return self.fs.open(
-            file.path, "rb", **({} if is_local(self.fs) else {"cache_type": "none"})
-        )
+        if is_local(self.fs):
+            return self.fs.open(file.path, "rb")
+        if self.gives_ranges(file):
+            return self.fs.open(file.path, "rb", cache_type="none")
+        copy = tempfile.TemporaryFile()  # noqa: SIM115  (for the caller to close)
+        with self.fs.open(file.path, "rb", block_size=0) as stream:
+            shutil.copyfileobj(stream, copy, _BLOCK_BYTES)
+        copy.seek(0)
+        return copy
 
     def open_stream(self, file: SourceFile) -> io.BufferedReader:
         """For reading from some place on; decompressed where the name says that it is compressed.
 
+        Only from the beginning where the store does not give ranges.
+
         Raises:
             OSError: the compressed bytes are damaged or end too early (when they are read).
         """
-        options = {} if is_local(self.fs) else {"block_size": _BLOCK_BYTES}
+        options = {}
+        if not is_local(self.fs):
+            options = {"block_size": _BLOCK_BYTES if self.gives_ranges(file) else 0}
         raw = self.fs.open(file.path, "rb", **options)
         codec = compression_of(file.path)
-        if codec and file.size:
-            raw = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec)
+        if codec:
+            raw = _Decompressed(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec))
         return io.BufferedReader(raw, _BUFFER_BYTES)
+
+    def gives_ranges(self, file: SourceFile) -> bool:
+        """Whether the store gives a part of a file; not every HTTP server does, or says so."""
+        if not is_http(self.fs):
+            return True
+        with self.fs.open(file.path, "rb", cache_type="none") as opened:
+            try:
+                opened.seek(1)
+                opened.read(1)
+            except ValueError:  # what fsspec says of such a server
+                return False
+        return True
+
+
+class _Decompressed(io.RawIOBase):
+    """Reads little at a time: a read that comes to damaged bytes loses what it had until there."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        return self._stream.readinto(memoryview(buffer)[:_DECOMPRESSED_BYTES])  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 class Format(Protocol):
@@ -123,7 +165,13 @@ class Format(Protocol):
 
 def compression_of(path: str) -> str | None:
     """The codec a name ends with."""
-    return next((codec for end, codec in COMPRESSIONS.items() if path.endswith(end)), None)
+    name = name_in(path).lower()
+    return next((codec for end, codec in COMPRESSIONS.items() if name.endswith(end)), None)
+
+
+def is_damage(error: OSError) -> bool:
+    """Whether bytes do not decompress (pyarrow's error has no number); else a store failed."""
+    return error.errno is None
 
 
 def derived_id(piece: Piece, position: int) -> str:
@@ -135,12 +183,17 @@ def to_batches(records: Iterable[Record], metadata: Sequence[str]) -> Iterator[D
     """Records as batches, bounded by documents and by characters."""
     pending: list[Record] = []
     characters = 0
-    for record in records:
-        pending.append(record)
-        characters += len(record.text or "")
-        if len(pending) == BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
+    try:
+        for record in records:
+            pending.append(record)
+            characters += len(record.text or "")
+            if len(pending) == BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
+                yield to_batch(pending, metadata)
+                pending, characters = [], 0
+    except OSError:  # what comes before the damage is good
+        if pending:
             yield to_batch(pending, metadata)
-            pending, characters = [], 0
+        raise
     if pending:
         yield to_batch(pending, metadata)
 

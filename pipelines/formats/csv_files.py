@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 
@@ -25,7 +24,8 @@ from pipelines.formats.base import (
 )
 from pipelines.listing import SourceFile
 
-csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a field may be a whole book
+# A field may be a whole book, but a quote that is never closed must not take in a whole disk.
+csv.field_size_limit(128 << 20)
 
 _NO_ROW: tuple[int, list[str] | str] = (0, [])
 

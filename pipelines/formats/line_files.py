@@ -44,9 +44,8 @@ class LineFiles(ABC):
     def inspect(self, access: Access, file: SourceFile, name: str) -> FileFacts:
         """Its byte ranges, and the fields of its first lines."""
         size = file.size
-        if compression_of(file.path) or size <= RANGE_BYTES:  # also: a size the server did not say
-            pieces = [Piece(file, name, 0, size)]
-        else:
+        pieces = [Piece(file, name, 0, size)]  # also: a size the server did not say
+        if size > RANGE_BYTES and not compression_of(file.path) and access.gives_ranges(file):
             starts = range(0, size, RANGE_BYTES)
             pieces = [Piece(file, name, at, min(at + RANGE_BYTES, size)) for at in starts]
         return FileFacts(pieces, self._fields(access, pieces[0]))
@@ -75,11 +74,8 @@ class JsonLines(LineFiles):
         seen = 0
         try:
             for number, (offset, line) in enumerate(lines(access, piece)):
-                if offset == 0 and line.startswith(b"["):
-                    raise SourceError(
-                        f"{piece.file.path}: expected one JSON object a line, found an array.",
-                        "Rewrite it: jq -c '.[]' array.json > lines.jsonl",
-                    )
+                if number == 0:
+                    _refuse_one_value(line.strip(), piece.file.path)
                 if number == _SAMPLE_LINES or offset > _SAMPLE_BYTES:
                     break
                 value = _parsed(line)
@@ -151,7 +147,7 @@ def lines(access: Access, piece: Piece) -> Iterator[tuple[int, bytes]]:
         if at:
             stream.seek(at - 1)
             at += len(stream.readline()) - 1  # the rest of a line that begins before
-        to_the_end = piece.stop >= piece.file.size or bool(compression_of(piece.file.path))
+        to_the_end = piece.stop >= piece.file.size  # where compressed, offsets go beyond
         while to_the_end or at < piece.stop:
             line = stream.readline()
             if not line:
@@ -161,6 +157,19 @@ def lines(access: Access, piece: Piece) -> Iterator[tuple[int, bytes]]:
             line = line.rstrip(b"\r\n")
             if line.strip():
                 yield start, line
+
+
+def _refuse_one_value(line: bytes, path: str) -> None:
+    """By its first line: a file that is one JSON value, not one a line."""
+    if line.startswith(b"["):
+        found, remedy = "an array", "jq -c '.[]' array.json > lines.jsonl"
+    elif line == b"{":
+        found, remedy = "an object of several lines", "jq -c . objects.json > lines.jsonl"
+    else:
+        return
+    raise SourceError(
+        f"{path}: expected one JSON object a line, found {found}.", f"Rewrite it: {remedy}"
+    )
 
 
 _ABSENT: Any = object()

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from actors.errors import SourceError
 from pipelines.config import SourceConfig
-from pipelines.formats.base import COMPRESSIONS, Access, Format
+from pipelines.formats.base import COMPRESSIONS, Access, Format, is_damage
 from pipelines.formats.csv_files import CsvFiles
 from pipelines.formats.line_files import JsonLines, TextLines
 from pipelines.formats.parquet_files import ParquetFiles
 from pipelines.formats.text_files import TextFiles, WikiExtractorFiles
-from pipelines.listing import SourceFile
+from pipelines.listing import SourceFile, name_in
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,13 @@ FORMATS: dict[str, FormatRecord] = {
 }
 # Text beside files of records is a README; a format without extensions must be named or found out.
 _RECORDS = ("parquet", "jsonl", "csv", "tsv")
+_SNIFFED = 10
 _BEGINNINGS = {b"PAR1": "parquet", b"<doc ": "wikiextractor", b"{": "jsonl"}
 
 
 def extension_of(path: str) -> str:
     """The last one that is no compression's, in lower case."""
-    name = path.rsplit("/", 1)[-1].lower()
+    name = name_in(path).lower()
     for end in COMPRESSIONS:
         name = name.removesuffix(end)
     return f".{name.rpartition('.')[2]}" if "." in name else ""
@@ -90,17 +92,11 @@ def _found_out(config: SourceConfig, access: Access, files: Sequence[SourceFile]
     if counts:
         return next(iter(counts))
     unknown = [file for file, name in zip(files, known, strict=True) if name is None]
-    for file in unknown[:1]:
-        with access.open_stream(file) as stream:
-            try:
-                beginning = stream.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
-            except OSError as error:
-                if error.errno is not None:
-                    raise
-                beginning = b""  # not what its name says it is compressed with
-        for start, name in _BEGINNINGS.items():
-            if beginning.startswith(start):
-                return name
+    beginnings = (_beginning(access, file) for file in unknown[:_SNIFFED])
+    first = next(filter(None, beginnings), b"")  # of the first that has one
+    for start, name in _BEGINNINGS.items():
+        if first.startswith(start):
+            return name
     if "text" in known:
         return "text"
     raise SourceError(
@@ -108,3 +104,13 @@ def _found_out(config: SourceConfig, access: Access, files: Sequence[SourceFile]
         f"{files[0].path}.",
         f"Name it with source.format, one of {', '.join(FORMATS)}.",
     )
+
+
+def _beginning(access: Access, file: SourceFile) -> bytes:
+    with access.open_stream(file) as stream:
+        try:
+            return stream.read(64).removeprefix(codecs.BOM_UTF8).lstrip()
+        except OSError as error:
+            if not is_damage(error):
+                raise
+            return b""  # not what its name says it is compressed with

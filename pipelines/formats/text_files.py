@@ -16,6 +16,7 @@ from pipelines.formats.base import (
     Piece,
     Record,
     derived_id,
+    is_damage,
     to_batch,
     to_batches,
 )
@@ -38,11 +39,17 @@ class TextFiles:
         return FileFacts([Piece(file, name, 0, file.size, documents=1)], text_fields(self._config))
 
     def read(self, access: Access, piece: Piece) -> Iterator[DocumentBatch]:
-        """The one document."""
-        with access.open_stream(piece.file) as stream:
-            text = stream.read().decode("utf-8-sig", "surrogateescape")
+        """The one document; where it does not decompress, a fault that spares its neighbours."""
         metadata = self._config.columns.metadata
-        yield to_batch([Record(piece.name, text, None, (None,) * len(metadata))], metadata)
+        with access.open_stream(piece.file) as stream:
+            try:
+                text = stream.read().decode("utf-8-sig", "surrogateescape")
+                record = Record(piece.name, text, None, (None,) * len(metadata))
+            except OSError as error:
+                if not is_damage(error):
+                    raise
+                record = Record(piece.name, fault=("bad_record", f"damaged: {error!s:.100}"))
+        yield to_batch([record], metadata)
 
     def no_documents(self, access: Access, piece: Piece) -> DocumentBatch:
         """Strings, all of them."""
@@ -107,6 +114,8 @@ class WikiExtractorFiles:
         with access.open_stream(piece.file) as stream:
             for number, raw in enumerate(stream, 1):
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape")
+                if line.endswith("\r\n"):
+                    line = f"{line[:-2]}\n"
                 opening = _DOC.match(line.rstrip())
                 if opening:
                     if inside or body:
