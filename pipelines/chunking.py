@@ -65,14 +65,14 @@ class Chunker:
     def __init__(self, config: ChunkConfig, tokenizer: TextTokenizer) -> None:
         self._tokenizer = tokenizer
         self._config = config
-        self.max_tokens = config.max_tokens or tokenizer.max_length
+        self.max_tokens = tokenizer.max_length
+        if config.by != "none":
+            self.max_tokens = config.max_tokens or tokenizer.max_length
         if self.max_tokens > tokenizer.max_length:
             raise ConfigError(
                 f"chunk.max_tokens: expected at most {tokenizer.max_length} (model.max_length), "
                 f"got {self.max_tokens}."
             )
-        if config.by == "none":
-            self.max_tokens = tokenizer.max_length
         # An instruction's last token may merge with the text's first: two tokens of slack for that.
         self._room = self.max_tokens - tokenizer.overhead - 2 * bool(tokenizer.prompt.before)
         if config.by != "none" and (self._room < 1 or config.overlap >= self._room):

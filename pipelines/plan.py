@@ -205,7 +205,7 @@ def incomplete_units(units: Iterable[Unit], done: Iterable[Done]) -> list[int]:
 
 def _chunk_parts(chunk: ChunkConfig, files: ModelFiles) -> dict[str, Any]:
     if chunk.by == "none":  # its other keys change nothing
-        return {"by": "none"}
+        return {"by": "none", "title_prefix": chunk.title_prefix}
     return chunk.model_dump() | {"max_tokens": chunk.max_tokens or files.max_length}
 
 

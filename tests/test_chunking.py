@@ -465,6 +465,11 @@ def test_passages_by_none_is_one_truncated_at_the_models_length(document):
     assert passages.tokens.truncated.tolist() == [tokens_of(text) > MAX_LENGTH][: bool(text)]
 
 
+def test_passages_by_none_ignores_budget_and_overlap():
+    passages = chunker(9_999, 9_999, by="none").passages(["some words"])
+    assert passages.texts == ["some words"]
+
+
 @pytest.mark.parametrize(("words", "truncated"), [(62, False), (63, True)])
 def test_passages_by_none_says_what_it_truncates(words, truncated):
     passages = chunker(by="none").passages([" ".join("a" * words)])
@@ -475,10 +480,9 @@ def test_passages_by_none_says_what_it_truncates(words, truncated):
 # Refusals
 
 
-@pytest.mark.parametrize("by", ["tokens", "none"])
-def test_chunker_more_than_the_model_holds_is_refused(by):
+def test_chunker_more_than_the_model_holds_is_refused():
     with pytest.raises(ConfigError, match=r"chunk\.max_tokens: expected at most 64 .*, got 65"):
-        Chunker(ChunkConfig(by=by, max_tokens=65), tokenizer())
+        Chunker(ChunkConfig(max_tokens=65), tokenizer())
 
 
 @pytest.mark.parametrize(("max_tokens", "overlap"), [(1, 0), (2, 0), (3, 1), (24, 22), (24, 99)])
