@@ -47,6 +47,9 @@ class ModelConfig:
     like: str | None = None
     """The published model whose record applies (`python -m pipelines.models`), for a checkpoint
     under another name; when not given: the one of model.name, if there is one and it fits."""
+    family: str | None = None
+    """The architecture to run it as (bert, xlm-roberta, mistral, ...); when not given: model_type of
+    config.json."""
     query_instruction: str | None = None
     """The instruction of every query; when not given: the record's; "" for none."""
     query_instruction_format: str | None = None

@@ -77,7 +77,7 @@ def resolve_model(config: ModelConfig) -> ModelFiles:
     if record and record.remote_code:
         family = remote_family(config.name, trust_remote_code=trust)
     else:
-        family = family_of(model, config.name, trust_remote_code=trust)
+        family = family_of(model, config.name, trust_remote_code=trust, model_type=config.family)
     for key in ("hidden_size", "max_position_embeddings"):
         if not isinstance(model.get(key), int):
             raise ModelError(

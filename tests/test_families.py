@@ -33,3 +33,14 @@ def test_family_of_unknown_architecture_is_model_error_naming_it(model: dict[str
         family_of(model, "mine")
     assert all(known in error.value.message for known in FAMILIES)
     assert repr(model.get("model_type")) in error.value.message
+
+
+def test_family_of_a_configured_type_goes_over_the_checkpoints() -> None:
+    assert (
+        family_of({"model_type": "camembert"}, "mine", model_type="roberta") is FAMILIES["roberta"]
+    )
+
+
+def test_family_of_an_unknown_configured_type_is_model_error_listing_the_known() -> None:
+    with pytest.raises(ModelError, match=r"model\.family: expected one of bert, .*got 'brt'"):
+        family_of({"model_type": "bert"}, "mine", model_type="brt")

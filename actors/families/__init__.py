@@ -20,13 +20,23 @@ FAMILIES: Mapping[str, Family] = ENCODERS | DECODERS
 """By model_type, as transformers names it in config.json."""
 
 
-def family_of(model: Mapping[str, Any], name: str, *, trust_remote_code: bool = False) -> Family:
-    """The record for a model's config.json.
+def family_of(
+    model: Mapping[str, Any],
+    name: str,
+    *,
+    trust_remote_code: bool = False,
+    model_type: str | None = None,
+) -> Family:
+    """The record for a model's config.json; `model_type`: instead of the one it names.
 
     Raises:
         ModelError: an architecture that has no record, or whose own code is not to be run.
     """
-    model_type = str(model.get("model_type"))
+    if model_type is not None and model_type not in FAMILIES:
+        raise ModelError(
+            f"model.family: expected one of {', '.join(sorted(FAMILIES))}, got {model_type!r}."
+        )
+    model_type = model_type or str(model.get("model_type"))
     if model_type in FAMILIES:
         return FAMILIES[model_type]
     if "auto_map" not in model:
