@@ -48,8 +48,8 @@ class ModelConfig:
     """The published model whose record applies (`python -m pipelines.models`), for a checkpoint
     under another name; when not given: the one of model.name, if there is one and it fits."""
     family: str | None = None
-    """The architecture to run it as (bert, xlm-roberta, mistral, ...); when not given: model_type of
-    config.json."""
+    """The architecture to run it as (bert, xlm-roberta, mistral, ...); when not given: what
+    config.json says (model_type)."""
     query_instruction: str | None = None
     """The instruction of every query; when not given: the record's; "" for none."""
     query_instruction_format: str | None = None
