@@ -136,7 +136,8 @@ class TextTokenizer:
         self._cut_at(limit)
         size = max(_CHARACTERS_PER_TOKEN * limit, _LEAST_CHARACTERS)
         heads = [_head(text, size) for text in texts]
-        found = self._tokenizer.encode_batch_fast([self.prompt.around(head) for head in heads])
+        inputs = [self._input(text, head) for text, head in zip(texts, heads, strict=True)]
+        found = self._tokenizer.encode_batch_fast(inputs)
         for i, text in enumerate(texts):
             if len(heads[i]) < len(text) and not found[i].overflowing:
                 found[i] = self._encode_more(text, len(heads[i]), size)
@@ -149,7 +150,7 @@ class TextTokenizer:
                 return found
             size *= _LONGER
             head = _head(text, size)
-            found = self._tokenizer.encode(self.prompt.around(head))
+            found = self._tokenizer.encode(self._input(text, head))
             if found.overflowing or len(head) == len(text):
                 return found
             tried = len(head)
@@ -160,15 +161,19 @@ class TextTokenizer:
         The best tokens of a longer text begin with those of one of its heads that end less than
         a token before the cut: where these agree, the tokens do not depend on what follows.
         """
-        found = self._tokenizer.encode(self.prompt.around(text[:size]))
+        found = self._tokenizer.encode(self._input(text, text[:size]))
         if not found.overflowing:
             return None
         if size < _ENDLESS_WORD:
             for less in (*range(1, _LONGEST_TOKEN + 1), _LONGEST_WHOLE_WORD):
-                other = self._tokenizer.encode(self.prompt.around(text[: size - less]))
+                other = self._tokenizer.encode(self._input(text, text[: size - less]))
                 if not other.overflowing or other.ids != found.ids:
                     return None
         return found
+
+    def _input(self, text: str, head: str) -> str:
+        """The encoder's input, as far as a head of the text decides it."""
+        return self.prompt.around(text) if len(head) == len(text) else self.prompt.before + head
 
     def _cut_at(self, limit: int | None) -> None:
         if limit == self._limit:

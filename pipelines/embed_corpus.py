@@ -18,16 +18,24 @@ import ray.data
 import typer
 
 from actors.model_files import resolve_model
-from pipelines.cli import LogFormat, exit_with_one_line, log_to_stderr, silent
+from pipelines.cli import (
+    LogFormat,
+    ask_on_terminal,
+    exit_with_one_line,
+    log_to_stderr,
+    silent,
+)
 from pipelines.cluster import pool_for, ray_session, refuse_local_index
 from pipelines.commit import commit, finish, read_report
 from pipelines.config import RunConfig, load_config
+from pipelines.dry_run import dry_run
 from pipelines.encode_slices import SliceEncoder
 from pipelines.generations import highest_generation, read_manifest
 from pipelines.lease import Lease, hold_lease
 from pipelines.listing import Listing
 from pipelines.metrics import RunMetrics
-from pipelines.plan import Request, plan_run, read_done, todo_table
+from pipelines.permit import Permit
+from pipelines.plan import Request, load_plan, plan_run, read_done, todo_table
 from pipelines.progress import Progress
 from pipelines.records import Done, Manifest
 from pipelines.slices import check_chunking, read_slices
@@ -41,12 +49,14 @@ def embed_corpus(
     *,
     fresh: bool = False,
     replay_rejects: bool = False,
+    permit: Permit | None = None,
     verbose: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
     """Run the pipeline to its commit; returns the live manifest.
 
-    `progress` says how it goes; without one nothing is said.
+    `permit`: who may agree to a run above `confirm_bytes`; by default nobody. `progress` says how
+    it goes; without one nothing is said.
 
     Raises:
         EmbedError: one of its kinds, each with a remedy; nothing staged is ever lost.
@@ -70,6 +80,9 @@ def embed_corpus(
                 # Again: while this run waited for the lease another may have committed.
                 task = next_task()
                 if isinstance(task, Task):
+                    if load_plan(store, task.run_id) is None:
+                        task = task.pinned()
+                        (permit or Permit()).check(config, files, source, task.pin()[0], progress)
                     return _run(config, request, task, listing, lease, progress, verbose)
         progress.already_committed(task.generation, store.uri)
         return task
@@ -105,6 +118,7 @@ def _run(
                     for receipt in _stream(receipts(config, request, task.run_id, todo)):
                         progress.update(receipt)
                         metrics.update(receipt)
+                    progress.remember(config)
                 except KeyboardInterrupt:
                     progress.stage("stopping")
                     raise
@@ -195,6 +209,29 @@ def main(
         bool,
         typer.Option("--replay-rejects", help="Embed again what was rejected for now."),
     ] = False,
+    dry: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Start nothing; print what a run would be: units, slices, documents, passages, "
+            "tokens, bytes of each output, hours.",
+        ),
+    ] = False,
+    tokens_per_second: Annotated[
+        float | None,
+        typer.Option(
+            help="For --dry-run: of one actor; when not given, what was measured on this machine.",
+            metavar="N",
+            min=1e-9,
+        ),
+    ] = None,
+    actors: Annotated[
+        int | None,
+        typer.Option(help="For --dry-run: when not given, ray.actors, else 1.", metavar="N", min=1),
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Start also what is larger than confirm_bytes.")
+    ] = False,
     log_format: Annotated[
         LogFormat,
         typer.Option(
@@ -214,10 +251,15 @@ def main(
         progress = Progress(log)
         with exit_with_one_line(log, verbose=verbose, kept=progress.kept):
             pairs = [*(overrides or []), *([f"source.limit={limit}"] if limit is not None else [])]
+            run = load_config(config, pairs)
+            if dry:
+                typer.echo(dry_run(run, tokens_per_second, actors, log_format))
+                return
             embed_corpus(
-                load_config(config, pairs),
+                run,
                 fresh=fresh,
                 replay_rejects=replay_rejects,
+                permit=Permit(yes=yes, ask=ask_on_terminal()),
                 verbose=verbose,
                 progress=progress,
             )

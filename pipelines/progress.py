@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +14,10 @@ from rich.live import Live
 from rich.text import Text
 
 from pipelines.cli import Log
+from pipelines.config import RunConfig
 from pipelines.progress_text import line, summary
 from pipelines.records import Done
+from pipelines.speed import remember_speed
 
 LIVE_SECONDS = 1.0
 LOG_SECONDS = 10.0
@@ -22,6 +25,7 @@ LOG_SECONDS = 10.0
 _WINDOW_SECONDS, _WINDOW_SLICES = 60.0, 20  # speed is that of the longer of the two
 _SETTLED_SECONDS = 10.0  # a shorter window says nothing: slices end in bursts
 _BUSY_SECONDS, _BUSY_SLICES = 60.0, 3
+_TELLING_SLICES = 4  # a speed worth keeping is that of so many
 
 
 @dataclass
@@ -58,6 +62,7 @@ class Progress:
         self._stage: str | None = "starting"
         self._total: int | None = None
         self._actors = 0
+        self._device = ""
         self._kept, self._new = Tally(), Tally()
         self._recent: deque[tuple[float, int, int]] = deque()  # when, documents, tokens
         self._busy_until: dict[str, float] = {}
@@ -65,6 +70,7 @@ class Progress:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._live: Live | None = None
+        self._paused = False
 
     def __enter__(self) -> Progress:
         console = self.log.console
@@ -92,6 +98,19 @@ class Progress:
         if self._live:
             self._live.stop()
         self._thread = self._live = None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The terminal is someone else's meanwhile: to put a question there."""
+        self._paused = True
+        if self._live:
+            self._live.stop()
+        try:
+            yield
+        finally:
+            if self._live:
+                self._live.start(refresh=True)
+            self._paused = False
 
     def stage(self, name: str, *, actors: int | None = None) -> None:
         """What the run does while no slice can be finished; `actors`: the size of the pool."""
@@ -122,6 +141,7 @@ class Progress:
             self._recent.append((now, done.documents, done.tokens))
             self._forget(now)
             patience = max(_BUSY_SECONDS, _BUSY_SLICES * done.seconds)
+            self._device = done.encoder.device
             self._busy_until[done.encoder.worker] = now + patience
 
     def _forget(self, now: float) -> None:
@@ -141,6 +161,13 @@ class Progress:
         self.stop()
         text = f"already committed: generation {generation} of {uri}"
         self.log.say("done", text, index=uri, already_committed=True, generation=generation)
+
+    def remember(self, config: RunConfig) -> None:
+        """Keep this machine's speed for the next --dry-run, where enough was encoded to tell."""
+        numbers = self.numbers()
+        if self._new.slices >= _TELLING_SLICES and self._device and self._actors:
+            speed = numbers["tokens_per_second"] / self._actors
+            remember_speed(config, speed, self._device)
 
     def kept(self) -> dict[str, int]:
         """Slices and documents known to be finished: what the next try need not do."""
@@ -199,6 +226,8 @@ class Progress:
 
     def _tick(self) -> None:
         while not self._stop.wait(LIVE_SECONDS if self._live else LOG_SECONDS):
+            if self._paused:
+                continue
             if self._live:
                 self._live.refresh()
             else:

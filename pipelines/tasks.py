@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from actors.errors import ConfigError, IndexStateError
 from pipelines.generations import live_generation, publications, read_chain, read_manifest
@@ -25,6 +25,11 @@ class Task:
     """The generation it adds to."""
     pin: Callable[[], tuple[Sequence[Unit], str]]
     """Its units, and the hash of the listing they come from."""
+
+    def pinned(self) -> Task:
+        """The same task, its files looked at once."""
+        pins = self.pin()
+        return replace(self, pin=lambda: pins)
 
 
 def next_task_of(

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import ray.data
 from conftest import ROOT, config_for
 from rich.console import Console
 from test_metrics import scraped, values
@@ -218,8 +219,10 @@ def test_index_reader_gives_the_same_rows_as_the_parts(indexed: tuple[Path, Mani
 
 
 def test_plan_with_gpus_tokenises_outside_the_two_encoder_actors(
-    source: Path, make_config: Any
+    source: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # On a busy machine the first actor would have done everything before the second is there.
+    monkeypatch.setattr(ray.data.DataContext.get_current(), "wait_for_min_actors_s", 120)
     config = make_config(source, slice={"documents": 4}, ray={"slices_per_actor": 1})
     request, _, run = _planned(config)
     dataset = receipts(config, request, run.plan.run_id, todo_table(run.units, []))

@@ -209,6 +209,17 @@ def test_tokenize_text_longer_than_needed_is_as_if_tokenized_whole(
     assert tokenized.to_arrow().to_pylist() == expected
 
 
+@pytest.mark.parametrize("letters", range(90, 190, 7))
+def test_tokenize_what_comes_after_a_long_text_is_not_put_where_it_is_cut(letters: int) -> None:
+    """Few tokens a character: the words first looked at do not fill the limit, or just about."""
+    prompt = Prompt(before="the ", after=" capital of the capital")
+    text = ("q" * letters + " ") * 80
+    whole = LONG["bert"][1].encode(prompt.around(text)).ids
+    tokenized = TextTokenizer(BERT, 16, prompt).tokenize([text])
+    assert tokenized.values.tolist() == whole[:15] + whole[-1:]
+    assert tokenized.truncated.tolist() == [True]
+
+
 @pytest.mark.parametrize("length", [3000, 3001, 3002])
 def test_tokenize_word_whose_first_tokens_depend_on_its_end_is_tokenized_whole(
     tmp_path: Path, length: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -163,22 +164,31 @@ def _is_valid(column: pa.ChunkedArray, row: int) -> bool:
     return True
 
 
-def text_sizes(access: Access, file: SourceFile, column: str) -> list[tuple[int, int]]:
-    """(bytes encoded, bytes compressed) of a column in each row group, from the footer.
+@dataclass(frozen=True)
+class ChunkSize:
+    """A column of one row group, as its footer tells."""
 
-    Encoded is 4 bytes a row more than the text, or less where texts repeat (dictionary pages).
-    """
+    encoded: int
+    """Bytes: 4 a value more than the text, or, where texts repeat in a dictionary, less."""
+    compressed: int
+    is_dictionary: bool
+    """Its pages are places in a dictionary, or hardly more: writers give up on one of 1 MB."""
+
+
+def text_sizes(access: Access, file: SourceFile, column: str) -> list[ChunkSize]:
+    """The sizes of a column (a dotted path inside of structs) in each row group."""
     with access.open(file) as opened:
         metadata = pq.ParquetFile(opened).metadata
     sizes = []
-    for group in range(metadata.num_row_groups):
-        row_group = metadata.row_group(group)
-        chunks = (row_group.column(i) for i in range(metadata.num_columns))
-        text = [chunk for chunk in chunks if chunk.path_in_schema == column]
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        chunks = map(group.column, range(metadata.num_columns))
+        chunk = next(chunk for chunk in chunks if chunk.path_in_schema == column)
+        is_dictionary = False
+        if chunk.has_dictionary_page:
+            pages = chunk.total_compressed_size
+            pages -= chunk.data_page_offset - chunk.dictionary_page_offset
+            is_dictionary = pages <= 4 * group.num_rows
         sizes.append(
-            (
-                sum(chunk.total_uncompressed_size for chunk in text),
-                sum(chunk.total_compressed_size for chunk in text),
-            )
+            ChunkSize(chunk.total_uncompressed_size, chunk.total_compressed_size, is_dictionary)
         )
     return sizes

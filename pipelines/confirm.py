@@ -1,0 +1,88 @@
+"""Ask before a run writes very much."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from actors.errors import ConfigError
+from actors.model_files import ModelFiles
+from pipelines.config import RunConfig
+from pipelines.estimate import Estimate
+from pipelines.estimate_text import byte_count
+from pipelines.formats.base import compression_of
+from pipelines.output_bytes import Dims
+from pipelines.source import Unit
+
+# More than people's corpora have; what is above the bound is looked at closely, no more.
+_DECOMPRESSED = 20
+_BYTES_A_DOCUMENT = 8
+_COLUMN_BYTES = 200  # of a passage's columns beside text, metadata and vectors
+_SPARSE_BYTES = 8
+
+
+def could_exceed(config: RunConfig, files: ModelFiles, units: Sequence[Unit]) -> bool:
+    """Whether the run could write more than `confirm_bytes`, by the size of its files alone.
+
+    An upper bound: every byte a token, every passage half full.
+    """
+    return config.confirm_bytes is not None and _upper_bound(config, files, units) > (
+        config.confirm_bytes
+    )
+
+
+def _upper_bound(config: RunConfig, files: ModelFiles, units: Sequence[Unit]) -> float:
+    sizes = {piece.file: piece.file.size for unit in units for piece in unit.pieces}
+    if any(size < 0 for size in sizes.values()):
+        return float("inf")
+    text = sum(
+        size * (_DECOMPRESSED if compression_of(file.path) or _is_parquet(units) else 1)
+        for file, size in sizes.items()
+    )
+    known = [unit.documents for unit in units]
+    documents = text / _BYTES_A_DOCUMENT if None in known else float(sum(filter(None, known)))
+    if config.chunk.by == "none":
+        passages, tokens = documents, min(text + 8 * documents, documents * files.max_length)
+    else:
+        most = config.chunk.max_tokens or files.max_length
+        step = max(most - config.chunk.overlap, 1)
+        passages = documents + 2 * text / step
+        tokens = min(
+            text * most / step * (2 if config.chunk.title_prefix else 1) + 8 * passages,
+            passages * most,
+        )
+    dims, width = Dims.of(config, files), 2 if config.model.vector_dtype == "float16" else 4
+    of_token = dims.colbert * width + _SPARSE_BYTES * ("sparse" in config.outputs)
+    of_passage = dims.dense * width + _COLUMN_BYTES
+    # Metadata comes again with each passage of a document; it is not in the bound.
+    return tokens * of_token + passages * of_passage + 2 * text
+
+
+def _is_parquet(units: Sequence[Unit]) -> bool:
+    return units[0].pieces[0].row_group is not None
+
+
+def confirm(
+    config: RunConfig,
+    estimate: Estimate,
+    *,
+    yes: bool,
+    ask: Callable[[str], bool] | None = None,
+) -> None:
+    """Return if the run may write so much: below `confirm_bytes`, with `yes`, or when `ask` agrees.
+
+    `ask`: puts a question to a person; None where there is none to answer.
+
+    Raises:
+        ConfigError: it may not.
+    """
+    limit = config.confirm_bytes
+    if yes or limit is None or estimate.total_bytes <= limit:
+        return
+    size, most = byte_count(estimate.total_bytes), byte_count(limit)
+    if ask is None:
+        raise ConfigError(
+            f"this run would write about {size}, more than confirm_bytes ({most}) allows unasked.",
+            "Look at --dry-run, then add --yes or raise confirm_bytes.",
+        )
+    if not ask(f"{estimate.to_text()}\nMore than {most} (confirm_bytes). Start?"):
+        raise ConfigError(f"not started: about {size} were not confirmed.")
