@@ -30,6 +30,7 @@ from pipelines.commit import commit, finish, read_report
 from pipelines.config import RunConfig, load_config
 from pipelines.dry_run import dry_run
 from pipelines.encode_slices import SliceEncoder
+from pipelines.estimate import about_documents
 from pipelines.generations import highest_generation, read_manifest
 from pipelines.lease import Lease, hold_lease
 from pipelines.listing import Listing
@@ -106,7 +107,10 @@ def _run(
     else:
         progress.stage("planning")
         run = plan_run(store, config, request, task.pin, listing.files, task.run_id, task.parent)
-        progress.start(task.run_id, run.plan.documents, done)
+        documents, about = run.plan.documents, False
+        if documents is None and task.parent is None:
+            documents, about = about_documents(config, Source(config.source), run.units), True
+        progress.start(task.run_id, documents, done, about=about)
         todo = todo_table(run.units, done)
         if todo.num_rows:
             progress.stage("starting Ray")

@@ -61,6 +61,7 @@ class Progress:
         self._began = self._stage_began = self._moved = clock()
         self._stage: str | None = "starting"
         self._total: int | None = None
+        self._about = False
         self._actors = 0
         self._device = ""
         self._kept, self._new = Tally(), Tally()
@@ -118,16 +119,20 @@ class Progress:
             self._stage, self._stage_began = name, self._clock()
             self._actors = self._actors if actors is None else actors
 
-    def start(self, run_id: str, documents: int | None, kept: Sequence[Done]) -> None:
-        """`documents`: of the whole plan, where known; `kept`: what an earlier try has done."""
+    def start(
+        self, run_id: str, documents: int | None, kept: Sequence[Done], *, about: bool = False
+    ) -> None:
+        """`documents`: of the whole plan, where known, or `about` so many; `kept`: what an earlier
+        try has done.
+        """
         with self._lock:
-            self._total = documents
+            self._total, self._about = documents, about
             for done in kept:
                 if not done.unreadable:  # these are tried again
                     self._kept.add(done)
         facts = {"run_id": run_id, "documents_total": documents, "kept": self._kept.sums()}
         before = f", {self._kept.documents:,} of them done before" if self._kept.slices else ""
-        known = "documents" if documents is None else f"{documents:,} documents"
+        known = "documents" if documents is None else f"{'~' * about}{documents:,} documents"
         self.log.say("start", f"run {run_id}: {known}{before}", **facts)
 
     def update(self, done: Done) -> None:
@@ -206,6 +211,7 @@ class Progress:
                 "idle_seconds": round(now - self._moved, 1),
                 "documents": documents,
                 "documents_total": self._total,
+                "documents_total_estimated": self._about,
                 "share": round(documents / max(self._total or 0, 1), 4) if known else None,
                 "eta_seconds": round(left / rate) if known and rate else None,
                 "passages": self._kept.passages + self._new.passages,

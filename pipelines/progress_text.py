@@ -12,7 +12,8 @@ _IDLE_SECONDS = 10.0  # silence worth a word
 def line(numbers: Mapping[str, Any]) -> str:
     """`Progress.numbers` for people."""
     n = numbers
-    of = "" if n["documents_total"] is None else f" of {n['documents_total']:,}"
+    about = "~" * n["documents_total_estimated"]
+    of = "" if n["documents_total"] is None else f" of {about}{n['documents_total']:,}"
     share = "" if n["share"] is None else f" ({n['share']:.0%})"
     done = f"{n['documents']:,}{of} documents{share}"
     if n["stage"] != "encoding":
