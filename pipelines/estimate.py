@@ -178,7 +178,7 @@ def _tokenise(
         grown = np.ones(len(lengths))
         if sample.total_documents is not None and len(lengths):
             # What is cut off says nothing of what is left: documents count, not their bytes.
-            pass
+            weights = weights * (sample.total_documents / weights.sum())
     affordable = int(budget.characters / max(kept.mean(), 1)) + 1 if len(kept) else 0
     count = min(len(lengths), budget.documents, affordable)
     rows = ((np.arange(count) + 0.5) * len(lengths) / max(count, 1)).astype(np.int64)
