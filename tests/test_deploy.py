@@ -126,8 +126,11 @@ def test_dockerfile_copies_exist_and_hold_every_package(dockerfile: list[list[st
     sources = set(chain.from_iterable(copies))
     assert {source for source in sources if not (ROOT / source).exists()} == set()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    needed = {*project["tool"]["setuptools"]["packages"], "conf", "constraints.txt"}
+    packages = project["tool"]["setuptools"]["packages"]
+    needed = {name.partition(".")[0] for name in packages} | {"conf", "constraints.txt"}
     assert needed <= sources
+    inner = {str(path.parent.relative_to(ROOT)) for path in ROOT.glob("[ap]*s/**/__init__.py")}
+    assert {name.replace(".", "/") for name in packages} == inner
 
 
 def test_dockerfile_runs_as_an_ordinary_user(
