@@ -31,7 +31,8 @@ from actors.heads import OutputHeads, Vectors, load_head, to_arrow
 from actors.icl import query_tokenizer
 from actors.model_files import ModelFiles, resolve_model
 from actors.packing import next_stop, pack
-from actors.tokenizer import TOKENS_COLUMN, TextTokenizer, non_lexical_ids
+from actors.tokenizer import TOKENS_COLUMN, TextTokenizer, TokenizedTexts
+from actors.tokenizer_files import non_lexical_ids
 
 __all__ = ["EncodedBatch", "Encoder", "EncoderInfo", "ModelConfig", "load_encoder"]
 
@@ -107,7 +108,11 @@ class Encoder:
 
     def encode_queries(self, queries: Sequence[str]) -> pa.Table:
         """The output columns for queries: the model's query instruction and length apply."""
-        return self._encode(self._query_tokenizer.tokenize(_texts(queries)).to_arrow())
+        return self._encode(self.tokenize_queries(queries).to_arrow())
+
+    def tokenize_queries(self, queries: Sequence[str]) -> TokenizedTexts:
+        """What `encode_queries` encodes: token ids, instruction and examples on, cut to length."""
+        return self._query_tokenizer.tokenize(_texts(queries))
 
     def stream(self, input_ids: pa.ListArray | pa.ChunkedArray) -> Iterator[EncodedBatch]:
         """Encode a list<int32> column micro-batch by micro-batch, in input order.

@@ -11,7 +11,7 @@ from typing import Any
 
 from actors.config import ModelConfig
 from actors.model_files import ModelFiles
-from actors.tokenizer import non_lexical_ids
+from actors.tokenizer_files import non_lexical_ids
 
 # Keys of config.json that say who wrote it and how, not what the model computes.
 _NOISE = frozenset(

@@ -14,7 +14,8 @@ import numpy as np
 
 from actors.model_files import ModelFiles
 from actors.model_record import Prompts
-from actors.tokenizer import TextTokenizer, TokenizedTexts, load_tokenizer
+from actors.tokenizer import TextTokenizer, TokenizedTexts
+from actors.tokenizer_files import load_tokenizer
 
 
 def query_tokenizer(files: ModelFiles) -> TextTokenizer | IclQueryTokenizer:

@@ -5,7 +5,6 @@ Knows no torch: the driver and the tokenising workers read a model's limits from
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from actors.config import ModelConfig, Output, Pooling
 from actors.errors import ModelError
 from actors.families import Family, family_of, remote_family
+from actors.json_files import load_json, read_json
 from actors.model_location import locate, locate_heads
 from actors.model_record import Prompts, find_record, prompts_of
 from actors.registry import ModelRecord
@@ -171,7 +171,7 @@ def _pooling_folder(folder: Path) -> str:
     path = folder / "modules.json"
     if not path.exists():
         return "1_Pooling"
-    modules = _load_json(path, "a JSON list")
+    modules = load_json(path, "a JSON list")
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise ModelError(f"{path}: expected a JSON list of modules.")
     kinds = {str(module.get("type", "")).rpartition(".")[2]: module for module in modules}
@@ -194,22 +194,3 @@ def _declared_max_length(folder: Path) -> int:
             if isinstance(value, int | float) and value < 1e9:  # 1e30 means "unknown" upstream
                 return int(value)
     return 1 << 30
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a model's folder.
-
-    Raises:
-        ModelError: missing, damaged, or something else than an object.
-    """
-    value = _load_json(path, "a JSON object")
-    if not isinstance(value, dict):
-        raise ModelError(f"{path}: expected a JSON object, found {type(value).__name__}.")
-    return value
-
-
-def _load_json(path: Path, expected: str) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: expected {expected}, found: {error}.") from None

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Encoding
 
-from actors.errors import ModelError
-from actors.model_files import read_json
 from actors.prompts import Prompt
+from actors.tokenizer_files import load_tokenizer
 
 TOKENS_COLUMN = "input_ids"
 """Name of the list<int32> column of a token block."""
@@ -35,10 +34,6 @@ _ENDLESS_WORD = 1 << 20
 
 # Encodings weigh some hundred bytes a token: they are made and let go in batches of this size.
 _BATCH_CHARACTERS = 1 << 20
-
-# Special tokens that carry no lexical meaning (FlagEmbedding's list, plus BERT's [SEP], which is
-# XLM-R's eos under another name).
-_NON_LEXICAL = ("cls_token", "sep_token", "eos_token", "pad_token", "unk_token")
 
 
 _NO_PROMPT = Prompt()
@@ -203,42 +198,3 @@ def _batches(texts: Sequence[str], most: int) -> Iterator[Sequence[str]]:
             start, size = i + 1, 0
     if start < len(texts):
         yield texts[start:]
-
-
-def non_lexical_ids(folder: Path) -> frozenset[int]:
-    """Ids that never enter a sparse vector: cls, sep, eos, pad and unk (mask is kept).
-
-    From special_tokens_map.json and tokenizer_config.json, resolved through tokenizer.json.
-    """
-    names: set[str] = set()
-    for filename in ("special_tokens_map.json", "tokenizer_config.json"):
-        path = folder / filename
-        if path.exists():
-            names.update(_named_tokens(read_json(path)))
-    tokenizer = load_tokenizer(folder)
-    ids = (tokenizer.token_to_id(name) for name in names)
-    return frozenset(i for i in ids if i is not None)
-
-
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The pipeline of `folder`/tokenizer.json.
-
-    Raises:
-        ModelError: missing or damaged.
-    """
-    path = folder / "tokenizer.json"
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust side raises nothing narrower
-        raise ModelError(
-            f"{path}: expected a tokenizer, found: {error!s:.120}.", "Download it again."
-        ) from error
-
-
-def _named_tokens(record: dict[str, object]) -> Iterator[str]:
-    for key in _NON_LEXICAL:
-        token = record.get(key)
-        if isinstance(token, dict):
-            token = token.get("content")
-        if isinstance(token, str):
-            yield token

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from actors.heads import fixed_size_lists, load_head, sparse_vectors
 from actors.model_files import ModelFiles
-from actors.tokenizer import TOKENS_COLUMN, non_lexical_ids
+from actors.tokenizer import TOKENS_COLUMN
+from actors.tokenizer_files import non_lexical_ids
 from pipelines.config import RunConfig
 from pipelines.output import VECTOR_COLUMNS, PartWriter, stored_rows
 

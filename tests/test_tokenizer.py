@@ -20,7 +20,8 @@ from tokenizers.pre_tokenizers import Metaspace
 
 from actors.prompts import Prompt
 from actors.tiny_model import ensure_tiny_m3
-from actors.tokenizer import TextTokenizer, TokenizedTexts, encoder_input, non_lexical_ids
+from actors.tokenizer import TextTokenizer, TokenizedTexts, encoder_input
+from actors.tokenizer_files import non_lexical_ids
 
 MODELS = Path(__file__).parent / "data" / "oracle" / "models"
 M3 = MODELS / "bge-m3"
@@ -316,3 +317,29 @@ def test_non_lexical_ids_of_a_token_not_in_the_vocabulary_are_left_out(tmp_path:
     record = {"eos_token": "<|endoftext|>", "cls_token": "<s>", "pad_token": None}
     (tmp_path / "special_tokens_map.json").write_text(json.dumps(record))
     assert non_lexical_ids(tmp_path) == {0}
+
+
+@pytest.mark.parametrize("kept", ["", "<s>"])
+def test_tokenizer_adds_the_special_tokens_its_configuration_asks_for(
+    tmp_path: Path, kept: str
+) -> None:
+    """As transformers does for Llama-like ones: tokenizer.json alone may lack the last token."""
+    original = MODELS / "bge-en-icl"
+    folder = Path(shutil.copytree(original, tmp_path / "icl"))
+    pipeline = json.loads((folder / "tokenizer.json").read_text())
+    _, template = pipeline["post_processor"]["processors"]
+    template["single"] = [
+        part
+        for part in template["single"]
+        if "Sequence" in part or part["SpecialToken"]["id"] == kept
+    ]
+    (folder / "tokenizer.json").write_text(json.dumps(pipeline))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    wanted = {"add_bos_token": True, "add_eos_token": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | wanted))
+    texts = ["", "one text", "a longer text that is cut somewhere in the middle of it"]
+    for limit in (6, 64):
+        ours = TextTokenizer(folder, limit).tokenize(texts)
+        theirs = TextTokenizer(original, limit).tokenize(texts)
+        assert ours.to_arrow() == theirs.to_arrow()
+        assert ours.truncated.tolist() == theirs.truncated.tolist()
