@@ -122,7 +122,7 @@ class Beginnings:
         """The first bytes."""
         if is_http(self._fs):  # not every server gives a range
             with self._fs.open(path, mode, block_size=0) as stream:
-                data = stream.read(self._most + 1)
+                data = _read(stream, self._most + 1)
         else:
             data = self._fs.cat_file(path, start=0, end=self._most + 1)
         self.is_cut = len(data) > self._most
@@ -141,3 +141,12 @@ class Beginnings:
             inside = (inside + data.count(self._quote, start, end)) % 2
             end = start
         return data[:end] or data
+
+
+def _read(stream: Any, size: int) -> bytes:
+    """So many bytes, or all there are: one read of an HTTP stream gives what has arrived."""
+    parts: list[bytes] = []
+    while size > 0 and (part := stream.read(size)):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)

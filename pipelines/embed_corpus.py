@@ -81,7 +81,8 @@ def embed_corpus(
                 # Again: while this run waited for the lease another may have committed.
                 task = next_task()
                 if isinstance(task, Task):
-                    if load_plan(store, task.run_id) is None:
+                    # A replay is a few documents of a run that was agreed to.
+                    if task.parent is None and load_plan(store, task.run_id) is None:
                         task = task.pinned()
                         (permit or Permit()).check(config, files, source, task.pin()[0], progress)
                     return _run(config, request, task, listing, lease, progress, verbose)

@@ -10,18 +10,14 @@ import math
 import os
 import secrets
 import socket
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.config import RunConfig
-from pipelines.records import Done
 
 _MOST = 100  # machines and models
-_SETTLED_SECONDS = 10.0  # slices end in bursts: less says nothing
 
 
 @dataclass(frozen=True)
@@ -31,32 +27,6 @@ class Speed:
     tokens_per_second: float
     origin: str
     """For people: "measured on cuda", "given"."""
-
-
-class SpeedMeter:
-    """Times a run by its receipts, from the first on: loading the model does not count."""
-
-    def __init__(self, actors: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._actors, self._clock = actors, clock
-        self._first: float | None = None
-        self._last = 0.0
-        self._tokens = 0
-        self._device = ""
-
-    def add(self, done: Done) -> None:
-        """Count one slice that this run has finished."""
-        self._last = self._clock()
-        if self._first is None:
-            self._first = self._last
-        else:
-            self._tokens += done.tokens
-        self._device = done.encoder.device
-
-    def remember(self, config: RunConfig) -> None:
-        """Keep the speed, if the run was long enough to tell."""
-        seconds = self._last - (self._first or self._last)
-        if seconds >= _SETTLED_SECONDS:
-            remember_speed(config, self._tokens / seconds / self._actors, self._device)
 
 
 def remember_speed(config: RunConfig, tokens_per_second: float, device: str) -> None:

@@ -56,6 +56,7 @@ def config_for(source: Path | str, /, **sections: Any) -> RunConfig:
         "outputs": ["dense", "sparse", "colbert"],
         "chunk": {"max_tokens": 96, "overlap": 8},
         "slice": {"documents": 20},
+        "ray": {"actors": 1},  # each loads torch anew, which is most of a small run
     }
     for name, value in sections.items():
         raw[name] = raw[name] | value if isinstance(raw.get(name), dict) else value

@@ -223,7 +223,7 @@ def test_plan_with_gpus_tokenises_outside_the_two_encoder_actors(
 ) -> None:
     # On a busy machine the first actor would have done everything before the second is there.
     monkeypatch.setattr(ray.data.DataContext.get_current(), "wait_for_min_actors_s", 120)
-    config = make_config(source, slice={"documents": 4}, ray={"slices_per_actor": 1})
+    config = make_config(source, slice={"documents": 4}, ray={"slices_per_actor": 1, "actors": 2})
     request, _, run = _planned(config)
     dataset = receipts(config, request, run.plan.run_id, todo_table(run.units, []))
     done = [Done.model_validate_json(row["done"]) for row in dataset.iter_rows()]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines.config import parse_config
-from pipelines.speed import Speed, SpeedMeter, recall_speed, remember_speed
+from pipelines.speed import Speed, recall_speed, remember_speed
 
 
 def config_of(**changes):
@@ -96,22 +95,3 @@ def test_remember_speed_where_nothing_can_be_written_does_nothing(monkeypatch, t
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     remember_speed(config_of(), 7.0, "cpu")
     assert recall_speed(config_of()) is None
-
-
-def measured(times, *, actors=1, tokens=100):
-    clock = iter(times)
-    meter = SpeedMeter(actors, lambda: next(clock))
-    for _ in times:
-        meter.add(SimpleNamespace(tokens=tokens, encoder=SimpleNamespace(device="cpu")))
-    meter.remember(config_of())
-    return recall_speed(config_of())
-
-
-def test_speed_meter_counts_from_the_first_receipt_on_and_for_one_actor():
-    # Three slices in 30 s after the first, which the loading of the model preceded.
-    assert measured([50, 60, 70, 80], actors=2) == Speed(5.0, "measured here on cpu")
-
-
-@pytest.mark.parametrize("times", [[], [5], [5, 6, 14.9]])
-def test_speed_meter_of_a_short_run_remembers_nothing(times):
-    assert measured(times) is None
