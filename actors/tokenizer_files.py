@@ -59,13 +59,13 @@ def _add_configured_tokens(tokenizer: Tokenizer, folder: Path) -> None:
     ids = tokenizer.encode("a").ids
     first = next((i for i in range(len(ids)) if ids[i : i + len(own)] == own), 0)
     before, after = ids[:first], ids[first + len(own) :]
-    missing = {
-        side: token_id
-        for side, there in (("bos", before[:1]), ("eos", after[-1:]))
-        for name in _named_tokens(config, (f"{side}_token",))
-        if config.get(f"add_{side}_token") is True
-        and (token_id := tokenizer.token_to_id(name)) not in (None, *there)
-    }
+    missing: dict[str, int] = {}
+    for side, there in (("bos", before[:1]), ("eos", after[-1:])):
+        for name in _named_tokens(config, (f"{side}_token",)):
+            token_id = tokenizer.token_to_id(name)
+            wanted = config.get(f"add_{side}_token") is True
+            if wanted and token_id is not None and token_id not in there:
+                missing[side] = token_id
     if missing:
         before = [missing["bos"], *before] if "bos" in missing else before
         after = [*after, missing["eos"]] if "eos" in missing else after

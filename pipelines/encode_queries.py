@@ -1,0 +1,285 @@
+"""Encode queries as a run's configuration says, in this process, into one Parquet file.
+
+    python -m pipelines.encode_queries conf/wiki.yaml queries.jsonl queries.parquet --id _id
+
+    read -> tokenise -> encode -> write, a batch at a time; the file appears when it is complete
+
+Model, outputs, query instruction, lengths and column types are those of the run's index. Knows no
+Ray, and needs no index.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import pyarrow as pa
+import typer
+
+from actors.encoder import Encoder, load_encoder
+from actors.errors import ConfigError, EncodeError, SourceError, StorageError
+from pipelines.cli import exit_with_one_line, log_to_stderr
+from pipelines.config import RunConfig, SourceConfig, load_config
+from pipelines.formats.registry import FORMATS
+from pipelines.output import PartWriter, stored_rows
+from pipelines.source import Source, Unit
+
+QUERY_SCHEMA = pa.schema(
+    {
+        "query_id": pa.string(),
+        "text": pa.string(),
+        "n_tokens": pa.int32(),
+        "truncated": pa.bool_(),
+    }
+)
+
+_BATCH_QUERIES = 256  # their vectors are in memory: with BGE-M3's ColBERT some 30 KB a query
+_FAULTS_SHOWN = 5
+
+
+class _Query(NamedTuple):
+    row: int
+    """Of all that are read, from 1."""
+    id: str | None
+    text: str | None
+    fault: str
+    """Why it cannot be encoded; "" where it can."""
+
+
+@dataclass
+class EncodedQueries:
+    """What became of the rows that were read."""
+
+    queries: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    faults: int = 0
+    """Rows that are not in the file."""
+    first_faults: list[str] = field(default_factory=list)
+    """The first few of them, each with its reason."""
+
+    def add_encoded(self, rows: pa.Table) -> None:
+        """Count rows that go into the file."""
+        self.queries += rows.num_rows
+        self.tokens += sum(rows["n_tokens"].to_pylist())
+        self.truncated += sum(rows["truncated"].to_pylist())
+
+    def add_fault(self, row: int, query_id: str | None, reason: str) -> None:
+        """Count a row that does not."""
+        self.faults += 1
+        if self.faults <= _FAULTS_SHOWN:
+            name = f" (id {query_id!r})" if query_id else ""
+            self.first_faults.append(f"row {row:,}{name}: {reason}")
+
+
+def encode_queries(config: RunConfig, source: SourceConfig, out: Path) -> EncodedQueries:
+    """Write the queries of `source`, in its order, and their vectors to `out`, all or nothing.
+
+    Rows without an id or a text, damaged ones and those the model cannot encode are left out, and
+    counted.
+
+    Raises:
+        SourceError: no queries there, or none that can be read as `source` says.
+        ModelError: as `load_encoder`. StorageError: no place for a file.
+    """
+    reader = Source(source)
+    units = reader.units(reader.list_files())
+    with _appearing_when_complete(out) as file:
+        encoder, found = load_encoder(config.encoder), EncodedQueries()
+        colbert = config.index.colbert_storage
+        types = stored_rows(QUERY_SCHEMA.empty_table(), encoder.empty(), colbert)
+        with PartWriter(file, types.schema) as writer:
+            queries = _read(reader, units)
+            while batch := list(islice(queries, _BATCH_QUERIES)):
+                for rows, vectors in _encode(encoder, batch, found):
+                    writer.write(stored_rows(rows, vectors, colbert))
+        if not found.queries + found.faults:
+            raise SourceError(f"source.uri: expected queries at {source.described}, found none.")
+    return found
+
+
+def query_source(
+    config: RunConfig, queries: str, *, id_column: str | None, text_column: str, format: str
+) -> SourceConfig:
+    """Where queries are and how to read them.
+
+    The run's `source.csv` holds for them too, and its `source.storage_options` where they are in a
+    store of the same kind.
+
+    Raises:
+        ConfigError: no such format.
+    """
+    formats = ("auto", *FORMATS)
+    if format not in formats:
+        raise ConfigError(f"--format: expected one of {', '.join(formats)}, got {format!r}.")
+    stores = {uri.partition("://")[0] for uri in config.source.uris if "://" in uri}
+    same_store = queries.partition("://")[0] in stores
+    return SourceConfig.model_validate(
+        {
+            "uri": queries,
+            "format": format,
+            "columns": {"id": id_column, "text": text_column},
+            "csv": config.source.csv,
+            "storage_options": config.source.storage_options if same_store else {},
+        }
+    )
+
+
+def _read(reader: Source, units: Sequence[Unit]) -> Iterator[_Query]:
+    row = 0
+    for unit in units:
+        for batch in reader.read(unit):
+            ids, texts = (batch.table[name].to_pylist() for name in ("doc_id", "text"))
+            for i, (query_id, text) in enumerate(zip(ids, texts, strict=True)):
+                row += 1
+                fault = ": ".join(filter(None, batch.faults.get(i, ()))) or _fault(query_id, text)
+                yield _Query(row, query_id, text, fault)
+
+
+def _fault(query_id: str | None, text: str | None) -> str:
+    if not query_id:
+        return "missing_id"
+    if text is None:
+        return "null_text"
+    return "" if text.strip() else "empty_text"
+
+
+def _encode(
+    encoder: Encoder, batch: list[_Query], found: EncodedQueries
+) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """The rows of a batch, a micro-batch at a time, and its faults in `found`."""
+    for query in batch:
+        if query.fault:
+            found.add_fault(query.row, query.id, query.fault)
+    good = [query for query in batch if not query.fault]
+    tokens = encoder.tokenize_queries([query.text or "" for query in good])
+    columns = [[q.id for q in good], [q.text for q in good], tokens.lengths, tokens.truncated]
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, QUERY_SCHEMA, strict=True)]
+    queries = pa.table(arrays, schema=QUERY_SCHEMA)
+    for part in encoder.stream(tokens.to_arrow()):
+        rows, vectors = queries.slice(part.start, part.stop - part.start), part.columns
+        for row, reason in part.failures.items():
+            found.add_fault(good[row].row, good[row].id, f"encoder_error: {reason}")
+        if part.failures:
+            keep = pa.array([row not in part.failures for row in range(part.start, part.stop)])
+            rows, vectors = rows.filter(keep), vectors.filter(keep)
+        found.add_encoded(rows)
+        yield rows, vectors
+
+
+@contextmanager
+def _appearing_when_complete(out: Path) -> Iterator[Path]:
+    """A new file beside `out` that takes its name at the end, or is gone where something fails."""
+    file = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()  # now, not after the model is loaded, is the time to say that it cannot be
+    except OSError as error:
+        raise StorageError(f"OUT: cannot write {out} ({error.strerror}).") from None
+    try:
+        yield file
+        file.replace(out)
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _check_out(out: str, queries: str, *, force: bool) -> Path:
+    if "://" in out:
+        raise StorageError(
+            f"OUT: expected a local path, got {out}.", "Copy the file there when it is complete."
+        )
+    path = Path(out).expanduser()
+    if path.is_dir():
+        raise StorageError(f"OUT: expected a file, found a folder at {path}.")
+    if path.exists() and Path(queries).exists() and path.samefile(queries):
+        raise StorageError(f"OUT: expected another file than QUERIES, got {path} for both.")
+    if path.exists() and not force:
+        raise StorageError(f"OUT: expected no file at {path}, found one.", "--force replaces it.")
+    return path
+
+
+@contextmanager
+def _options_named() -> Iterator[None]:
+    """Errors of the source, in the words of this command."""
+    try:
+        yield
+    except SourceError as error:
+        texts = [
+            text.replace("source.columns.", "--")
+            .replace("source.format", "--format")
+            .replace("source.uri", "QUERIES")
+            for text in (error.message, error.remedy)
+        ]
+        raise type(error)(*texts) from error
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+_EPILOG = (
+    "Exit codes: 0 done; 1 it failed, or rows were left out (the others are in OUT); 2 the request "
+    "cannot be started as it is; 130 interrupted.\n\n"
+    "Example: python -m pipelines.encode_queries conf/wiki.yaml queries.jsonl queries.parquet "
+    "--id _id"
+)
+
+
+@app.command(epilog=_EPILOG)
+def main(
+    config: Annotated[
+        Path, typer.Argument(help="The YAML file of the run whose index is to be searched.")
+    ],
+    queries: Annotated[
+        str, typer.Argument(help="Queries, in any format that documents may have, .gz too.")
+    ],
+    out: Annotated[str, typer.Argument(help="The Parquet file to write: a local path.")],
+    id_column: Annotated[
+        str, typer.Option("--id", help="Column of the id; null: an id is the place in the file.")
+    ] = "id",
+    text_column: Annotated[str, typer.Option("--text", help="Column of the query.")] = "text",
+    format: Annotated[
+        str, typer.Option(help="The format; auto: by extension, else by how the file begins.")
+    ] = "auto",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set a key of CONFIG. May be repeated."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if there is one.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Stack traces of errors.")] = False,
+) -> None:
+    """Encode QUERIES with the model, outputs and query instruction of CONFIG, without Ray.
+
+    OUT has the columns query_id, text, n_tokens, truncated and the outputs, in the order of
+    QUERIES.
+    """
+    with log_to_stderr("text") as log, exit_with_one_line(log, verbose=verbose), _options_named():
+        run = load_config(config, overrides or [])
+        path = _check_out(out, queries, force=force)
+        source = query_source(
+            run,
+            queries,
+            id_column=None if id_column == "null" else id_column,
+            text_column=text_column,
+            format=format,
+        )
+        found = encode_queries(run, source, path)
+        for fault in found.first_faults:
+            log.say("warning", f"warning: {fault}")
+        log.say(
+            "done",
+            f"{found.queries:,} queries, {found.tokens:,} tokens "
+            f"({found.truncated:,} queries truncated) in {path}",
+        )
+        if found.faults:
+            raise EncodeError(
+                f"{found.faults:,} of {found.faults + found.queries:,} rows could not be encoded "
+                "and were left out.",
+            )
+
+
+if __name__ == "__main__":
+    app()
