@@ -10,8 +10,9 @@ device lock, so threads that share an encoder overlap their other phases with it
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -48,6 +49,7 @@ class EncoderInfo:
     max_length: int
     query_max_length: int
     pooling: str
+    normalize: bool
     outputs: tuple[Output, ...]
     vector_dtype: str
     dtype: ComputeDtype
@@ -67,6 +69,14 @@ class EncodedBatch:
     """Row of the block -> why its vectors cannot be used (its row in `columns` is garbage)."""
 
 
+class _Work(NamedTuple):
+    """Texts to encode: row i is values[offsets[i]:offsets[i + 1]]."""
+
+    values: np.ndarray
+    offsets: np.ndarray
+    outputs: frozenset[Output]
+
+
 class Encoder:
     """A loaded model; made by `load_encoder`. Safe to share between threads."""
 
@@ -84,16 +94,19 @@ class Encoder:
         self._heads = heads
         self._device = torch.device(info.device)
         self._hidden_size = int(files.config["hidden_size"])
+        self.vocab_size = int(files.config["vocab_size"])
+        """Token ids are below this; a CUDA device does not survive another one."""
         self._family = files.family
         self._first_position = files.family.first_position(files.config)
-        self._passage_tokenizer = TextTokenizer(
+        self.passage_tokenizer = TextTokenizer(
             files.folder, files.max_length, files.prompts.passage
         )
-        self._query_tokenizer = query_tokenizer(files)
+        self.query_tokenizer = query_tokenizer(files)
         self._non_lexical = np.array(sorted(non_lexical_ids(files.folder)), dtype=np.int32)
-        self._max_batch_tokens = config.max_batch_tokens or (
+        self.max_batch_tokens = config.max_batch_tokens or (
             16_384 if self._device.type == "cuda" else 2_048
         )
+        """Token budget of a forward pass; lower once the device has run out of memory."""
         self._device_lock = threading.Lock()
 
     def encode_passages(self, passages: Sequence[str] | pa.Table) -> pa.Table:
@@ -104,7 +117,7 @@ class Encoder:
         """
         if isinstance(passages, pa.Table):
             return self._encode(passages[TOKENS_COLUMN])
-        return self._encode(self._passage_tokenizer.tokenize(_texts(passages)).to_arrow())
+        return self._encode(self.passage_tokenizer.tokenize(_texts(passages)).to_arrow())
 
     def encode_queries(self, queries: Sequence[str]) -> pa.Table:
         """The output columns for queries: the model's query instruction and length apply."""
@@ -112,22 +125,30 @@ class Encoder:
 
     def tokenize_queries(self, queries: Sequence[str]) -> TokenizedTexts:
         """What `encode_queries` encodes: token ids, instruction and examples on, cut to length."""
-        return self._query_tokenizer.tokenize(_texts(queries))
+        return self.query_tokenizer.tokenize(_texts(queries))
 
-    def stream(self, input_ids: pa.ListArray | pa.ChunkedArray) -> Iterator[EncodedBatch]:
+    def stream(
+        self,
+        input_ids: pa.ListArray | pa.ChunkedArray,
+        outputs: Collection[Output] | None = None,
+    ) -> Iterator[EncodedBatch]:
         """Encode a list<int32> column micro-batch by micro-batch, in input order.
 
-        A forward that fails is bisected, so one bad passage spoils itself only: it comes back under
-        `failures`. Running out of device memory also halves the token budget for good.
+        `outputs`: only these of the encoder's; all of them when not given. A forward that fails is
+        bisected, so one bad passage spoils itself only: it comes back under `failures`. Running out
+        of device memory also halves the token budget for good.
         """
         if isinstance(input_ids, pa.ChunkedArray):
             input_ids = input_ids.combine_chunks()
-        values = input_ids.values.to_numpy(zero_copy_only=True)
-        offsets = input_ids.offsets.to_numpy(zero_copy_only=True)
+        work = _Work(
+            input_ids.values.to_numpy(zero_copy_only=True),
+            input_ids.offsets.to_numpy(zero_copy_only=True),
+            frozenset(self.info.outputs if outputs is None else outputs),
+        )
         start = 0
-        while start < len(offsets) - 1:
-            stop = next_stop(offsets, start, self._max_batch_tokens)
-            yield from self._encode_or_bisect(values, offsets, start, stop)
+        while start < len(work.offsets) - 1:
+            stop = next_stop(work.offsets, start, self.max_batch_tokens)
+            yield from self._encode_or_bisect(work, start, stop)
             start = stop
 
     def empty(self) -> pa.Table:
@@ -140,7 +161,7 @@ class Encoder:
             one = pack(
                 np.zeros(1, np.int32), np.array([0, 1]), first_position=0, device=self._device
             )
-            vectors = self._heads(hidden_TH, one)
+            vectors = self._heads(hidden_TH, one, frozenset(self.info.outputs))
         row = to_arrow(vectors, np.zeros(1, np.int32), np.array([0, 1], np.int32), none)
         return row.slice(0, 0)
 
@@ -152,39 +173,35 @@ class Encoder:
             tables.append(batch.columns)
         return pa.concat_tables(tables).combine_chunks()
 
-    def _encode_or_bisect(
-        self, values: np.ndarray, offsets: np.ndarray, start: int, stop: int
-    ) -> Iterator[EncodedBatch]:
+    def _encode_or_bisect(self, work: _Work, start: int, stop: int) -> Iterator[EncodedBatch]:
         try:
-            encoded = self._encode_rows(values, offsets, start, stop)
+            encoded = self._encode_rows(work, start, stop)
         except (RuntimeError, IndexError) as error:  # what kernels raise; OutOfMemoryError is one
             if stop - start == 1:
                 encoded = self._failed(start, f"{type(error).__name__}: {error!s:.200}")
             else:
                 encoded = None
                 if isinstance(error, torch.OutOfMemoryError):
-                    half = int(offsets[stop] - offsets[start]) // 2
-                    self._max_batch_tokens = max(min(self._max_batch_tokens, half), 1)
+                    half = int(work.offsets[stop] - work.offsets[start]) // 2
+                    self.max_batch_tokens = max(min(self.max_batch_tokens, half), 1)
         # Outside the handler: the error's traceback would keep the failed forward's tensors alive.
         if encoded is not None:
             yield encoded
         else:
             middle = (start + stop) // 2
-            yield from self._encode_or_bisect(values, offsets, start, middle)
-            yield from self._encode_or_bisect(values, offsets, middle, stop)
+            yield from self._encode_or_bisect(work, start, middle)
+            yield from self._encode_or_bisect(work, middle, stop)
 
     def _failed(self, row: int, reason: str) -> EncodedBatch:
         nothing = self.empty()
         nulls = pa.table([pa.nulls(1, field.type) for field in nothing.schema], nothing.schema)
         return EncodedBatch(row, row + 1, nulls, {row: reason})
 
-    def _encode_rows(
-        self, values: np.ndarray, offsets: np.ndarray, start: int, stop: int
-    ) -> EncodedBatch:
-        rows = offsets[start : stop + 1]
+    def _encode_rows(self, work: _Work, start: int, stop: int) -> EncodedBatch:
+        values, rows = work.values, work.offsets[start : stop + 1]
         if (np.diff(rows) == 0).any():  # its first token would be its neighbour's
             raise RuntimeError("a passage without tokens")
-        vectors = self._forward(values, rows)
+        vectors = self._forward(values, rows, work.outputs)
         columns = to_arrow(
             vectors,
             values[rows[0] : rows[-1]],
@@ -196,10 +213,12 @@ class Encoder:
         return EncodedBatch(start, stop, columns, failures)
 
     @torch.inference_mode()
-    def _forward(self, values: np.ndarray, offsets: np.ndarray) -> Vectors:
+    def _forward(
+        self, values: np.ndarray, offsets: np.ndarray, outputs: frozenset[Output]
+    ) -> Vectors:
         packed = pack(values, offsets, first_position=self._first_position, device=self._device)
         with self._device_lock:
-            return self._heads(run(self._backbone, self._family, packed), packed)
+            return self._heads(run(self._backbone, self._family, packed), packed, outputs)
 
 
 def _texts(texts: Sequence[str]) -> Sequence[str]:
@@ -242,6 +261,7 @@ def load_encoder(config: ModelConfig) -> Encoder:
         max_length=files.max_length,
         query_max_length=files.query_max_length,
         pooling=files.pooling,
+        normalize=config.normalize,
         outputs=config.outputs,
         vector_dtype=config.vector_dtype,
         dtype=dtype,
@@ -249,7 +269,6 @@ def load_encoder(config: ModelConfig) -> Encoder:
         space_fingerprint=fingerprint(space_parts(config, files)),
     )
     heads = OutputHeads(
-        config.outputs,
         linears,
         pooling=files.pooling,
         normalize=config.normalize,

@@ -6,7 +6,7 @@ Shape suffixes: T tokens, N passages, H hidden size, D output dimension.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +67,6 @@ class OutputHeads:
 
     def __init__(
         self,
-        outputs: tuple[Output, ...],
         linears: Mapping[Output, torch.nn.Linear],
         *,
         pooling: Pooling,
@@ -75,26 +74,27 @@ class OutputHeads:
         truncate_dim: int | None,
         vector_dtype: torch.dtype,
     ) -> None:
-        self._outputs = outputs
         self._linears = linears
         self._pooling = pooling
         self._normalize = normalize
         self._truncate_dim = truncate_dim
         self._vector_dtype = vector_dtype
 
-    def __call__(self, hidden_TH: torch.Tensor, packed: PackedBatch) -> Vectors:
-        """Compute what was asked for; nothing waits for the device here."""
+    def __call__(
+        self, hidden_TH: torch.Tensor, packed: PackedBatch, outputs: Collection[Output]
+    ) -> Vectors:
+        """Compute the outputs asked for; nothing waits for the device here."""
         n = len(packed.lengths_N)
         finite_N = torch.ones(n, dtype=torch.bool, device=hidden_TH.device)
         dense_ND = sparse_T = colbert_TD = None
-        if "dense" in self._outputs:
+        if "dense" in outputs:
             dense_ND = self._finish(self._pool(hidden_TH, packed))
             finite_N &= dense_ND.isfinite().all(dim=1)
-        if "sparse" in self._outputs:
+        if "sparse" in outputs:
             sparse_T = torch.relu(self._linears["sparse"](hidden_TH)).squeeze(-1).float()
             # NaN survives relu; -Inf does not, and a weight of 0 is what it would have meant.
             finite_N &= _all_by_passage(sparse_T.isfinite(), packed.lengths_N)
-        if "colbert" in self._outputs:
+        if "colbert" in outputs:
             keep_T = torch.ones(len(hidden_TH), dtype=torch.bool, device=hidden_TH.device)
             keep_T[packed.cu_seqlens[:-1].long()] = False
             colbert_TD = self._finish(self._linears["colbert"](hidden_TH[keep_T]))

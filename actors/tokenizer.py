@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -75,6 +76,18 @@ class TokenizedTexts:
         return pa.ListArray.from_arrays(pa.array(self.offsets), pa.array(self.values))
 
 
+class Piece(NamedTuple):
+    """One token of a text."""
+
+    id: int
+    token: str
+    """The vocabulary's entry."""
+    special: bool
+    start: int | None
+    """First character in the text; None where it is not the text's: special, or the prompt's."""
+    stop: int | None
+
+
 def encoder_input(title: str | None, text: str) -> str:
     """What is encoded of a passage: its title and a newline before it, nothing for a blank title.
 
@@ -126,6 +139,20 @@ class TextTokenizer:
         """The characters [start, end) of each token of the text alone: no prompt, no cut."""
         self._cut_at(None)
         return self._tokenizer.encode(text, add_special_tokens=False).offsets
+
+    def pieces(self, text: str) -> list[Piece]:
+        """The tokens of a text and of what comes around it, uncut."""
+        self._cut_at(None)
+        found = self._tokenizer.encode(self.prompt.around(text))
+        before, length = len(self.prompt.before), len(text)
+        pieces = []
+        for i, token, special, (start, stop) in zip(
+            found.ids, found.tokens, found.special_tokens_mask, found.offsets, strict=True
+        ):
+            own = not special and before <= start and stop <= before + length
+            span = (start - before, stop - before) if own else (None, None)
+            pieces.append(Piece(i, token, bool(special), *span))
+        return pieces
 
     def _encode(self, texts: Sequence[str], limit: int) -> list[Encoding]:
         self._cut_at(limit)

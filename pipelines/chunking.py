@@ -50,7 +50,7 @@ class Passages:
 
 
 @dataclass(frozen=True)
-class _Title:
+class Title:
     """What the encoder gets of a document's title."""
 
     text: str | None
@@ -89,7 +89,7 @@ class Chunker:
         A document that is nothing but whitespace has no passage. `titles` are one a document, and
         used with `chunk.title_prefix` only.
         """
-        heads = self._heads(titles or [None] * len(documents))
+        heads = self.titles(titles or [None] * len(documents))
         is_cut = np.array([head.is_cut for head in heads], dtype=bool)
         dividers = iter(()) if self._config.by == "none" else self._dividers()
         done: list[tuple[int, int, int, bool, np.ndarray]] = []
@@ -125,6 +125,19 @@ class Chunker:
             tokens=replace(tokens, truncated=tokens.truncated | is_cut[document]),
         )
 
+    def titles(self, titles: Sequence[str | None]) -> list[Title]:
+        """What the encoder gets of each title, before every passage of its document."""
+        if not self._config.title_prefix:
+            return [Title(None, False, self._room)] * len(titles)
+        tokens = self._tokenizer.tokenize([encoder_input(t, "") for t in titles], self.max_tokens)
+        own = (tokens.lengths - self._tokenizer.overhead).tolist()
+        return [
+            Title(title, False, self._room - count)
+            if count <= self._room // 2
+            else self._cut(title or "")
+            for title, count in zip(titles, own, strict=True)
+        ]
+
     def _dividers(self) -> Iterator[_Divide]:
         """Ways to divide what is over the budget, the next one for what still is."""
         yield self._estimated
@@ -133,7 +146,7 @@ class Chunker:
         # tokens).
         yield from itertools.repeat(lambda text, head: halves(text))
 
-    def _estimated(self, text: str, head: _Title) -> Iterator[Span]:
+    def _estimated(self, text: str, head: Title) -> Iterator[Span]:
         counter = functools.partial(WindowCounter, self._tokenizer, self._config.overlap)
         for start, end, is_over in self._sections(text, head.room):
             if is_over:
@@ -144,7 +157,7 @@ class Chunker:
             else:
                 yield start, end
 
-    def _counted(self, text: str, head: _Title) -> Iterator[Span]:
+    def _counted(self, text: str, head: Title) -> Iterator[Span]:
         around = self._tokenizer.count(encoder_input(head.text, ""))
 
         def count(piece: str) -> int:
@@ -173,19 +186,7 @@ class Chunker:
         for first, last in packed_sections(levels, sizes, room):
             yield ends[first], ends[last], sum(sizes[first:last]) > room
 
-    def _heads(self, titles: Sequence[str | None]) -> list[_Title]:
-        if not self._config.title_prefix:
-            return [_Title(None, False, self._room)] * len(titles)
-        tokens = self._tokenizer.tokenize([encoder_input(t, "") for t in titles], self.max_tokens)
-        own = (tokens.lengths - self._tokenizer.overhead).tolist()
-        return [
-            _Title(title, False, self._room - count)
-            if count <= self._room // 2
-            else self._cut(title or "")
-            for title, count in zip(titles, own, strict=True)
-        ]
-
-    def _cut(self, title: str) -> _Title:
+    def _cut(self, title: str) -> Title:
         """The words of a title that take half of the budget at most."""
         half = max(self._room // 2, 0)
         spans = self._tokenizer.spans(title[: _TITLE_CHARACTERS_PER_TOKEN * half])[:half]
@@ -193,10 +194,10 @@ class Chunker:
         if inside_word(title, end):
             end = before_space(title, 0, end) or end
         count = self._tokenizer.count(encoder_input(title[:end], "")) - self._tokenizer.overhead
-        return _Title(title[:end], True, max(self._room - count, 1))
+        return Title(title[:end], True, max(self._room - count, 1))
 
 
-_Divide = Callable[[str, _Title], Iterable[Span]]
+_Divide = Callable[[str, Title], Iterable[Span]]
 
 
 def _pieces(spans: Iterable[tuple[int, str, Span]]) -> list[tuple[int, int, int]]:

@@ -269,15 +269,19 @@ def parse_config(raw: Mapping[str, Any], *, where: str = "configuration") -> Run
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "missing":
-            raise ConfigError(f"{where}: {key} is required.") from None
-        message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        if not key:
-            raise ConfigError(f"{where}: {message}.") from None
-        got = repr(first["input"])
-        raise ConfigError(f"{where}: {key}: expected {message}, got {got:.80}.") from None
+        raise ConfigError(describe_invalid(error, where)) from None
+
+
+def describe_invalid(error: ValidationError, where: str) -> str:
+    """The first thing that is wrong with a configuration, in one line."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        return f"{where}: {key} is required."
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if not key:
+        return f"{where}: {message}."
+    return f"{where}: {key}: expected {message}, got {first['input']!r:.80}."
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:

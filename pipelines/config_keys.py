@@ -34,9 +34,9 @@ def refuse_unknown_keys(
             raise ConfigError(
                 f"{where}: unknown key {'.'.join((*path, str(key)))!r}.", _suggest(str(key), known)
             )
-        child = hints[key]
-        if isinstance(child, type) and (issubclass(child, BaseModel) or child is ModelConfig):
-            refuse_unknown_keys(value, child, where, (*path, key))
+        for child in (hints[key], *typing.get_args(hints[key])):  # a section, or one or None
+            if isinstance(child, type) and (issubclass(child, BaseModel) or child is ModelConfig):
+                refuse_unknown_keys(value, child, where, (*path, key))
 
 
 def section_keys(section: type[BaseModel] | type[ModelConfig]) -> list[str]:

@@ -86,8 +86,13 @@ class Request:
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """Dotted paths at which the other request's parts differ."""
-        mine, theirs = dict(_flatten(self.parts)), dict(_flatten(other))
-        return sorted(key for key in mine | theirs if mine.get(key) != theirs.get(key))
+        return differences(self.parts, other)
+
+
+def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Dotted paths at which two nested mappings differ."""
+    ours, others = dict(_flatten(mine)), dict(_flatten(theirs))
+    return sorted(key for key in ours | others if ours.get(key) != others.get(key))
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class Bench:
     def poison(self):
         """From now on a passage with the token POISON has no finite vector."""
         backbone = self.encoder._encoder._backbone
-        tokenizer = self.encoder._encoder._passage_tokenizer
+        tokenizer = self.encoder._encoder.passage_tokenizer
         [_, token, _] = tokenizer.tokenize([POISON]).values.tolist()
         with torch.no_grad():
             backbone.get_input_embeddings().weight[token] = torch.nan

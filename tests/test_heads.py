@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from actors.config import OUTPUTS
 from actors.errors import ModelError
-from actors.heads import OutputHeads, fixed_size_lists, load_head, sparse_vectors, to_arrow
+from actors.heads import OutputHeads, Vectors, fixed_size_lists, load_head, sparse_vectors, to_arrow
 from actors.packing import PackedBatch, pack
 
 HIDDEN = 8
@@ -113,14 +114,14 @@ def random_linears() -> dict[str, torch.nn.Linear]:
 LINEARS = random_linears()
 
 
-def heads(outputs: tuple[str, ...] = OUTPUTS, **options: Any) -> OutputHeads:
+def heads(outputs: tuple[str, ...] = OUTPUTS, **options: Any) -> functools.partial[Vectors]:
     defaults = {
         "pooling": "cls",
         "normalize": True,
         "truncate_dim": None,
         "vector_dtype": torch.float32,
     }
-    return OutputHeads(outputs, LINEARS, **(defaults | options))
+    return functools.partial(OutputHeads(LINEARS, **(defaults | options)), outputs=outputs)
 
 
 @settings(max_examples=40, deadline=None)

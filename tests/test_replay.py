@@ -54,9 +54,9 @@ def run_with_poison(config):
     )
     inner = encoder._encoder
     good = set(
-        inner._passage_tokenizer.tokenize(["some words about item 1 and more"]).values.tolist()
+        inner.passage_tokenizer.tokenize(["some words about item 1 and more"]).values.tolist()
     )
-    bad = set(inner._passage_tokenizer.tokenize(["qqqq"]).values.tolist()) - good
+    bad = set(inner.passage_tokenizer.tokenize(["qqqq"]).values.tolist()) - good
     with torch.no_grad():
         for token in bad:
             inner._backbone.get_input_embeddings().weight[token] = torch.nan

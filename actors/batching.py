@@ -1,0 +1,260 @@
+"""Concurrent requests share forward passes: texts in, a future of their vectors out.
+
+    batcher = Batcher(tokenize, stream, max_tokens=2048)
+    batcher.submit(texts, outputs=("dense",)).result()     # one TextVectors or failure a text
+
+Two threads, two queues: one tokenises what arrives, the other encodes what is tokenised, as much at
+once as the token budget holds. An idle encoder takes what there is at once; while it is busy the
+next batch fills. Texts are the unit: a request larger than the budget takes several passes, and a
+text that cannot be encoded fails alone. Knows neither HTTP nor an event loop.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from actors.config import Output
+from actors.encoder import EncodedBatch
+from actors.errors import EncodeError, ModelError
+from actors.text_vectors import TextVectors, rows_of
+from actors.tokenizer import TokenizedTexts
+
+Text = TypeVar("Text")
+Result = TextVectors | EncodeError
+
+# What is tokenised in one go: enough to be worth a thread's while, little enough that a short query
+# does not wait long behind a book.
+_TOKENIZE_TEXTS = 256
+_TOKENIZE_WEIGHT = 1 << 16
+
+
+class Stream(Protocol):
+    """`Encoder.stream`."""
+
+    def __call__(
+        self, input_ids: pa.ListArray, outputs: Collection[Output]
+    ) -> Iterator[EncodedBatch]:
+        """Encode a list<int32> column micro-batch by micro-batch."""
+        ...
+
+
+@dataclass(frozen=True)
+class ForwardStats:
+    """One forward pass, for metrics."""
+
+    texts: int
+    tokens: int
+    budget: int
+    """Tokens that would have fitted."""
+    seconds: float
+    waited: float
+    """Seconds from the arrival of its oldest text to the pass."""
+
+
+@dataclass
+class _Job(Generic[Text]):
+    """One request."""
+
+    outputs: frozenset[Output]
+    results: list[Result | None]
+    pending: int
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Its texts may end in both threads."""
+    arrived: float = field(default_factory=time.perf_counter)
+    future: Future[list[Result]] = field(default_factory=Future)
+
+
+@dataclass
+class _Item(Generic[Text]):
+    """One text of a request."""
+
+    job: _Job[Text]
+    row: int
+    text: Text
+    ids: np.ndarray | None = None
+    truncated: bool = False
+
+    def done(self, result: Result) -> None:
+        job = self.job
+        with job.lock:
+            job.results[self.row] = result
+            job.pending -= 1
+            if job.pending:
+                return
+        with suppress(InvalidStateError):  # cancelled: nobody waits
+            job.future.set_result(job.results)  # type: ignore[arg-type]  # all are there
+
+
+class Batcher(Generic[Text]):
+    """Two threads between callers and an encoder; `close` ends them."""
+
+    def __init__(
+        self,
+        tokenize: Callable[[Sequence[Text]], TokenizedTexts],
+        stream: Stream,
+        *,
+        max_tokens: Callable[[], int],
+        weigh: Callable[[Text], int],
+        observe: Callable[[ForwardStats], None] = lambda stats: None,
+    ) -> None:
+        """`max_tokens`: the budget of a forward pass now; `weigh`: about how much work tokenising
+        a text is, in characters; `observe` is called from the encoding thread.
+        """
+        self._tokenize = tokenize
+        self._stream = stream
+        self._max_tokens = max_tokens
+        self._weigh = weigh
+        self._observe = observe
+        self._arrived: deque[_Item[Text]] = deque()
+        self._ready: deque[_Item[Text]] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._tokenized_all = False
+        self._threads = [
+            threading.Thread(target=self._tokenize_forever, name="tokenize", daemon=True),
+            threading.Thread(target=self._encode_forever, name="encode", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(
+        self, texts: Sequence[Text], outputs: Collection[Output], *, first: bool = False
+    ) -> Future[list[Result]]:
+        """A future of what becomes of each text, in order; cancelling it drops what has not begun.
+
+        `first`: before all that waits.
+
+        Raises:
+            ModelError: the batcher is closed.
+        """
+        job: _Job[Text] = _Job(frozenset(outputs), [None] * len(texts), len(texts))
+        if not texts:
+            job.future.set_result([])
+            return job.future
+        items = [_Item(job, row, text) for row, text in enumerate(texts)]
+        with self._changed:
+            if self._closed:
+                raise ModelError("the encoder is shutting down.", "Send the request again.")
+            if first:
+                self._arrived.extendleft(reversed(items))
+            else:
+                self._arrived.extend(items)
+            self._changed.notify_all()
+        return job.future
+
+    def close(self) -> None:
+        """Finish what was submitted, then end the threads."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _take(
+        self, queue: deque[_Item[Text]], most: int, size: Callable[[_Item[Text]], int], texts: int
+    ) -> list[_Item[Text]]:
+        """Items up to a sum of sizes, at least one; called with the lock held."""
+        taken: list[_Item[Text]] = []
+        total = 0
+        while queue and len(taken) < texts:
+            if queue[0].job.future.cancelled():
+                queue.popleft()
+                continue
+            total += size(queue[0])
+            if taken and total > most:
+                break
+            taken.append(queue.popleft())
+        return taken
+
+    def _tokenize_forever(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._arrived or self._closed)
+                if not self._arrived:
+                    self._tokenized_all = True
+                    self._changed.notify_all()
+                    return
+                items = self._take(
+                    self._arrived,
+                    _TOKENIZE_WEIGHT,
+                    lambda item: self._weigh(item.text),
+                    _TOKENIZE_TEXTS,
+                )
+            tokenized = self._tokenize_or_fail(items)
+            with self._changed:
+                self._ready.extend(tokenized)
+                self._changed.notify_all()
+
+    def _tokenize_or_fail(self, items: list[_Item[Text]]) -> list[_Item[Text]]:
+        """Those that have tokens now; the others are answered."""
+        try:
+            tokens = self._tokenize([item.text for item in items])
+        except Exception as error:  # noqa: BLE001  whatever a text can do to a tokenizer
+            if len(items) == 1:
+                items[0].done(EncodeError(f"the text cannot be tokenised ({error!s:.120})."))
+                return []
+            return [found for item in items for found in self._tokenize_or_fail([item])]
+        for item, ids, cut in zip(items, tokens.rows(), tokens.truncated, strict=True):
+            item.ids, item.truncated = ids, bool(cut)
+        return items
+
+    def _encode_forever(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ready or self._tokenized_all)
+                if not self._ready:
+                    return
+                budget = self._max_tokens()
+                items = self._take(self._ready, budget, _length, budget)
+            if items:
+                self._encode(items, budget)
+
+    def _encode(self, items: list[_Item[Text]], budget: int) -> None:
+        started = time.perf_counter()
+        rows = [item.ids for item in items if item.ids is not None]
+        tokens = TokenizedTexts.from_rows(rows, [item.truncated for item in items])
+        outputs = frozenset().union(*(item.job.outputs for item in items))
+        answered = 0
+        try:
+            for batch in self._stream(tokens.to_arrow(), outputs):
+                self._answer(items[batch.start : batch.stop], batch)
+                answered = batch.stop
+        except Exception as error:  # noqa: BLE001  the thread must live, callers must hear
+            for item in items[answered:]:
+                item.done(EncodeError(f"{type(error).__name__}: {error!s:.200}"))
+        self._observe(
+            ForwardStats(
+                texts=len(items),
+                tokens=len(tokens.values),
+                budget=budget,
+                seconds=time.perf_counter() - started,
+                waited=started - min(item.job.arrived for item in items),
+            )
+        )
+
+    def _answer(self, items: Sequence[_Item[Text]], batch: EncodedBatch) -> None:
+        bad = {row - batch.start: reason for row, reason in batch.failures.items()}
+        columns = batch.columns
+        good = [row for row in range(len(items)) if row not in bad]
+        if bad:
+            columns = columns.take(pa.array(good, pa.int64())).combine_chunks()
+        lengths = [_length(items[row]) for row in good]
+        vectors = rows_of(columns, lengths, [items[row].truncated for row in good]) if good else []
+        for row, found in zip(good, vectors, strict=True):
+            items[row].done(found)
+        for row, reason in bad.items():
+            items[row].done(EncodeError(f"the text cannot be encoded ({reason})."))
+
+
+def _length(item: _Item[Text]) -> int:
+    return 0 if item.ids is None else len(item.ids)

@@ -1,0 +1,129 @@
+"""One text's vectors as numpy arrays, taken out of an encoder's columns and put back into them.
+
+What an endpoint hands around: a text is answered, cached and forgotten alone, whichever others
+shared its forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from actors.config import Output
+from actors.heads import fixed_size_lists
+from actors.vectors import SparseVectors, TokenVectors, dense_vectors
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextVectors:
+    """What was computed of one text; None where an output was not asked for."""
+
+    n_tokens: int
+    """Special tokens and instruction included."""
+    truncated: bool
+    """The text had more tokens than the model's length."""
+    dense: np.ndarray | None = None
+    """float16 or float32 [D]."""
+    sparse: tuple[np.ndarray, np.ndarray] | None = None
+    """Token ids int32 [W], ascending, and weights float32 [W]."""
+    colbert: np.ndarray | None = None
+    """float16 or float32 [n_tokens - 1, D]."""
+
+    def has(self, outputs: Collection[Output]) -> bool:
+        """Whether all of these were computed."""
+        return all(getattr(self, output) is not None for output in outputs)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        arrays = [self.dense, self.colbert, *(self.sparse or ())]
+        return sum(array.nbytes for array in arrays if array is not None)
+
+    def copy(self) -> TextVectors:
+        """The same, no longer holding the whole batch in memory."""
+        return TextVectors(
+            n_tokens=self.n_tokens,
+            truncated=self.truncated,
+            dense=None if self.dense is None else self.dense.copy(),
+            sparse=None if self.sparse is None else (self.sparse[0].copy(), self.sparse[1].copy()),
+            colbert=None if self.colbert is None else self.colbert.copy(),
+        )
+
+    def truncate(self, dim: int, *, normalize: bool) -> TextVectors:
+        """Dense and ColBERT vectors cut to their first `dim` dimensions.
+
+        What truncating before normalising gives, up to the rounding of the stored type: a
+        normalised vector is a positive multiple of the raw one.
+        """
+
+        def cut(vectors: np.ndarray | None) -> np.ndarray | None:
+            if vectors is None:
+                return None
+            short = vectors[..., :dim].astype(np.float32)
+            if normalize:
+                norms = np.linalg.norm(short, axis=-1, keepdims=True)
+                short /= np.maximum(norms, 1e-12)  # as torch.nn.functional.normalize
+            return short.astype(vectors.dtype)
+
+        return TextVectors(
+            n_tokens=self.n_tokens,
+            truncated=self.truncated,
+            dense=cut(self.dense),
+            sparse=self.sparse,
+            colbert=cut(self.colbert),
+        )
+
+
+def rows_of(
+    columns: pa.Table, n_tokens: Sequence[int], truncated: Sequence[bool]
+) -> list[TextVectors]:
+    """Each row of an encoder's columns, as views; no row may be null."""
+    n = columns.num_rows
+    dense: Sequence[np.ndarray | None] = [None] * n
+    sparse: Sequence[tuple[np.ndarray, np.ndarray] | None] = [None] * n
+    colbert: Sequence[np.ndarray | None] = [None] * n
+    if "dense" in columns.column_names:
+        dense = list(dense_vectors(columns["dense"]))
+    if "sparse" in columns.column_names:
+        weights = SparseVectors.of(columns["sparse"])
+        spans = [slice(*span) for span in zip(weights.offsets, weights.offsets[1:], strict=False)]
+        sparse = [(weights.indices_W[span], weights.values_W[span]) for span in spans]
+    if "colbert" in columns.column_names:
+        tokens = TokenVectors.of(columns["colbert"])
+        colbert = np.split(tokens.vectors_TD, tokens.offsets[1:-1])
+    return [
+        TextVectors(
+            n_tokens=int(n_tokens[row]),
+            truncated=bool(truncated[row]),
+            dense=dense[row],
+            sparse=sparse[row],
+            colbert=colbert[row],
+        )
+        for row in range(n)
+    ]
+
+
+def columns_of(rows: Sequence[TextVectors], outputs: Sequence[Output]) -> pa.Table:
+    """The rows as an encoder's columns again; at least one row, each with these outputs."""
+    columns: dict[str, pa.Array] = {}
+    if "dense" in outputs:
+        dense = [row.dense for row in rows if row.dense is not None]
+        columns["dense"] = fixed_size_lists(np.stack(dense))
+    if "sparse" in outputs:
+        sparse = [row.sparse for row in rows if row.sparse is not None]
+        offsets = pa.array(np.cumsum([0, *(len(ids) for ids, _ in sparse)]).astype(np.int32))
+        parts = [np.concatenate(part) for part in zip(*sparse, strict=True)]
+        columns["sparse"] = pa.StructArray.from_arrays(
+            [pa.ListArray.from_arrays(offsets, pa.array(part)) for part in parts],
+            names=["indices", "values"],
+        )
+    if "colbert" in outputs:
+        colbert = [row.colbert for row in rows if row.colbert is not None]
+        offsets = pa.array(np.cumsum([0, *map(len, colbert)]).astype(np.int32))
+        columns["colbert"] = pa.ListArray.from_arrays(
+            offsets, fixed_size_lists(np.concatenate(colbert))
+        )
+    return pa.table(columns)

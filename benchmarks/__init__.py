@@ -1,0 +1,1 @@
+"""Benchmarks: what a number in the documentation was measured with. Not installed, not tested."""

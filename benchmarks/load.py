@@ -1,0 +1,170 @@
+"""Concurrent HTTP clients in a closed loop: how many answers a second, and how long each took.
+
+Runs in a process of its own, on the cores of the server it measures, so it does as little as it
+can: request bytes are made beforehand, an answer is its status and Content-Length.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import math
+import random
+import re
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import uvloop
+
+_CORPUS = Path(__file__).parents[1] / "tests/data/xquad-en/corpus.jsonl"
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)")
+# Longer than any answer takes; a server that has hung fails the benchmark.
+_PATIENCE_SECONDS = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What a system did in one round; times in milliseconds."""
+
+    per_second: float
+    """Good answers within the round, in texts a second."""
+    p50: float
+    p95: float
+    p99: float
+    errors: int = 0
+    """Answers other than 200, and connections the server closed."""
+    answer_bytes: int = 0
+    """Content-Length of the last answer."""
+    cpu: float = 0.0
+    """CPU seconds a second that the clients themselves took."""
+
+
+def summary(latencies: Sequence[float], **facts: float) -> Load:
+    """A round's `Load` of latencies in seconds."""
+    if len(latencies) < 2:
+        return Load(p50=math.nan, p95=math.nan, p99=math.nan, **facts)  # type: ignore[arg-type]
+    cuts = [1e3 * cut for cut in statistics.quantiles(latencies, n=100, method="inclusive")]
+    return Load(p50=cuts[49], p95=cuts[94], p99=cuts[98], **facts)  # type: ignore[arg-type]
+
+
+@cache
+def queries() -> list[str]:
+    """Runs of 3 to 10 words of real paragraphs, about as long as what people ask; no two equal."""
+    chosen = random.Random(0)
+    found = set()
+    for line in _CORPUS.read_text().splitlines():
+        words = json.loads(line)["text"].split()
+        for start in range(len(words) - 10):
+            found.add(" ".join(words[start : start + chosen.randint(3, 10)]))
+    return chosen.sample(sorted(found), len(found))
+
+
+@cache
+def _requests(path: str) -> Iterator[bytes]:
+    """Never from its beginning again: a later round sends what this one did not."""
+    bodies = [json.dumps({"texts": [query]}).encode() for query in queries()]
+    head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+    return itertools.cycle(
+        [f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body for body in bodies]
+    )
+
+
+def measure(port: int, path: str, clients: int, seconds: float) -> Load:
+    """Keep `clients` requests of one query each in flight at 127.0.0.1:`port` for `seconds`.
+
+    Raises:
+        TimeoutError: an answer that does not come.
+    """
+    requests = _requests(path)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_measure(port, requests, clients, seconds))
+
+
+async def _measure(port: int, requests: Iterator[bytes], clients: int, seconds: float) -> Load:
+    used = time.process_time()
+    started = time.perf_counter()
+    tally = _Tally(requests, started + seconds)
+    async with asyncio.timeout(seconds + _PATIENCE_SECONDS):
+        await asyncio.gather(*(_stay_connected(port, tally) for _ in range(clients)))
+    return summary(
+        tally.latencies,
+        per_second=tally.in_time / seconds,
+        errors=tally.errors,
+        answer_bytes=tally.answer_bytes,
+        cpu=(time.process_time() - used) / (time.perf_counter() - started),
+    )
+
+
+@dataclass
+class _Tally:
+    requests: Iterator[bytes]
+    deadline: float
+    latencies: list[float] = field(default_factory=list)
+    in_time: int = 0
+    errors: int = 0
+    answer_bytes: int = 0
+
+
+async def _stay_connected(port: int, tally: _Tally) -> None:
+    loop = asyncio.get_running_loop()
+    while time.perf_counter() < tally.deadline:
+        _, client = await loop.create_connection(lambda: _Client(tally), "127.0.0.1", port)
+        await client.closed
+
+
+class _Client(asyncio.Protocol):
+    """One keep-alive connection: sends the next request when it has the answer to the last."""
+
+    def __init__(self, tally: _Tally) -> None:
+        self._tally = tally
+        self.closed = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._send()
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        if not self._size:
+            end = self._received.find(b"\r\n\r\n")
+            if end < 0:
+                return
+            length = _LENGTH.search(self._received[:end].lower())
+            assert length, f"an answer without Content-Length: {bytes(self._received[:end])!r}"
+            self._tally.answer_bytes = int(length[1])
+            self._size = end + 4 + int(length[1])
+        if len(self._received) >= self._size:
+            self._answered()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._waiting:
+            self._tally.errors += 1
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    def _send(self) -> None:
+        self._received = bytearray()
+        self._size = 0
+        self._waiting = True
+        self._sent = time.perf_counter()
+        self._transport.write(next(self._tally.requests))
+
+    def _answered(self) -> None:
+        now = time.perf_counter()
+        self._waiting = False
+        if self._received[9:12] == b"200":
+            # Also those in flight at the end: without them the slowest would be missing.
+            self._tally.latencies.append(now - self._sent)
+            self._tally.in_time += now <= self._tally.deadline
+        else:
+            self._tally.errors += 1
+        if now < self._tally.deadline:
+            self._send()
+        else:
+            self._transport.close()

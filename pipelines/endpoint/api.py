@@ -1,0 +1,133 @@
+"""The HTTP application: every route of a service behind the guard. Knows no Ray.
+
+uvicorn can run it; Ray Serve does: pipelines.endpoint.deployment
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from importlib.metadata import version
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import Metric
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from actors.errors import EmbedError
+from pipelines.endpoint.errors import ApiError, error_response
+from pipelines.endpoint.guard import App, Guard
+from pipelines.endpoint.metrics import page
+from pipelines.endpoint.native import native_routes
+from pipelines.endpoint.openai import openai_routes
+from pipelines.endpoint.service import Service
+from pipelines.endpoint.tei import tei_routes
+
+CollectMetrics = Callable[[], Awaitable[Mapping[str, list[Metric]]]]
+
+logger = logging.getLogger(__name__)
+
+_DESCRIPTION = """Vectors of queries and passages, from the encoder that made the index.
+
+Without `Authorization: Bearer <key>` where the endpoint has keys: 401."""
+
+
+def create_api(service: Service, keys: tuple[str, ...], collect: CollectMetrics) -> App:
+    """The ASGI application; `collect` gives the metrics of all replicas by name."""
+    app = FastAPI(
+        title="packvec",
+        version=version("packvec"),
+        description=_DESCRIPTION,
+        redoc_url=None,
+    )
+    app.include_router(native_routes(service))
+    app.include_router(openai_routes(service))
+    app.include_router(tei_routes(service))
+    app.include_router(_operator_routes(service, collect))
+    _answer_errors(app, service)
+    return Guard(
+        app,
+        keys=keys,
+        max_body_bytes=service.config.limits.max_body_bytes,
+        metrics=service.metrics,
+    )
+
+
+def _operator_routes(service: Service, collect: CollectMetrics) -> APIRouter:
+    router = APIRouter(tags=["operation"])
+
+    @router.get("/info")
+    async def info() -> dict[str, object]:
+        """The model, its space, and the limits; TEI's names and ours."""
+        facts = service.encoder.info
+        limits = service.config.limits
+        return dataclasses.asdict(facts) | {
+            "version": version("packvec"),
+            "default_kind": service.config.default_kind,
+            "title_prefix": service.chunk.title_prefix,
+            "index": service.config.index.uri if service.config.index else None,
+            "max_body_bytes": limits.max_body_bytes,
+            "too_long": limits.too_long,
+            "model_id": facts.name,
+            "model_sha": facts.revision,
+            "model_dtype": facts.dtype,
+            "model_type": {"embedding": {"pooling": facts.pooling}},
+            "max_input_length": service.reader.max_tokens(service.config.default_kind),
+            "max_client_batch_size": limits.max_texts,
+            "max_batch_tokens": service.encoder.max_batch_tokens,
+            "max_concurrent_requests": limits.max_queued_texts,
+            "auto_truncate": limits.too_long == "truncate",
+        }
+
+    @router.get("/health")
+    async def health() -> Response:
+        """200 where a text can be encoded now."""
+        try:
+            await asyncio.wait_for(
+                service.check(), service.config.deployment.health_check_timeout_s
+            )
+        except (TimeoutError, EmbedError) as error:
+            raise ApiError(503, "unhealthy", str(error) or "no answer in time") from error
+        return Response()
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        """Prometheus text of all replicas."""
+        return Response(page(await collect()), media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+def _answer_errors(app: FastAPI, service: Service) -> None:
+    def refuse(request: Request, error: ApiError) -> Response:
+        route = getattr(request.scope.get("route"), "path", "other")
+        service.metrics.errors.labels(route, error.code).inc()
+        return error_response(error, request.url.path)
+
+    @app.exception_handler(ApiError)
+    async def refused(request: Request, error: ApiError) -> Response:
+        return refuse(request, error)
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        place = [str(part) for part in first["loc"][1:]]
+        field = ".".join(place) or "body"
+        message = first["msg"].removeprefix("Value error, ")
+        return refuse(request, ApiError(422, "malformed", message, field=field))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "malformed")
+        response = refuse(request, ApiError(error.status_code, code, str(error.detail)))
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        # Neither the text nor a stack trace goes out; the log has the trace, and no text.
+        return refuse(request, ApiError(500, "internal", "the endpoint failed; its log says why"))

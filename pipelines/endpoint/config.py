@@ -1,0 +1,132 @@
+"""The configuration of a query endpoint: `args` of its application in a Serve config file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from actors.config import OUTPUTS, ModelConfig, Output
+from actors.errors import ConfigError
+from pipelines.config import ChunkConfig, Count, Section, describe_invalid
+from pipelines.config_keys import refuse_unknown_keys
+
+Kind = Literal["query", "passage"]
+
+
+class ServedIndex(Section):
+    """The index whose space the endpoint's vectors must live in."""
+
+    uri: str
+    """A local path, s3://, gs://, az:// or abfs://."""
+    storage_options: dict[str, Any] = Field(default_factory=dict)
+    """Passed to fsspec (keys, endpoint)."""
+
+
+class Limits(Section):
+    """What one request may ask for, and how much may wait."""
+
+    max_body_bytes: Count = 4 << 20
+    """A larger body is refused (413) before it is parsed."""
+    max_texts: Count = 256
+    """More texts in a request are refused (413)."""
+    max_tokens: Count | None = None
+    """Longest text, in tokens; the model's own length when not given, which it cannot exceed."""
+    too_long: Literal["truncate", "refuse"] = "truncate"
+    """What happens to a longer text: cut, which the answer says, or refused (413). A request may
+    say `truncate` itself."""
+    max_queued_texts: Count = 2_048
+    """Texts that may wait for the encoder of a replica; beyond, requests are refused (429)."""
+    max_queued_characters: Count = 16 << 20
+    """The same in characters, which is what waiting texts take in memory."""
+
+
+class CacheConfig(Section):
+    """Answers to queries that were asked before."""
+
+    max_bytes: Annotated[int, Field(ge=0)] = 64 << 20
+    """Of vectors and texts a replica keeps; the least recently asked go first. 0: no cache."""
+
+
+class AuthConfig(Section):
+    """Who may ask. Without keys everybody who reaches the port may: it is 127.0.0.1's by
+    default.
+    """
+
+    keys_env: str | None = None
+    """Environment variable of the replicas that holds the keys, separated by commas."""
+    keys_file: str | None = None
+    """File with a key a line; `#` begins a comment."""
+
+
+class Autoscaling(Section):
+    """Replicas follow the load."""
+
+    min_replicas: Annotated[int, Field(ge=0)] = 1
+    max_replicas: Count = 4
+    target_ongoing_requests: Annotated[float, Field(gt=0)] = 64
+    """Requests in a replica that Serve aims at; a forward pass takes many at once."""
+
+
+class DeploymentConfig(Section):
+    """How many replicas, and what each of them holds."""
+
+    replicas: Count = 1
+    """Fixed number of replicas; ignored with `autoscaling`."""
+    autoscaling: Autoscaling | None = None
+    gpus: Annotated[float, Field(ge=0)] | None = None
+    """GPUs of a replica, also a fraction; when not given: 1 where the cluster has GPUs, else 0."""
+    cpus: Annotated[float, Field(ge=0)] = 1
+    """CPUs of a replica; without a GPU, the threads it computes with."""
+    max_ongoing_requests: Count = 4_096
+    """Requests Serve hands to a replica at once; the replica's own queue refuses what is too
+    much."""
+    health_check_period_s: Annotated[float, Field(gt=0)] = 10
+    """How often a replica has to encode a text to prove that it can."""
+    health_check_timeout_s: Annotated[float, Field(gt=0)] = 30
+    graceful_shutdown_timeout_s: Annotated[float, Field(gt=0)] = 30
+    """How long a replica that is to go may take to answer what it has accepted."""
+
+
+class EndpointConfig(Section):
+    """Everything about one endpoint."""
+
+    model: ModelConfig | None = None
+    """As in a run's configuration; when not given: the index's."""
+    outputs: tuple[Output, ...] | None = None
+    """Vectors it can give; when not given: the index's, else dense."""
+    index: ServedIndex | None = None
+    """The endpoint does not start when its space is not this index's."""
+    chunk: ChunkConfig | None = None
+    """How titles are put before passages; the index's when not given, else `title_prefix: true`."""
+    default_kind: Kind = "query"
+    """What a text is where a request does not say: other APIs have no word for it."""
+    limits: Limits = Limits()
+    cache: CacheConfig = CacheConfig()
+    auth: AuthConfig = AuthConfig()
+    deployment: DeploymentConfig = DeploymentConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> EndpointConfig:
+        if self.model is None and self.index is None:
+            raise ValueError("model.name or index.uri is required")
+        if self.outputs is not None and (
+            not self.outputs or len(set(self.outputs)) != len(self.outputs)
+        ):
+            raise ValueError(f"outputs: expected some of {', '.join(OUTPUTS)}, each once")
+        return self
+
+
+def parse_endpoint_config(raw: Mapping[str, Any]) -> EndpointConfig:
+    """Validate the `args` of the application.
+
+    Raises:
+        ConfigError: an unknown key or a value of the wrong type.
+    """
+    where = "args"
+    refuse_unknown_keys(raw, EndpointConfig, where)
+    try:
+        return EndpointConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(describe_invalid(error, where)) from None

@@ -1,0 +1,115 @@
+"""The endpoint on Ray Serve.
+
+    serve run conf/serve.yaml            # import_path: pipelines.endpoint.deployment:build
+
+A replica holds one encoder: it is loaded, compared with the index and warmed up before the replica
+takes a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from prometheus_client.metrics_core import Metric
+from ray import serve
+from ray.serve import Application
+
+from actors.encoder import Encoder, load_encoder
+from pipelines.config import ChunkConfig
+from pipelines.endpoint.api import create_api
+from pipelines.endpoint.config import EndpointConfig, parse_endpoint_config
+from pipelines.endpoint.guard import App, read_keys
+from pipelines.endpoint.service import Service
+from pipelines.endpoint.space import check_same_space, read_space
+
+logger = logging.getLogger("ray.serve")
+
+_METRICS_SECONDS = 5.0
+
+
+def build(args: dict[str, Any]) -> Application:
+    """The application of a Serve config file's `args`.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong type.
+    """
+    config = parse_endpoint_config(args)
+    wanted = config.deployment
+    gpus = wanted.gpus
+    if gpus is None:
+        gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
+    replicas: dict[str, Any] = {"num_replicas": wanted.replicas}
+    if wanted.autoscaling:
+        replicas = {"autoscaling_config": wanted.autoscaling.model_dump()}
+    deployment = QueryEndpoint.options(  # type: ignore[attr-defined]  # serve.deployment's
+        ray_actor_options={"num_cpus": wanted.cpus, "num_gpus": gpus},
+        max_ongoing_requests=wanted.max_ongoing_requests,
+        health_check_period_s=wanted.health_check_period_s,
+        health_check_timeout_s=wanted.health_check_timeout_s,
+        graceful_shutdown_timeout_s=wanted.graceful_shutdown_timeout_s,
+        graceful_shutdown_wait_loop_s=0.5,
+        # What makes one replica refuse to start (another space, no such model) holds for all.
+        max_constructor_retry_count=1,
+        **replicas,
+    )
+    return deployment.bind(config)
+
+
+@serve.deployment
+@serve.ingress()
+class QueryEndpoint:
+    """One replica."""
+
+    async def __init__(self, config: EndpointConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+        """Load the model; only a replica that can answer is ever started."""
+        self._keys = read_keys(config.auth)
+        encoder, chunk = await asyncio.to_thread(_load, config)
+        self._service = Service(encoder, config, chunk)
+        await self._service.warm_up()
+        self._replica = serve.get_replica_context().replica_id.unique_id
+        if not self._keys:
+            logger.warning("no keys are configured (args.auth): whoever reaches the port may ask")
+
+    def __serve_build_asgi_app__(self) -> App:
+        """The routes; Serve asks once the constructor is through."""
+        return create_api(self._service, self._keys, self._collect)
+
+    async def check_health(self) -> None:
+        """Serve asks regularly, and replaces a replica that cannot encode."""
+        await self._service.check()
+
+    def own_metrics(self) -> tuple[str, list[Metric]]:
+        """This replica's name and metrics."""
+        return self._replica, self._service.metrics.collect()
+
+    async def _collect(self) -> Mapping[str, list[Metric]]:
+        """All replicas' metrics; this one's alone where the others do not answer in time."""
+        context = serve.get_replica_context()
+        handle = serve.get_deployment_handle(context.deployment, context.app_name)
+        found = dict([self.own_metrics()])
+        try:
+            async with asyncio.timeout(_METRICS_SECONDS):
+                found.update(await handle.broadcast("own_metrics"))
+        except Exception as error:  # noqa: BLE001  a replica that is dying must not hide the others
+            logger.warning("metrics of the other replicas are missing: %r", error)
+        return found
+
+
+def _load(config: EndpointConfig) -> tuple[Encoder, ChunkConfig | None]:
+    """The encoder, of the index's space, and how its titles are put."""
+    model, outputs, chunk = config.model, config.outputs, config.chunk
+    if config.index and (model is None or chunk is None):
+        space = read_space(config.index)
+        chunk = chunk or space.chunk
+        if model is None:
+            model, outputs = space.model, outputs or space.outputs
+    assert model is not None  # EndpointConfig has one or the other
+    model = dataclasses.replace(model, outputs=outputs or model.outputs)
+    encoder = load_encoder(model)
+    check_same_space(config, encoder, model)
+    return encoder, chunk

@@ -1,0 +1,96 @@
+"""What a request is refused with, in the shape of the API it came to.
+
+    native    {"error": {"code": "...", "message": "...", "field": "..."}}
+    OpenAI    {"error": {"message": "...", "type": "...", "param": "...", "code": "..."}}
+    TEI       {"error": "...", "error_type": "..."}
+
+Status: 400 nothing to encode, 401 no key, 404 and 405 no such route, 413 too much, 422 malformed,
+424 the encoder failed on a text, 429 the queue is full, 503 not ready.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import orjson
+from starlette.responses import Response
+
+Shape = Literal["native", "openai", "tei"]
+
+_TEI_PATHS = ("/embed", "/embed_sparse", "/embed_all", "/tokenize", "/info", "/")
+_TEI_TYPES = {400: "Empty", 413: "Validation", 422: "Validation", 424: "Backend"} | {
+    429: "Overloaded",
+    503: "Unhealthy",
+}
+
+
+class ApiError(Exception):
+    """A request that is not answered; `message` says what was expected and what was found."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        field: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.field = field
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True)
+class TextFault:
+    """Why one text of a request has no vectors."""
+
+    status: int
+    code: str
+    message: str
+
+    def as_error(self, row: int, field: str) -> ApiError:
+        """The refusal of a request that needs all of its texts."""
+        return ApiError(self.status, self.code, self.message, field=f"{field}[{row}]")
+
+
+def shape_of(path: str) -> Shape:
+    """The API a path belongs to."""
+    if path.startswith("/v1/"):
+        return "openai"
+    return "tei" if path in _TEI_PATHS else "native"
+
+
+def error_response(error: ApiError, path: str) -> Response:
+    """The refusal as the route's own API says it."""
+    headers = {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    body = orjson.dumps(_body(error, shape_of(path)))
+    return Response(body, error.status, headers, "application/json")
+
+
+def _body(error: ApiError, shape: Shape) -> dict[str, Any]:
+    if shape == "openai":
+        kind = "invalid_request_error" if error.status in range(400, 424) else "server_error"
+        return {
+            "error": {
+                "message": error.message,
+                "type": kind,
+                "param": error.field,
+                "code": error.code,
+            }
+        }
+    where = f"{error.field}: " if error.field else ""
+    if shape == "tei":
+        kind = _TEI_TYPES.get(error.status, "Validation")
+        return {"error": f"{where}{error.message}", "error_type": kind}
+    body = {"code": error.code, "message": error.message}
+    return {"error": body | ({"field": error.field} if error.field else {})}

@@ -1,0 +1,163 @@
+"""What stands before every route: who may ask, how large a body may be, and what is counted.
+
+Plain ASGI: it reads the body itself, so that one that is too large is refused before it is held.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from actors.errors import ConfigError
+from pipelines.endpoint.config import AuthConfig
+from pipelines.endpoint.errors import ApiError, error_response
+from pipelines.endpoint.metrics import EndpointMetrics
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+_OPEN = frozenset({"/health", "/docs", "/openapi.json"})
+
+logger = logging.getLogger(__name__)
+
+
+def read_keys(auth: AuthConfig) -> tuple[str, ...]:
+    """The keys that open the endpoint; none where none are configured.
+
+    Raises:
+        ConfigError: keys are configured, and there are none: that must not open it to all.
+    """
+    keys: list[str] = []
+    if auth.keys_env is not None:
+        found = [key.strip() for key in os.environ.get(auth.keys_env, "").split(",")]
+        keys += _some(found, "auth.keys_env", f"keys in the environment variable {auth.keys_env}")
+    if auth.keys_file is not None:
+        path = Path(auth.keys_file).expanduser()
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"auth.keys_file: cannot read {path} ({error}).") from None
+        found = [line.partition("#")[0].strip() for line in lines]
+        keys += _some(found, "auth.keys_file", f"a key a line in {path}")
+    return tuple(keys)
+
+
+def _some(found: Sequence[str], where: str, expected: str) -> list[str]:
+    keys = [key for key in found if key]
+    if not keys:
+        raise ConfigError(f"{where}: expected {expected}, found none.")
+    return keys
+
+
+class Guard:
+    """Middleware around the routes."""
+
+    def __init__(
+        self, app: App, *, keys: Sequence[str], max_body_bytes: int, metrics: EndpointMetrics
+    ) -> None:
+        self._app = app
+        self._digests = [_digest(key.encode()) for key in keys]
+        self._max_body_bytes = max_body_bytes
+        self._metrics = metrics
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 500
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            try:
+                self._check_key(scope)
+                body = await self._read(scope, receive)
+            except ApiError as error:
+                await self.refuse(error, scope, counted)
+                return
+            if body is not None:
+                await self._app(scope, _replay(body, receive), counted)
+        finally:
+            # Of an unknown path nothing is kept: anyone could make a new label a request.
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.requests.labels(route, str(status)).inc()
+            self._metrics.request_seconds.labels(route).observe(time.perf_counter() - started)
+
+    async def refuse(self, error: ApiError, scope: Message, send: Send) -> None:
+        """Answer with an error in the shape of the route's API."""
+        self._metrics.errors.labels("other", error.code).inc()
+        response = error_response(error, scope["path"])
+        headers = [*response.raw_headers, (b"connection", b"close")]  # a body may be unread
+        await send(
+            {"type": "http.response.start", "status": error.status, "headers": headers},
+        )
+        await send({"type": "http.response.body", "body": response.body})
+
+    def _check_key(self, scope: Message) -> None:
+        if not self._digests or scope["path"] in _OPEN:
+            return
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        scheme, _, key = given.partition(b" ")
+        digest = _digest(key.strip())
+        # Every key is compared, each in constant time: how long it takes tells nothing.
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        if scheme.lower() != b"bearer" or not any(matches):
+            found = "another" if given else "none"
+            raise ApiError(
+                401,
+                "invalid_api_key",
+                f"expected 'Authorization: Bearer KEY' with a key of this endpoint, found {found}",
+            )
+
+    async def _read(self, scope: Message, receive: Receive) -> bytes | None:
+        """The whole body; None where the client has gone."""
+        declared = dict(scope["headers"]).get(b"content-length", b"")
+        size = int(declared) if declared.isdigit() else 0
+        parts: list[bytes] = []
+        read = 0
+        while True:
+            if max(size, read) > self._max_body_bytes:
+                raise ApiError(
+                    413,
+                    "body_too_large",
+                    f"expected a body of at most {self._max_body_bytes:,} bytes, found "
+                    f"{max(size, read):,}; send the texts in several requests",
+                )
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            parts.append(message.get("body", b""))
+            read += len(parts[-1])
+            if not message.get("more_body", False) and read <= self._max_body_bytes:
+                return b"".join(parts)
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """The body as one message, then what the server says (that the client has gone)."""
+    sent = False
+
+    async def replayed() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replayed

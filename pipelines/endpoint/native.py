@@ -1,0 +1,226 @@
+"""The project's own routes: /encode, /score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from actors.config import OUTPUTS, Output
+from actors.scoring import colbert_pairs, dense_pairs, sparse_pairs, weighted_mean
+from actors.text_vectors import TextVectors, columns_of
+from pipelines.endpoint.answers import ARROW, arrow_response, json_response, sparse_json
+from pipelines.endpoint.config import Kind
+from pipelines.endpoint.errors import ApiError, TextFault
+from pipelines.endpoint.service import Service
+from pipelines.endpoint.texts import Text
+
+
+class Body(BaseModel):
+    """A request's body; unknown fields are errors, so that a typo is heard."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class EncodeRequest(Body):
+    """Texts to encode."""
+
+    texts: list[str] = Field(examples=[["when was the bridge built?"]])
+    titles: list[str | None] | None = Field(
+        None, description="Of passages: one a text, put before it as the index's chunker does."
+    )
+    kind: Kind | None = Field(None, description="What the texts are; the endpoint's default.")
+    outputs: list[Output] | None = Field(
+        None, min_length=1, description="Some of the endpoint's outputs; all when not given."
+    )
+    truncate_dim: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Keep the first dimensions of dense and ColBERT vectors (Matryoshka)."
+    )
+    truncate: bool | None = Field(
+        None, description="Cut a text that is too long, or refuse it; as configured if not given."
+    )
+
+
+class Sparse(BaseModel):
+    """Lexical weights."""
+
+    indices: list[int] = Field(description="Token ids, ascending.")
+    values: list[float]
+
+
+class Fault(BaseModel):
+    """Why a text has no vectors."""
+
+    row: int
+    code: str = Field(description="empty_text, too_long or encoder_error")
+    message: str
+
+
+class EncodeResponse(BaseModel):
+    """A list a column, one entry a text; null where `faults` says why."""
+
+    model: str
+    space_fingerprint: str
+    n_tokens: list[int | None]
+    truncated: list[bool | None]
+    dense: list[list[float] | None] | None = None
+    sparse: list[Sparse | None] | None = None
+    colbert: list[list[list[float]] | None] | None = None
+    faults: list[Fault]
+
+
+class ScoreRequest(Body):
+    """Pairs to score."""
+
+    pairs: list[tuple[str, str]] = Field(description="[query, passage]")
+    weights: tuple[float, float, float] = Field(
+        (1.0, 1.0, 1.0), description="Of dense, sparse and ColBERT in `weighted`."
+    )
+    truncate: bool | None = None
+
+
+class ScoreResponse(BaseModel):
+    """A list a score, one entry a pair."""
+
+    model: str
+    dense: list[float] | None = None
+    sparse: list[float] | None = None
+    colbert: list[float] | None = None
+    weighted: list[float] = Field(description="Weighted mean of those above.")
+
+
+def native_routes(service: Service) -> APIRouter:
+    """Routes bound to a service."""
+    router = APIRouter(tags=["packvec"])
+    info = service.encoder.info
+    empty = service.encoder.empty()
+    facts = {"model": info.name, "space_fingerprint": info.space_fingerprint}
+
+    @router.post(
+        "/encode",
+        response_model=EncodeResponse,
+        responses={200: {"content": {ARROW: {}}}},
+    )
+    async def encode(body: EncodeRequest, request: Request) -> Response:
+        """Vectors of texts, as JSON or (`Accept: application/vnd.apache.arrow.stream`) as Arrow."""
+        texts = _texts(body, body.kind or service.config.default_kind)
+        outputs = tuple(dict.fromkeys(body.outputs or service.outputs))
+        check_dim(body.truncate_dim, service, "truncate_dim")
+        results = await service.encode(texts, outputs, truncate=body.truncate)
+        if not any(isinstance(result, TextVectors) for result in results):
+            row, fault = next((i, f) for i, f in enumerate(results) if isinstance(f, TextFault))
+            raise fault.as_error(row, "texts")
+        if body.truncate_dim:
+            results = cut_dims(results, body.truncate_dim, service)
+        if ARROW in request.headers.get("accept", ""):
+            return await arrow_response(results, outputs, empty, facts)
+        return await json_response(facts | _columns(results, outputs), results)
+
+    @router.post("/score", response_model=ScoreResponse)
+    async def score(body: ScoreRequest) -> Response:
+        """How well passages answer queries, by every output the endpoint has."""
+        if not body.pairs:
+            raise ApiError(400, "empty", "expected pairs, found none", field="pairs")
+        texts = [Text("query", query) for query, _ in body.pairs]
+        texts += [Text("passage", passage) for _, passage in body.pairs]
+        found = await service.encode(texts, service.outputs, truncate=body.truncate)
+        vectors = all_vectors(found, "pairs", len(body.pairs))
+        if not any(body.weights[OUTPUTS.index(output)] for output in service.outputs):
+            raise ApiError(
+                422, "no_weight", "expected a weight other than 0, found none", field="weights"
+            )
+        n = len(body.pairs)
+        queries = columns_of(vectors[:n], service.outputs)
+        passages = columns_of(vectors[n:], service.outputs)
+        by = {"dense": dense_pairs, "sparse": sparse_pairs, "colbert": colbert_pairs}
+        scores = {
+            output: by[output](queries[output], passages[output]) for output in service.outputs
+        }
+        weighted = weighted_mean(scores, body.weights)
+        return await json_response({"model": info.name, **scores, "weighted": weighted}, found)
+
+    return router
+
+
+def check_dim(dim: int | None, service: Service, field: str) -> None:
+    """Refuse more dimensions than there are.
+
+    Raises:
+        ApiError: 422.
+    """
+    if dim is not None and dim > service.encoder.info.dim:
+        raise ApiError(
+            422,
+            "no_such_dim",
+            f"expected at most {service.encoder.info.dim} dimensions, got {dim}",
+            field=field,
+        )
+
+
+def cut_dims(
+    results: Sequence[TextVectors | TextFault], dim: int, service: Service
+) -> list[TextVectors | TextFault]:
+    """Vectors of fewer dimensions."""
+    normalize = service.encoder.info.normalize
+    return [
+        result.truncate(dim, normalize=normalize) if isinstance(result, TextVectors) else result
+        for result in results
+    ]
+
+
+def all_vectors(
+    results: Sequence[TextVectors | TextFault], field: str, n: int | None = None
+) -> list[TextVectors]:
+    """The vectors, for an API that has no word for a text without.
+
+    `n`: rows are counted anew after so many.
+
+    Raises:
+        ApiError: of the first text that has none.
+    """
+    for row, result in enumerate(results):
+        if isinstance(result, TextFault):
+            raise result.as_error(row % n if n else row, field)
+    return [result for result in results if isinstance(result, TextVectors)]
+
+
+def _texts(body: EncodeRequest, kind: Kind) -> list[Text]:
+    if not body.texts:
+        raise ApiError(400, "empty", "expected texts, found none", field="texts")
+    if body.titles is None:
+        return [Text(kind, text) for text in body.texts]
+    if kind != "passage":
+        raise ApiError(422, "titles", "expected titles with kind=passage only", field="titles")
+    if len(body.titles) != len(body.texts):
+        raise ApiError(
+            422,
+            "titles",
+            f"expected as many titles as texts ({len(body.texts)}), got {len(body.titles)}",
+            field="titles",
+        )
+    return [Text(kind, text, title) for text, title in zip(body.texts, body.titles, strict=True)]
+
+
+def _columns(
+    results: Sequence[TextVectors | TextFault], outputs: Sequence[Output]
+) -> dict[str, Any]:
+    known = [result if isinstance(result, TextVectors) else None for result in results]
+    columns: dict[str, Any] = {
+        "n_tokens": [each and each.n_tokens for each in known],
+        "truncated": [each and each.truncated for each in known],
+    }
+    if "dense" in outputs:
+        columns["dense"] = [each and each.dense for each in known]
+    if "sparse" in outputs:
+        columns["sparse"] = [each and sparse_json(each) for each in known]
+    if "colbert" in outputs:
+        columns["colbert"] = [each and each.colbert for each in known]
+    columns["faults"] = [
+        {"row": row, "code": fault.code, "message": fault.message}
+        for row, fault in enumerate(results)
+        if isinstance(fault, TextFault)
+    ]
+    return columns

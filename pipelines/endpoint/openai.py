@@ -1,0 +1,154 @@
+"""OpenAI's embeddings API: POST /v1/embeddings, GET /v1/models.
+
+Where the API has no word for it: what a text is. `"kind": "passage"` in the body says it
+(`extra_body` of OpenAI's client), or the end of the model's name (`BAAI/bge-m3:passage`), which
+every client can send; else the endpoint's default. The rest of the name is not looked at.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from actors.config import Output
+from actors.text_vectors import TextVectors
+from pipelines.endpoint.answers import json_response
+from pipelines.endpoint.config import Kind
+from pipelines.endpoint.errors import ApiError
+from pipelines.endpoint.native import all_vectors, check_dim, cut_dims
+from pipelines.endpoint.service import Service
+from pipelines.endpoint.texts import Text
+
+TokenIds = list[Annotated[int, Field(ge=0)]]
+_KINDS: dict[str, Kind] = {"query": "query", "passage": "passage"}
+_DENSE: tuple[Output, ...] = ("dense",)
+
+
+class EmbeddingsRequest(BaseModel):
+    """As OpenAI's; fields of theirs that mean nothing here (user) are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    input: str | TokenIds | list[str] | list[TokenIds] = Field(
+        description="A text, texts, or token ids of this model's vocabulary, encoded as they are."
+    )
+    model: str = ""
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    user: str | None = None
+    kind: Kind | None = Field(None, description="What the texts are; the endpoint's default.")
+
+
+class Embedding(BaseModel):
+    """One text's vector."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str = Field(description="Numbers, or base64 of float32, little-endian")
+
+
+class Usage(BaseModel):
+    """Tokens, special tokens and instruction included."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsResponse(BaseModel):
+    """As OpenAI's."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: Usage
+
+
+def openai_routes(service: Service) -> APIRouter:
+    """Routes bound to a service."""
+    router = APIRouter(prefix="/v1", tags=["OpenAI"])
+    name = service.encoder.info.name
+
+    @router.post("/embeddings", response_model=EmbeddingsResponse)
+    async def embeddings(body: EmbeddingsRequest) -> Response:
+        """Dense vectors, for OpenAI's clients."""
+        texts = _texts(body, service)
+        check_dim(body.dimensions, service, "dimensions")
+        results = await service.encode(texts, _DENSE)
+        if body.dimensions:
+            results = cut_dims(results, body.dimensions, service)
+        vectors = all_vectors(results, "input")
+        tokens = sum(each.n_tokens for each in vectors)
+        data = [
+            {
+                "object": "embedding",
+                "index": row,
+                "embedding": _base64(each) if body.encoding_format == "base64" else each.dense,
+            }
+            for row, each in enumerate(vectors)
+        ]
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return await json_response(
+            {"object": "list", "data": data, "model": name, "usage": usage}, results
+        )
+
+    @router.get("/models")
+    async def models() -> dict[str, object]:
+        """The one model there is."""
+        model = {"id": name, "object": "model", "created": 0, "owned_by": "packvec"}
+        return {"object": "list", "data": [model]}
+
+    return router
+
+
+def _base64(vectors: TextVectors) -> str:
+    return base64.b64encode(np.asarray(vectors.dense, dtype="<f4").tobytes()).decode()
+
+
+def _texts(body: EmbeddingsRequest, service: Service) -> list[Text]:
+    named = body.model.rpartition(":")[2]
+    kind = body.kind or service.config.default_kind
+    if body.kind is None and named in _KINDS:
+        kind = _KINDS[named]
+    return texts_of(body.input, kind, service, "input")
+
+
+def texts_of(
+    given: str | list[int] | list[str] | list[list[int]], kind: Kind, service: Service, field: str
+) -> list[Text]:
+    """Texts or token ids, one or several.
+
+    Raises:
+        ApiError: 400 none, 422 an id that is not in the vocabulary.
+    """
+    many: list[Any] = given if isinstance(given, list) else [given]
+    if many and isinstance(many[0], int):
+        many = [many]
+    if not many:
+        raise ApiError(400, "empty", "expected a text, found none", field=field)
+    return [
+        Text(kind, each)
+        if isinstance(each, str)
+        else Text(kind, "", ids=_checked(each, service, f"{field}[{row}]"))
+        for row, each in enumerate(many)
+    ]
+
+
+def _checked(ids: list[int], service: Service, field: str) -> tuple[int, ...]:
+    if not ids:
+        raise ApiError(400, "empty", "expected token ids, found none", field=field)
+    size = service.encoder.vocab_size
+    wrong = next((i for i in ids if i >= size), None)
+    if wrong is not None:
+        raise ApiError(
+            422,
+            "token_ids",
+            f"expected token ids below {size} (of {service.encoder.info.name}), found {wrong}; "
+            "LangChain sends texts with check_embedding_ctx_length=False",
+            field=field,
+        )
+    return tuple(ids)

@@ -1,0 +1,213 @@
+"""What every route asks: texts in, vectors or faults out, within the limits.
+
+    service = Service(encoder, config, ChunkConfig())
+    await service.encode([Text("query", "what is ray")], ("dense",))
+
+Runs on one event loop, which it never blocks: tokenising and encoding are the batcher's threads'.
+Knows no HTTP and no Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection, Sequence
+
+from actors.batching import Batcher, Result
+from actors.config import Output
+from actors.encoder import Encoder
+from actors.errors import EncodeError
+from actors.text_vectors import TextVectors
+from pipelines.config import ChunkConfig
+from pipelines.endpoint.cache import VectorCache
+from pipelines.endpoint.config import EndpointConfig
+from pipelines.endpoint.errors import ApiError, TextFault
+from pipelines.endpoint.metrics import EndpointMetrics
+from pipelines.endpoint.texts import Text, TextReader
+
+# How fast the queue has been emptied lately, in texts a second, is a moving mean over so long.
+_RATE_SECONDS = 5.0
+_WARM_UP = ("warm", "warm " * 64, "warm " * 1_024)
+
+
+class Service:
+    """An encoder shared by concurrent requests."""
+
+    def __init__(
+        self, encoder: Encoder, config: EndpointConfig, chunk: ChunkConfig | None = None
+    ) -> None:
+        """`chunk`: the index's; how titles are put before passages."""
+        self.encoder = encoder
+        self.config = config
+        self.metrics = EndpointMetrics()
+        self.chunk = chunk or ChunkConfig(by="none", title_prefix=True)
+        self.reader = TextReader(encoder, self.chunk, config.limits.max_tokens)
+        self._batcher = Batcher(
+            self.reader.tokenize,
+            encoder.stream,
+            max_tokens=lambda: encoder.max_batch_tokens,
+            weigh=lambda text: text.characters,
+            observe=self.metrics.observe,
+        )
+        self._cache: VectorCache[Text] = VectorCache(config.cache.max_bytes)
+        self._queued_texts = self._queued_characters = 0
+        self._rate = _Rate()
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """What it can give."""
+        return self.encoder.info.outputs
+
+    async def encode(
+        self, texts: Sequence[Text], outputs: Collection[Output], *, truncate: bool | None = None
+    ) -> list[TextVectors | TextFault]:
+        """What becomes of each text, in order; each alone.
+
+        `truncate`: cut a text that is too long, or make it a fault; as configured when not given.
+
+        Raises:
+            ApiError: 413 too many texts, 422 an output the model does not give, 429 a full queue.
+        """
+        self._check_outputs(outputs)
+        limits = self.config.limits
+        if len(texts) > limits.max_texts:
+            raise ApiError(
+                413,
+                "too_many_texts",
+                f"expected at most {limits.max_texts:,} texts, got {len(texts):,}; send them in "
+                "several requests",
+            )
+        found: list[TextVectors | TextFault | None] = [self._known(t, outputs) for t in texts]
+        todo = [row for row, result in enumerate(found) if result is None]
+        if todo:
+            for row, vectors in zip(
+                todo, await self._compute([texts[row] for row in todo], outputs), strict=True
+            ):
+                found[row] = vectors
+        may_cut = truncate if truncate is not None else limits.too_long == "truncate"
+        return [
+            self._finished(text, result, may_cut)
+            for text, result in zip(texts, found, strict=True)
+            if result is not None
+        ]
+
+    async def check(self) -> None:
+        """Encode a text, before all that waits; a health check, and the end of a warm-up.
+
+        Raises:
+            EncodeError: it cannot.
+        """
+        await self._check_texts(["health"])
+
+    async def warm_up(self) -> None:
+        """Encode texts of several lengths: kernels are chosen and caches filled before traffic."""
+        await self._check_texts(_WARM_UP)
+
+    def close(self) -> None:
+        """Finish what was accepted and end the threads."""
+        self._batcher.close()
+
+    async def _check_texts(self, texts: Sequence[str]) -> None:
+        future = self._batcher.submit(
+            [Text(kind, text) for text in texts for kind in ("query", "passage")],
+            self.outputs,
+            first=True,
+        )
+        for result in await asyncio.wrap_future(future):
+            if isinstance(result, EncodeError):
+                raise result
+
+    def _check_outputs(self, outputs: Collection[Output]) -> None:
+        missing = [output for output in outputs if output not in self.outputs]
+        if missing:
+            raise ApiError(
+                422,
+                "no_such_output",
+                f"expected some of {', '.join(self.outputs)} (what this endpoint computes), "
+                f"got {missing[0]}",
+                field="outputs",
+            )
+
+    def _known(self, text: Text, outputs: Collection[Output]) -> TextVectors | TextFault | None:
+        if text.ids is None and not text.text.strip():
+            return TextFault(400, "empty_text", "expected a text, found nothing but whitespace")
+        if not self.config.cache.max_bytes or text.kind != "query":
+            return None
+        cached = self._cache.get(text, outputs)
+        (self.metrics.cache_hits if cached else self.metrics.cache_misses).inc()
+        return cached
+
+    async def _compute(
+        self, texts: list[Text], outputs: Collection[Output]
+    ) -> list[TextVectors | TextFault]:
+        characters = sum(text.characters for text in texts)
+        self._refuse_if_full(len(texts), characters)
+        self._add_queued(len(texts), characters)
+        try:
+            results = await asyncio.wrap_future(self._batcher.submit(texts, outputs))
+        finally:
+            self._add_queued(-len(texts), -characters)
+        self._rate.add(len(texts))
+        return [self._kept(text, result) for text, result in zip(texts, results, strict=True)]
+
+    def _kept(self, text: Text, result: Result) -> TextVectors | TextFault:
+        if isinstance(result, EncodeError):
+            return TextFault(424, "encoder_error", result.message)
+        if self.config.cache.max_bytes and text.kind == "query":
+            self._cache.put(text, result, 2 * text.characters)
+            self.metrics.cache_bytes.set(self._cache.nbytes)
+        return result
+
+    def _finished(
+        self, text: Text, result: TextVectors | TextFault, may_cut: bool
+    ) -> TextVectors | TextFault:
+        if isinstance(result, TextVectors):
+            if not result.truncated:
+                return result
+            self.metrics.truncated.inc()
+            if may_cut:
+                return result
+            limit = self.reader.max_tokens(text.kind)
+            result = TextFault(413, "too_long", f"expected at most {limit:,} tokens, found more")
+        self.metrics.text_faults.labels(result.code).inc()
+        return result
+
+    def _refuse_if_full(self, texts: int, characters: int) -> None:
+        limits = self.config.limits
+        if self._queued_texts and (
+            self._queued_texts + texts > limits.max_queued_texts
+            or self._queued_characters + characters > limits.max_queued_characters
+        ):
+            raise ApiError(
+                429,
+                "queue_full",
+                f"{self._queued_texts:,} texts are waiting, at most "
+                f"{limits.max_queued_texts:,} may",
+                retry_after=self._queued_texts / max(self._rate.per_second(), 1.0),
+            )
+
+    def _add_queued(self, texts: int, characters: int) -> None:
+        self._queued_texts += texts
+        self._queued_characters += characters
+        self.metrics.queued_texts.set(self._queued_texts)
+
+
+class _Rate:
+    """Texts a second, of the last seconds."""
+
+    def __init__(self) -> None:
+        self._texts = 0.0
+        self._since = time.monotonic()
+
+    def add(self, texts: int) -> None:
+        self._decay()
+        self._texts += texts
+
+    def per_second(self) -> float:
+        self._decay()
+        return self._texts / _RATE_SECONDS
+
+    def _decay(self) -> None:
+        now = time.monotonic()
+        self._texts *= 0.5 ** ((now - self._since) / _RATE_SECONDS)
+        self._since = now

@@ -1,0 +1,136 @@
+"""text-embeddings-inference's routes: /embed (also at /), /embed_sparse, /embed_all, /tokenize,
+/info.
+
+`prompt_name` ("query" or "passage") says what a text is, as in TEI; the endpoint's default else.
+/embed_all gives the ColBERT vectors: a vector a token but the first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from actors.config import Output
+from actors.text_vectors import TextVectors
+from pipelines.endpoint.answers import json_response
+from pipelines.endpoint.config import Kind
+from pipelines.endpoint.errors import ApiError
+from pipelines.endpoint.native import all_vectors, check_dim, cut_dims
+from pipelines.endpoint.openai import TokenIds, texts_of
+from pipelines.endpoint.service import Service
+from pipelines.endpoint.texts import Text
+
+
+class Inputs(BaseModel):
+    """As TEI's; fields that mean nothing here are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    inputs: str | TokenIds | list[str] | list[TokenIds]
+    truncate: bool | None = Field(
+        None, description="Cut a text that is too long, or refuse it; as configured if not given."
+    )
+    truncation_direction: Literal["right", "Right"] = "right"
+    prompt_name: Kind | None = Field(None, description="What the texts are.")
+
+
+class EmbedRequest(Inputs):
+    """Texts to embed."""
+
+    normalize: bool | None = Field(
+        None, description="Only what the endpoint's model is configured to do."
+    )
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+
+
+class SparseValue(BaseModel):
+    """One token's weight."""
+
+    index: int
+    value: float
+
+
+class TokenizeRequest(BaseModel):
+    """Texts to tokenise."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    inputs: str | list[str]
+    prompt_name: Kind | None = None
+    add_special_tokens: bool = True
+
+
+class Token(BaseModel):
+    """One token; `start` and `stop` in characters of the text, null where it is not the text's."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
+def tei_routes(service: Service) -> APIRouter:
+    """Routes bound to a service."""
+    router = APIRouter(tags=["text-embeddings-inference"])
+
+    async def vectors_of(body: Inputs, output: Output) -> list[TextVectors]:
+        kind = body.prompt_name or service.config.default_kind
+        texts = texts_of(body.inputs, kind, service, "inputs")
+        results = await service.encode(texts, (output,), truncate=body.truncate)
+        return all_vectors(results, "inputs")
+
+    async def embed(body: EmbedRequest) -> Response:
+        """Dense vectors."""
+        check_dim(body.dimensions, service, "dimensions")
+        if body.normalize not in (None, service.encoder.info.normalize):
+            message = f"expected {not body.normalize} (model.normalize), got {body.normalize}"
+            raise ApiError(422, "normalize", message, field="normalize")
+        vectors = await vectors_of(body, "dense")
+        if body.dimensions:
+            vectors = all_vectors(cut_dims(vectors, body.dimensions, service), "inputs")
+        return await json_response([each.dense for each in vectors], vectors)
+
+    dense = {"methods": ["POST"], "response_model": list[list[float]]}
+    router.add_api_route("/embed", embed, **dense)  # type: ignore[arg-type]
+    # Where huggingface_hub's InferenceClient posts.
+    router.add_api_route("/", embed, operation_id="embed_at_root", **dense)  # type: ignore[arg-type]
+
+    @router.post("/embed_sparse", response_model=list[list[SparseValue]])
+    async def embed_sparse(body: Inputs) -> Response:
+        """Lexical weights."""
+        vectors = await vectors_of(body, "sparse")
+        rows = [
+            [{"index": i, "value": v} for i, v in zip(ids.tolist(), values, strict=True)]
+            for ids, values in (each.sparse for each in vectors if each.sparse is not None)
+        ]
+        return await json_response(rows, vectors)
+
+    @router.post("/embed_all", response_model=list[list[list[float]]])
+    async def embed_all(body: Inputs) -> Response:
+        """ColBERT vectors: one a token but the first."""
+        vectors = await vectors_of(body, "colbert")
+        return await json_response([each.colbert for each in vectors], vectors)
+
+    @router.post("/tokenize", response_model=list[list[Token]])
+    async def tokenize(body: TokenizeRequest) -> list[list[dict[str, Any]]]:
+        """What the encoder sees of texts, instruction included; nothing is cut."""
+        texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+        if not texts:
+            raise ApiError(400, "empty", "expected a text, found none", field="inputs")
+        if len(texts) > service.config.limits.max_texts:
+            raise ApiError(
+                413,
+                "too_many_texts",
+                f"expected at most {service.config.limits.max_texts:,} texts, got {len(texts):,}",
+            )
+        kind = body.prompt_name or service.config.default_kind
+        return await asyncio.to_thread(
+            service.reader.tokens, [Text(kind, text) for text in texts], body.add_special_tokens
+        )
+
+    return router

@@ -1,0 +1,109 @@
+"""Texts of a request to token ids: as queries, as passages of the index, or as they come."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import threading
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from actors.encoder import Encoder
+from actors.tokenizer import TextTokenizer, TokenizedTexts, encoder_input
+from pipelines.chunking import Chunker
+from pipelines.config import ChunkConfig
+from pipelines.endpoint.config import Kind
+
+
+class Text(NamedTuple):
+    """One text to encode."""
+
+    kind: Kind
+    text: str
+    title: str | None = None
+    """Of a passage's document."""
+    ids: tuple[int, ...] | None = None
+    """Token ids instead of a text: encoded as they are, special tokens included."""
+
+    @property
+    def characters(self) -> int:
+        """How much work it is, about."""
+        if self.ids is not None:
+            return 4 * len(self.ids)
+        return len(self.text) + len(self.title or "")
+
+
+class TextReader:
+    """Tokenises texts as the index's own were; safe to share between threads."""
+
+    def __init__(self, encoder: Encoder, chunk: ChunkConfig, max_tokens: int | None) -> None:
+        """`chunk`: how titles go before passages; `max_tokens`: longest text, the model's length
+        when not given.
+        """
+        self._encoder = encoder
+        self._chunker = Chunker(chunk, encoder.passage_tokenizer)
+        self._limit = max_tokens
+        self._lock = threading.Lock()
+
+    def tokenize(self, texts: Sequence[Text]) -> TokenizedTexts:
+        """Token ids of each text, cut at its kind's length."""
+        rows: list[np.ndarray] = [np.empty(0, np.int32)] * len(texts)
+        truncated = [False] * len(texts)
+        for kind in ("query", "passage"):
+            places = [i for i, t in enumerate(texts) if t.kind == kind and t.ids is None]
+            if not places:
+                continue
+            with self._lock:  # a tokenizer's truncation is switched as needed
+                found = self._of_kind(kind, [texts[i] for i in places])
+            for place, row, cut in zip(places, found.rows(), found.truncated, strict=True):
+                rows[place], truncated[place] = row, bool(cut)
+        for place, text in enumerate(texts):
+            if text.ids is not None:
+                limit = self.max_tokens(text.kind)
+                rows[place] = np.array(text.ids[:limit], dtype=np.int32)
+                truncated[place] = len(text.ids) > limit
+        return TokenizedTexts.from_rows(rows, truncated)
+
+    def max_tokens(self, kind: Kind) -> int:
+        """Longest text of a kind."""
+        info = self._encoder.info
+        own = info.query_max_length if kind == "query" else info.max_length
+        return min(self._limit or own, own)
+
+    def tokens(self, texts: Sequence[Text], special: bool) -> list[list[dict[str, Any]]]:
+        """What the encoder sees of each text, uncut; with special tokens or without."""
+        return [
+            [
+                {"id": p.id, "text": p.token, "special": p.special, "start": p.start}
+                | {"stop": p.stop}
+                for p in self._own_tokenizer(text.kind).pieces(text.text)
+                if special or not p.special
+            ]
+            for text in texts
+        ]
+
+    @functools.cache  # noqa: B019  as long-lived as its replica
+    def _own_tokenizer(self, kind: Kind) -> TextTokenizer:
+        """One that no other thread uses, so that a long text delays no encoding."""
+        tokenizer = self._encoder.query_tokenizer if kind == "query" else None
+        if not isinstance(tokenizer, TextTokenizer):  # of in-context learning: no examples here
+            tokenizer = self._encoder.passage_tokenizer
+        with self._lock:
+            return copy.deepcopy(tokenizer)
+
+    def _of_kind(self, kind: Kind, texts: list[Text]) -> TokenizedTexts:
+        if kind == "query":
+            tokenizer = self._encoder.query_tokenizer
+            words = [text.text for text in texts]
+            if isinstance(tokenizer, TextTokenizer):
+                return tokenizer.tokenize(words, self._limit)
+            return tokenizer.tokenize(words)  # in-context learning: the query alone is cut
+        titles = self._chunker.titles([text.title for text in texts])
+        inputs = [
+            encoder_input(title.text, text.text) for title, text in zip(titles, texts, strict=True)
+        ]
+        found = self._encoder.passage_tokenizer.tokenize(inputs, self._limit)
+        cut = np.array([title.is_cut for title in titles], dtype=bool)
+        return TokenizedTexts(found.values, found.offsets, found.truncated | cut)
