@@ -49,12 +49,7 @@ def create_api(service: Service, keys: tuple[str, ...], collect: CollectMetrics)
     app.include_router(tei_routes(service))
     app.include_router(_operator_routes(service, collect))
     _answer_errors(app, service)
-    return Guard(
-        app,
-        keys=keys,
-        max_body_bytes=service.config.limits.max_body_bytes,
-        metrics=service.metrics,
-    )
+    return Guard(app, service, keys)
 
 
 def _operator_routes(service: Service, collect: CollectMetrics) -> APIRouter:
@@ -115,8 +110,8 @@ def _answer_errors(app: FastAPI, service: Service) -> None:
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        place = [str(part) for part in first["loc"][1:]]
-        field = ".".join(place) or "body"
+        is_json = first["type"] != "json_invalid"  # of what is none, the place is an offset
+        field = ".".join(str(part) for part in first["loc"][1:] if is_json) or "body"
         message = first["msg"].removeprefix("Value error, ")
         return refuse(request, ApiError(422, "malformed", message, field=field))
 

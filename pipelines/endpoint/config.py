@@ -82,6 +82,11 @@ class DeploymentConfig(Section):
     max_ongoing_requests: Count = 4_096
     """Requests Serve hands to a replica at once; the replica's own queue refuses what is too
     much."""
+    max_queued_requests: Count = 512
+    """Requests that a proxy holds while no replica is warm, or all are full; beyond: 503."""
+    surge_percent: Annotated[int, Field(ge=0, le=100)] = 0
+    """New replicas that an update starts before it stops old ones, as a share of all: needs room
+    for both. 0: old ones stop first, and requests wait meanwhile where there was only one."""
     health_check_period_s: Annotated[float, Field(gt=0)] = 10
     """How often a replica has to encode a text to prove that it can."""
     health_check_timeout_s: Annotated[float, Field(gt=0)] = 30

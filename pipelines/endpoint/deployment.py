@@ -18,6 +18,7 @@ import ray
 from prometheus_client.metrics_core import Metric
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import BackpressureConfig
 
 from actors.encoder import Encoder, load_encoder
 from pipelines.config import ChunkConfig
@@ -53,6 +54,10 @@ def build(args: dict[str, Any]) -> Application:
         health_check_timeout_s=wanted.health_check_timeout_s,
         graceful_shutdown_timeout_s=wanted.graceful_shutdown_timeout_s,
         graceful_shutdown_wait_loop_s=0.5,
+        # Only used where every replica has all the requests it takes, or none is warm yet.
+        max_queued_requests=wanted.max_queued_requests,
+        backpressure_config=BackpressureConfig(retry_after_s=2),
+        max_surge_percent=wanted.surge_percent,
         # What makes one replica refuse to start (another space, no such model) holds for all.
         max_constructor_retry_count=1,
         **replicas,
@@ -93,11 +98,13 @@ class QueryEndpoint:
         handle = serve.get_deployment_handle(context.deployment, context.app_name)
         found = dict([self.own_metrics()])
         try:
-            async with asyncio.timeout(_METRICS_SECONDS):
-                found.update(await handle.broadcast("own_metrics"))
+            answers = await handle.broadcast("own_metrics").results_async(
+                timeout_s=_METRICS_SECONDS, return_exceptions=True
+            )
         except Exception as error:  # noqa: BLE001  a replica that is dying must not hide the others
             logger.warning("metrics of the other replicas are missing: %r", error)
-        return found
+            return found
+        return found | dict(answer for answer in answers if not isinstance(answer, Exception))
 
 
 def _load(config: EndpointConfig) -> tuple[Encoder, ChunkConfig | None]:

@@ -17,14 +17,15 @@ from typing import Any
 from actors.errors import ConfigError
 from pipelines.endpoint.config import AuthConfig
 from pipelines.endpoint.errors import ApiError, error_response
-from pipelines.endpoint.metrics import EndpointMetrics
+from pipelines.endpoint.service import Service
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
-_OPEN = frozenset({"/health", "/docs", "/openapi.json"})
+_DOCS = frozenset({"/docs", "/openapi.json"})
+_OPEN = _DOCS | {"/health"}
 
 logger = logging.getLogger(__name__)
 
@@ -60,13 +61,12 @@ def _some(found: Sequence[str], where: str, expected: str) -> list[str]:
 class Guard:
     """Middleware around the routes."""
 
-    def __init__(
-        self, app: App, *, keys: Sequence[str], max_body_bytes: int, metrics: EndpointMetrics
-    ) -> None:
+    def __init__(self, app: App, service: Service, keys: Sequence[str]) -> None:
         self._app = app
+        self._service = service
         self._digests = [_digest(key.encode()) for key in keys]
-        self._max_body_bytes = max_body_bytes
-        self._metrics = metrics
+        self._max_body_bytes = service.config.limits.max_body_bytes
+        self._metrics = service.metrics
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -84,6 +84,8 @@ class Guard:
         try:
             try:
                 self._check_key(scope)
+                if not self._service.is_warm and scope["path"] not in _DOCS:
+                    raise ApiError(503, "not_warm", "the model is being loaded", retry_after=5)
                 body = await self._read(scope, receive)
             except ApiError as error:
                 await self.refuse(error, scope, counted)

@@ -55,7 +55,7 @@ class Fault(BaseModel):
     """Why a text has no vectors."""
 
     row: int
-    code: str = Field(description="empty_text, too_long or encoder_error")
+    code: str = Field(description="empty_text, bad_encoding, too_long or encoder_error")
     message: str
 
 

@@ -50,6 +50,8 @@ class Service:
             observe=self.metrics.observe,
         )
         self._cache: VectorCache[Text] = VectorCache(config.cache.max_bytes)
+        self.is_warm = False
+        """Requests are answered with 503 until then."""
         self._queued_texts = self._queued_characters = 0
         self._rate = _Rate()
 
@@ -102,6 +104,7 @@ class Service:
     async def warm_up(self) -> None:
         """Encode texts of several lengths: kernels are chosen and caches filled before traffic."""
         await self._check_texts(_WARM_UP)
+        self.is_warm = True
 
     def close(self) -> None:
         """Finish what was accepted and end the threads."""
@@ -129,8 +132,8 @@ class Service:
             )
 
     def _known(self, text: Text, outputs: Collection[Output]) -> TextVectors | TextFault | None:
-        if text.ids is None and not text.text.strip():
-            return TextFault(400, "empty_text", "expected a text, found nothing but whitespace")
+        if fault := _fault(text):
+            return fault
         if not self.config.cache.max_bytes or text.kind != "query":
             return None
         cached = self._cache.get(text, outputs)
@@ -190,6 +193,20 @@ class Service:
         self._queued_texts += texts
         self._queued_characters += characters
         self.metrics.queued_texts.set(self._queued_texts)
+
+
+def _fault(text: Text) -> TextFault | None:
+    """Why a text is none, as documents are rejected for it."""
+    if text.ids is not None:
+        return None
+    if not text.text.strip():
+        return TextFault(400, "empty_text", "expected a text, found nothing but whitespace")
+    for words in (text.text, text.title or ""):
+        try:
+            words.encode()
+        except UnicodeEncodeError:
+            return TextFault(422, "bad_encoding", "expected Unicode, found a lone surrogate")
+    return None
 
 
 class _Rate:

@@ -1,0 +1,77 @@
+"""An endpoint without Ray: the routes over a tiny encoder, asked in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+from prometheus_client.metrics_core import Metric
+
+from actors.config import ModelConfig
+from actors.encoder import Encoder, load_encoder
+from pipelines.endpoint.api import create_api
+from pipelines.endpoint.config import parse_endpoint_config
+from pipelines.endpoint.service import Service
+
+OUTPUTS = ("dense", "sparse", "colbert")
+
+
+@functools.cache
+def tiny_encoder() -> Encoder:
+    return load_encoder(
+        ModelConfig(name="builtin:tiny-m3", outputs=OUTPUTS, max_length=64, dtype="float32")
+    )
+
+
+class Client:
+    """Asks an endpoint; one event loop for all its requests."""
+
+    def __init__(self, service: Service, keys: tuple[str, ...] = ()) -> None:
+        self.service = service
+
+        async def collect() -> Mapping[str, list[Metric]]:
+            return {"r1": service.metrics.collect(), "r2": service.metrics.collect()}
+
+        self.app = create_api(service, keys, collect)
+        self._runner = asyncio.Runner()
+
+    def run(self, coroutine: Any) -> Any:
+        return self._runner.run(coroutine)
+
+    def open(self) -> httpx.AsyncClient:
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        return httpx.AsyncClient(transport=transport, base_url="http://endpoint")
+
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        async def ask() -> httpx.Response:
+            async with self.open() as client:
+                return await client.request(method, path, **options)
+
+        return self.run(ask())
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return self.request("GET", path, **options)
+
+    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
+        return self.request("POST", path, json=body, **options)
+
+
+@contextmanager
+def endpoint(
+    encoder: Encoder | None = None, keys: tuple[str, ...] = (), warm: bool = True, **sections: Any
+) -> Iterator[Client]:
+    """A client of an endpoint with these configuration sections."""
+    config = parse_endpoint_config({"model": {"name": "builtin:tiny-m3"}} | sections)
+    service = Service(encoder or tiny_encoder(), config, config.chunk)
+    client = Client(service, keys)
+    if warm:
+        client.run(service.warm_up())
+    try:
+        yield client
+    finally:
+        service.close()
+        client._runner.close()
