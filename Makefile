@@ -11,7 +11,7 @@ STAMP  := $(VENV)/.installed
 TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null || $(PYTHON) -c "import urllib.request as u; p='https://download.pytorch.org/whl/cpu'; u.urlopen(p+'/torch/', timeout=3); print(p)" 2>/dev/null)
 PIP_FLAGS   := --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: quickstart test check format docs lock clean
+.PHONY: quickstart test check format docs lock bench-serve clean
 
 quickstart: $(STAMP)
 	$(BIN)/python -m pipelines.embed_corpus conf/quickstart.yaml
@@ -42,6 +42,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 lock: $(STAMP)
 	$(BIN)/pip freeze --exclude-editable | sed -E 's/^(torch==[0-9.]+)\+.*/\1/; /^(nvidia|triton|cuda)/d' > constraints.txt
+
+bench-serve: $(STAMP)
+	$(BIN)/python -m benchmarks.serve
 
 clean:
 	rm -rf $(VENV) out

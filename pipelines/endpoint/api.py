@@ -16,10 +16,10 @@ from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import Metric
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from actors.errors import EmbedError
-from pipelines.endpoint.errors import ApiError, error_response
+from pipelines.endpoint.errors import ApiError, documented_refusals, error_response
 from pipelines.endpoint.guard import App, Guard
 from pipelines.endpoint.metrics import page
 from pipelines.endpoint.native import native_routes
@@ -53,7 +53,7 @@ def create_api(service: Service, keys: tuple[str, ...], collect: CollectMetrics)
 
 
 def _operator_routes(service: Service, collect: CollectMetrics) -> APIRouter:
-    router = APIRouter(tags=["operation"])
+    router = APIRouter(tags=["operation"], responses=documented_refusals("native"))
 
     @router.get("/info")
     async def info() -> dict[str, object]:
@@ -79,7 +79,7 @@ def _operator_routes(service: Service, collect: CollectMetrics) -> APIRouter:
         }
 
     @router.get("/health")
-    async def health() -> Response:
+    async def health() -> dict[str, str]:
         """200 where a text can be encoded now."""
         try:
             await asyncio.wait_for(
@@ -87,9 +87,9 @@ def _operator_routes(service: Service, collect: CollectMetrics) -> APIRouter:
             )
         except (TimeoutError, EmbedError) as error:
             raise ApiError(503, "unhealthy", str(error) or "no answer in time") from error
-        return Response()
+        return {"status": "ok"}
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Prometheus text of all replicas."""
         return Response(page(await collect()), media_type=CONTENT_TYPE_LATEST)

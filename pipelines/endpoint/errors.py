@@ -19,6 +19,16 @@ from starlette.responses import Response
 
 Shape = Literal["native", "openai", "tei"]
 
+_REFUSALS = {
+    400: "Nothing to encode.",
+    401: "No key of this endpoint.",
+    413: "Too many texts, too large a body, or a text that is too long.",
+    422: "Malformed: which field, what was expected.",
+    424: "The encoder failed on a text.",
+    429: "The queue is full; Retry-After says when to come again.",
+    503: "Not warm, or not able to encode.",
+}
+
 _TEI_PATHS = ("/embed", "/embed_sparse", "/embed_all", "/tokenize", "/info", "/")
 _TEI_TYPES = {400: "Empty", 413: "Validation", 422: "Validation", 424: "Backend"} | {
     429: "Overloaded",
@@ -64,6 +74,17 @@ def shape_of(path: str) -> Shape:
     if path.startswith("/v1/"):
         return "openai"
     return "tei" if path in _TEI_PATHS else "native"
+
+
+def documented_refusals(shape: Shape) -> dict[int | str, dict[str, Any]]:
+    """For the OpenAPI schema of an API's routes."""
+    body: dict[str, Any] = {
+        "type": "object",
+        "required": ["error"],
+        "properties": {"error": {"type": "string" if shape == "tei" else "object"}},
+    }
+    content = {"application/json": {"schema": body}}
+    return {status: {"description": text, "content": content} for status, text in _REFUSALS.items()}
 
 
 def error_response(error: ApiError, path: str) -> Response:

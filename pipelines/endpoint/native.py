@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
+import numpy as np
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
@@ -14,9 +15,11 @@ from actors.scoring import colbert_pairs, dense_pairs, sparse_pairs, weighted_me
 from actors.text_vectors import TextVectors, columns_of
 from pipelines.endpoint.answers import ARROW, arrow_response, json_response, sparse_json
 from pipelines.endpoint.config import Kind
-from pipelines.endpoint.errors import ApiError, TextFault
+from pipelines.endpoint.errors import ApiError, TextFault, documented_refusals
 from pipelines.endpoint.service import Service
 from pipelines.endpoint.texts import Text
+
+Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 
 
 class Body(BaseModel):
@@ -76,7 +79,7 @@ class ScoreRequest(Body):
     """Pairs to score."""
 
     pairs: list[tuple[str, str]] = Field(description="[query, passage]")
-    weights: tuple[float, float, float] = Field(
+    weights: tuple[Weight, Weight, Weight] = Field(
         (1.0, 1.0, 1.0), description="Of dense, sparse and ColBERT in `weighted`."
     )
     truncate: bool | None = None
@@ -94,7 +97,7 @@ class ScoreResponse(BaseModel):
 
 def native_routes(service: Service) -> APIRouter:
     """Routes bound to a service."""
-    router = APIRouter(tags=["packvec"])
+    router = APIRouter(tags=["packvec"], responses=documented_refusals("native"))
     info = service.encoder.info
     empty = service.encoder.empty()
     facts = {"model": info.name, "space_fingerprint": info.space_fingerprint}
@@ -128,7 +131,8 @@ def native_routes(service: Service) -> APIRouter:
         texts += [Text("passage", passage) for _, passage in body.pairs]
         found = await service.encode(texts, service.outputs, truncate=body.truncate)
         vectors = all_vectors(found, "pairs", len(body.pairs))
-        if not any(body.weights[OUTPUTS.index(output)] for output in service.outputs):
+        used = [body.weights[OUTPUTS.index(output)] for output in service.outputs]
+        if not np.float32(sum(used)):
             raise ApiError(
                 422, "no_weight", "expected a weight other than 0, found none", field="weights"
             )

@@ -19,7 +19,7 @@ from actors.config import Output
 from actors.text_vectors import TextVectors
 from pipelines.endpoint.answers import json_response
 from pipelines.endpoint.config import Kind
-from pipelines.endpoint.errors import ApiError
+from pipelines.endpoint.errors import ApiError, documented_refusals
 from pipelines.endpoint.native import all_vectors, check_dim, cut_dims
 from pipelines.endpoint.service import Service
 from pipelines.endpoint.texts import Text
@@ -70,7 +70,7 @@ class EmbeddingsResponse(BaseModel):
 
 def openai_routes(service: Service) -> APIRouter:
     """Routes bound to a service."""
-    router = APIRouter(prefix="/v1", tags=["OpenAI"])
+    router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=documented_refusals("openai"))
     name = service.encoder.info.name
 
     @router.post("/embeddings", response_model=EmbeddingsResponse)

@@ -18,7 +18,7 @@ from actors.config import Output
 from actors.text_vectors import TextVectors
 from pipelines.endpoint.answers import json_response
 from pipelines.endpoint.config import Kind
-from pipelines.endpoint.errors import ApiError
+from pipelines.endpoint.errors import ApiError, documented_refusals
 from pipelines.endpoint.native import all_vectors, check_dim, cut_dims
 from pipelines.endpoint.openai import TokenIds, texts_of
 from pipelines.endpoint.service import Service
@@ -76,7 +76,7 @@ class Token(BaseModel):
 
 def tei_routes(service: Service) -> APIRouter:
     """Routes bound to a service."""
-    router = APIRouter(tags=["text-embeddings-inference"])
+    router = APIRouter(tags=["text-embeddings-inference"], responses=documented_refusals("tei"))
 
     async def vectors_of(body: Inputs, output: Output) -> list[TextVectors]:
         kind = body.prompt_name or service.config.default_kind

@@ -1,0 +1,273 @@
+"""The endpoint on a real Ray Serve, asked over HTTP by the clients people have."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import schemathesis
+from conftest import CORPUS, config_for
+from huggingface_hub import InferenceClient
+from hypothesis import HealthCheck, given, settings
+from langchain_openai import OpenAIEmbeddings
+from ray import serve
+from ray.serve.context import _get_global_client
+from schemathesis.specs.openapi.checks import (
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from actors.encoder import load_encoder
+from pipelines.embed_corpus import embed_corpus
+from pipelines.endpoint.deployment import build
+from pipelines.index import open_index
+
+OUTPUTS = ["dense", "sparse", "colbert"]
+MODEL = {"name": "builtin:tiny-m3", "max_length": 128}
+DEPLOYMENT = {"gpus": 0, "cpus": 0.5}
+
+
+@pytest.fixture(scope="module")
+def index(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small index with titles before its passages."""
+    folder = tmp_path_factory.mktemp("endpoint") / "index"
+    chunk = {"max_tokens": 96, "title_prefix": True}
+    embed_corpus(config_for(CORPUS, index={"uri": str(folder)}, chunk=chunk, source={"limit": 150}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def port(ray_cluster: None) -> Iterator[int]:
+    """Serve's proxy."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": 60})
+    yield port
+    serve.shutdown()
+
+
+def deploy(port: int, **args: Any) -> str:
+    """The URL of an endpoint that is warm."""
+    args["deployment"] = DEPLOYMENT | args.get("deployment", {})
+    serve.run(build(args), name="packvec", route_prefix="/")
+    return f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def url(port: int, index: Path) -> str:
+    """An endpoint of the index, two replicas; its model is the index's own."""
+    return deploy(port, index={"uri": str(index)}, deployment={"replicas": 2})
+
+
+def test_endpoint_encodes_passages_as_they_are_in_the_index(url: str, index: Path) -> None:
+    columns = ["text", "title", "n_tokens", *OUTPUTS]
+    rows = open_index(str(index)).to_table(columns=columns).slice(0, 200)
+    assert rows.num_rows == 200
+    with httpx.Client(timeout=60) as http:
+        for start in range(0, 200, 50):
+            part = rows.slice(start, 50).to_pydict()
+            body = {"texts": part["text"], "titles": part["title"], "kind": "passage"}
+            answer = http.post(f"{url}/encode", json=body).json()
+            assert answer["n_tokens"] == part["n_tokens"]
+            for row in range(50):
+                mine, theirs = np.array(answer["dense"][row]), np.array(part["dense"][row])
+                cosine = mine @ theirs / np.linalg.norm(mine) / np.linalg.norm(theirs)
+                assert cosine >= 0.999
+                np.testing.assert_allclose(mine, theirs, atol=2e-2)
+                stored, found = part["sparse"][row], answer["sparse"][row]
+                stored = dict(zip(stored["indices"], stored["values"], strict=True))
+                found = dict(zip(found["indices"], found["values"], strict=True))
+                for token in stored | found:
+                    assert abs(stored.get(token, 0) - found.get(token, 0)) < 2e-2
+                np.testing.assert_allclose(answer["colbert"][row], part["colbert"][row], atol=3e-2)
+
+
+@pytest.fixture(scope="module")
+def query_vector(index: Path) -> list[float]:
+    config = config_for(CORPUS, index={"uri": str(index)})
+    return load_encoder(config.encoder).encode_queries(["what is ray"])["dense"][0].as_py()
+
+
+def close(found: Any, expected: Any) -> None:
+    np.testing.assert_allclose(np.array(found), np.array(expected, np.float32), atol=2e-2)
+
+
+def test_endpoint_openai_client_gets_its_vectors(url: str, query_vector: list[float]) -> None:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+        found = client.embeddings.create(model="any", input=["what is ray", "other"])
+        assert len(found.data) == 2
+        close(found.data[0].embedding, query_vector)
+        floats = client.embeddings.create(
+            model="any", input="what is ray", encoding_format="float", dimensions=8
+        )
+        assert len(floats.data[0].embedding) == 8
+        assert found.usage.total_tokens > found.data[0].index
+        with pytest.raises(openai.BadRequestError, match="expected a text"):
+            client.embeddings.create(model="any", input=[])
+
+
+def test_endpoint_openai_async_client_gets_its_vectors(url: str, query_vector: list[float]) -> None:
+    async def ask() -> list[Any]:
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client:
+            asked = [client.embeddings.create(model="m", input="what is ray") for _ in range(20)]
+            return await asyncio.gather(*asked)
+
+    for found in asyncio.run(ask()):
+        close(found.data[0].embedding, query_vector)
+
+
+def test_endpoint_langchain_gets_its_vectors(url: str, query_vector: list[float]) -> None:
+    model = OpenAIEmbeddings(
+        base_url=f"{url}/v1", api_key="none", model="any", check_embedding_ctx_length=False
+    )
+    close(model.embed_query("what is ray"), query_vector)
+    assert len(model.embed_documents(["a", "b", "c"])) == 3
+
+
+def test_endpoint_huggingface_client_gets_its_vectors(
+    url: str, query_vector: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Tests are offline for the hub's sake; this client would not even ask this machine.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    client = InferenceClient(url)
+    close(client.feature_extraction("what is ray")[0], query_vector)
+    close(client.feature_extraction("what is ray", normalize=True, truncate=True)[0], query_vector)
+
+
+def test_endpoint_curl_gets_its_vectors(url: str, query_vector: list[float]) -> None:
+    body = json.dumps({"texts": ["what is ray"], "outputs": ["dense"]})
+    header = "Content-Type: application/json"
+    command = ["curl", "-sS", "-X", "POST", f"{url}/encode", "-H", header, "-d", body]
+    found = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
+    close(json.loads(found)["dense"][0], query_vector)
+
+
+def test_endpoint_metrics_are_of_all_replicas(url: str) -> None:
+    with httpx.Client(timeout=60) as http:
+        for i in range(30):
+            http.post(f"{url}/encode", json={"texts": [f"text {i}"]})
+        page = http.get(f"{url}/metrics").text
+    lines = [li for li in page.splitlines() if li.startswith("packvec_requests_total{")]
+    assert len({li.partition('replica="')[2].partition('"')[0] for li in lines}) == 2
+    asked = sum(float(li.rpartition(" ")[2]) for li in lines if 'route="/encode"' in li)
+    assert asked >= 30
+
+
+def test_endpoint_answers_anything_without_a_server_error(url: str) -> None:
+    """Requests of any kind, made from the OpenAPI schema; every answer fits it."""
+    operations = [
+        each.ok()
+        for each in schemathesis.openapi.from_url(f"{url}/openapi.json").get_all_operations()
+    ]
+    assert len(operations) == 12
+    statuses: Counter[int] = Counter()
+    for operation in operations:
+
+        @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(case=operation.as_strategy())
+        def check(case: schemathesis.Case) -> None:
+            response = case.call(timeout=60)
+            statuses[response.status_code] += 1
+            assert response.status_code < 500 or response.status_code == 503
+            assert "Traceback" not in response.text
+            checks = [status_code_conformance, response_schema_conformance]
+            case.validate_response(response, checks=checks)
+
+        check()
+    assert statuses[200] > 20
+    assert statuses[422] + statuses[400] > 20
+
+
+def test_endpoint_of_another_space_does_not_start_and_says_what_differs(
+    port: int, index: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    args = {"model": MODEL | {"normalize": False}, "outputs": OUTPUTS}
+    args |= {"index": {"uri": str(index)}, "deployment": DEPLOYMENT}
+    with pytest.raises(RuntimeError):
+        serve.run(build(args), name="other", route_prefix="/other")
+    status = serve.status().applications["other"]
+    text = status.message + "".join(d.message for d in status.deployments.values())
+    serve.delete("other")
+    assert "they differ in model.normalize" in text
+
+
+def replica_pids() -> list[int]:
+    details = _get_global_client().get_serve_details()
+    [deployment] = details["applications"]["packvec"]["deployments"].values()
+    return [each["pid"] for each in deployment["replicas"] if each["state"] == "RUNNING"]
+
+
+def test_endpoint_killed_replica_in_a_flood_loses_only_what_it_held(port: int) -> None:
+    limits = {"max_queued_texts": 64}
+    url = deploy(
+        port, model=MODEL, limits=limits, deployment={"replicas": 2}, cache={"max_bytes": 0}
+    )
+    replicas = replica_pids()
+    assert len(replicas) == 2
+    answers, started = [], time.monotonic()
+
+    async def flood() -> None:
+        limit = httpx.Limits(max_connections=640)
+        async with httpx.AsyncClient(timeout=60, limits=limit) as http:
+
+            async def ask(i: int) -> None:
+                try:
+                    answer = await http.post(f"{url}/encode", json={"texts": [f"text {i}"] * 2})
+                    answers.append((answer.status_code, answer.text))
+                except httpx.HTTPError as error:
+                    answers.append((0, repr(error)))
+
+            tasks = [asyncio.create_task(ask(i)) for i in range(640)]
+            while len(answers) < 50:
+                await asyncio.sleep(0.01)
+            os.kill(replicas[0], signal.SIGKILL)
+            await asyncio.gather(*tasks)
+
+    asyncio.run(flood())
+    codes = [code for code, _ in answers]
+    assert len(codes) == 640
+    assert set(codes) <= {200, 429, 500, 503}, set(codes)
+    assert codes.count(200) >= 50
+    assert codes.count(500) <= 64 * 2
+    assert not any("Traceback" in text for _, text in answers)
+    assert time.monotonic() - started < 60
+    deadline = time.monotonic() + 60
+    while httpx.post(f"{url}/encode", json={"texts": ["after"]}, timeout=60).status_code != 200:
+        assert time.monotonic() < deadline
+
+
+def test_endpoint_update_drops_no_request(port: int) -> None:
+    url = deploy(port, model=MODEL)
+    stop, codes = [], []
+
+    def ask() -> None:
+        with httpx.Client(timeout=60) as http:
+            while not stop:
+                answer = http.post(f"{url}/encode", json={"texts": ["what is ray"]})
+                codes.append(answer.status_code)
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask) for _ in range(4)]
+        deploy(port, model=MODEL | {"truncate_dim": 8})
+        stop.append(True)
+        for each in asking:
+            each.result(60)
+    assert len(codes) > 20
+    assert set(codes) == {200}
+    found = httpx.post(f"{url}/encode", json={"texts": ["a"], "outputs": ["dense"]}, timeout=60)
+    assert len(found.json()["dense"][0]) == 8
