@@ -1,6 +1,6 @@
 # make quickstart    an index of real articles, in .venv, from nothing but Python 3.11+
 # make test          the whole suite      make check   style, types      make lock   new pins
-# make docs          docs/configuration.md, from the docstrings
+# make docs          the pages on configuration, from the docstrings
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -32,6 +32,8 @@ format: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -m pipelines.config --markdown > docs/.configuration.md
 	mv docs/.configuration.md docs/configuration.md
+	$(BIN)/python -m pipelines.endpoint.config > docs/.endpoint.md
+	mv docs/.endpoint.md docs/endpoint-configuration.md
 
 # Constraints, not requirements: torch stays "whatever build fits this machine", at one version.
 $(STAMP): pyproject.toml constraints.txt

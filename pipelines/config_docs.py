@@ -25,7 +25,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from actors.config import ModelConfig
-from pipelines.config import Character, RunConfig
+from pipelines.config import Character, ChunkConfig, RunConfig
 from pipelines.config_keys import section_keys
 
 _COLUMNS = 100
@@ -86,12 +86,22 @@ def entries(
     docs, defaults = _attribute_docs(section), _defaults(section)
     for name in section_keys(section):
         hint, inner = hints[name], f"{path}{name}"
-        if isinstance(hint, type) and (issubclass(hint, BaseModel) or hint is ModelConfig):
-            yield Entry(path=inner, doc=_one_line(hint.__doc__ or ""))
-            yield from entries(hint, f"{inner}.")
+        if child := _section_in(hint):
+            yield Entry(path=inner, doc=_one_line(f"{docs.get(name, '')} {child.__doc__ or ''}"))
+            yield from entries(child, f"{inner}.")
         else:
             default = _as_yaml(defaults[name]) if name in defaults else ""
             yield Entry(path=inner, doc=docs.get(name, ""), type=_in_words(hint), default=default)
+
+
+def _section_in(hint: Any) -> type[BaseModel] | type[ModelConfig] | None:
+    """The section a key is, one that may be left out too; not where it is a run's that may be."""
+    if isinstance(hint, type) and (issubclass(hint, BaseModel) or hint is ModelConfig):
+        return hint
+    for each in typing.get_args(hint):
+        if isinstance(each, type) and issubclass(each, BaseModel) and each is not ChunkConfig:
+            return each
+    return None
 
 
 def annotated_yaml() -> str:
@@ -113,14 +123,16 @@ def annotated_yaml() -> str:
     return "\n".join(lines) + "\n"
 
 
-def markdown() -> str:
-    """The content of docs/configuration.md."""
-    found = list(entries())
-    lines = [_MARKDOWN_INTRO]
-    for section in [None, *(entry for entry in found if not entry.type)]:
-        path = section.path if section else ""
-        lines += ["", f"## `{path}`" if section else "## Top level", ""]
-        lines += [_escaped(section.doc), ""] if section else []
+def markdown(
+    section: type[BaseModel] | type[ModelConfig] = RunConfig, intro: str = _MARKDOWN_INTRO
+) -> str:
+    """The content of docs/configuration.md, or of another section's page."""
+    found = list(entries(section))
+    lines = [intro]
+    for part in [None, *(entry for entry in found if not entry.type)]:
+        path = part.path if part else ""
+        lines += ["", f"## `{path}`" if part else "## Top level", ""]
+        lines += [_escaped(part.doc), ""] if part else []
         lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
         for key in found:
             if key.type and key.path.rpartition(".")[0] == path:
@@ -153,7 +165,8 @@ def _defaults(section: type[BaseModel] | type[ModelConfig]) -> dict[str, Any]:
 
 def _limit(limit: Any) -> str:
     """annotated_types' Ge or Le in words."""
-    return f">= {limit.ge}" if hasattr(limit, "ge") else f"<= {limit.le}"
+    signs = {"ge": ">=", "gt": ">", "le": "<="}
+    return next(f"{sign} {getattr(limit, k)}" for k, sign in signs.items() if hasattr(limit, k))
 
 
 def _in_words(hint: Any) -> str:
@@ -172,6 +185,8 @@ def _in_words(hint: Any) -> str:
     if origin is tuple:
         each = _in_words(args[0])
         return f"list of {each}" + ("s" if each in _TYPES.values() else "")
+    if hint in (ModelConfig, ChunkConfig):
+        return "section of [a run's configuration](configuration.md)"
     return _TYPES[origin or hint]
 
 

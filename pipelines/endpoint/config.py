@@ -64,7 +64,9 @@ class Autoscaling(Section):
     """Replicas follow the load."""
 
     min_replicas: Annotated[int, Field(ge=0)] = 1
+    """0: none without requests; the first then waits until one is warm."""
     max_replicas: Count = 4
+    """Serve adds no more."""
     target_ongoing_requests: Annotated[float, Field(gt=0)] = 64
     """Requests in a replica that Serve aims at; a forward pass takes many at once."""
 
@@ -90,6 +92,7 @@ class DeploymentConfig(Section):
     health_check_period_s: Annotated[float, Field(gt=0)] = 10
     """How often a replica has to encode a text to prove that it can."""
     health_check_timeout_s: Annotated[float, Field(gt=0)] = 30
+    """How long it may take over that, before it counts as dead."""
     graceful_shutdown_timeout_s: Annotated[float, Field(gt=0)] = 30
     """How long a replica that is to go may take to answer what it has accepted."""
 
@@ -123,6 +126,18 @@ class EndpointConfig(Section):
         return self
 
 
+_INTRO = """\
+# Configuration of the query endpoint
+
+<!-- Written by `make docs` from the docstrings in pipelines/endpoint/config.py. -->
+
+The `args` of the application in a Serve config file; `conf/serve.yaml` is an example, and
+[endpoint.md](endpoint.md) says what the endpoint does. `model.name` or `index.uri` is required.
+The file's other keys (`http_options`, `logging_config`) are Ray Serve's own.
+
+An unknown key, or a value of the wrong type, is an error that names it; nothing is deployed."""
+
+
 def parse_endpoint_config(raw: Mapping[str, Any]) -> EndpointConfig:
     """Validate the `args` of the application.
 
@@ -135,3 +150,9 @@ def parse_endpoint_config(raw: Mapping[str, Any]) -> EndpointConfig:
         return EndpointConfig.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(describe_invalid(error, where)) from None
+
+
+if __name__ == "__main__":
+    from pipelines.config_docs import markdown
+
+    print(markdown(EndpointConfig, _INTRO), end="")  # noqa: T201
