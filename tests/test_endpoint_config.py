@@ -60,7 +60,8 @@ def test_endpoint_rayservice_has_room_for_its_replicas() -> None:
     [workers] = manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     [container] = workers["template"]["spec"]["containers"]
     gpus = container["resources"]["limits"]["nvidia.com/gpu"] * workers["maxReplicas"]
-    assert config.deployment.autoscaling and config.deployment.gpus
+    assert config.deployment.autoscaling
+    assert config.deployment.gpus
     assert config.deployment.autoscaling.max_replicas * config.deployment.gpus <= gpus
     grace = workers["template"]["spec"]["terminationGracePeriodSeconds"]
     assert grace > config.deployment.graceful_shutdown_timeout_s
@@ -73,6 +74,6 @@ def test_endpoint_configuration_page_is_what_make_docs_writes() -> None:
     assert page == markdown(EndpointConfig, _INTRO)
 
 
-@pytest.mark.parametrize("entry", entries(EndpointConfig), ids=lambda entry: entry.path)
+@pytest.mark.parametrize("entry", list(entries(EndpointConfig)), ids=lambda entry: entry.path)
 def test_endpoint_key_is_documented(entry: Any) -> None:
     assert entry.doc
