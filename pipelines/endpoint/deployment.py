@@ -9,7 +9,6 @@ takes a request.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +25,7 @@ from pipelines.endpoint.api import create_api
 from pipelines.endpoint.config import EndpointConfig, parse_endpoint_config
 from pipelines.endpoint.guard import App, read_keys
 from pipelines.endpoint.service import Service
-from pipelines.endpoint.space import check_same_space, read_space
+from pipelines.endpoint.space import check_same_space, model_to_load
 
 logger = logging.getLogger("ray.serve")
 
@@ -108,15 +107,8 @@ class QueryEndpoint:
 
 
 def _load(config: EndpointConfig) -> tuple[Encoder, ChunkConfig | None]:
-    """The encoder, of the index's space, and how its titles are put."""
-    model, outputs, chunk = config.model, config.outputs, config.chunk
-    if config.index and (model is None or chunk is None):
-        space = read_space(config.index)
-        chunk = chunk or space.chunk
-        if model is None:
-            model, outputs = space.model, outputs or space.outputs
-    assert model is not None  # EndpointConfig has one or the other
-    model = dataclasses.replace(model, outputs=outputs or model.outputs)
+    model, chunk = model_to_load(config)
     encoder = load_encoder(model)
-    check_same_space(config, encoder, model)
+    if config.index:
+        check_same_space(config.index, model, encoder.info.dtype)
     return encoder, chunk

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from actors.config import ModelConfig, Output
-from actors.encoder import Encoder
 from actors.errors import IndexStateError
-from actors.fingerprint import space_parts
+from actors.fingerprint import fingerprint, space_parts
 from actors.model_files import resolve_model
 from pipelines.config import ChunkConfig, parse_config
 from pipelines.endpoint.config import EndpointConfig, ServedIndex
@@ -68,31 +68,47 @@ def read_space(index: ServedIndex) -> IndexSpace:
     )
 
 
-def check_same_space(config: EndpointConfig, encoder: Encoder, model: ModelConfig) -> None:
-    """Compare an endpoint's encoder with the index it serves.
+def model_to_load(config: EndpointConfig) -> tuple[ModelConfig, ChunkConfig | None]:
+    """The model with its outputs, and how titles are put; the index's where nothing is said.
+
+    Raises:
+        IndexStateError: as `read_space`.
+    """
+    model, outputs, chunk = config.model, config.outputs, config.chunk
+    if config.index and (model is None or chunk is None):
+        space = read_space(config.index)
+        chunk = chunk or space.chunk
+        if model is None:
+            model, outputs = space.model, outputs or space.outputs
+    assert model is not None  # EndpointConfig has one or the other
+    return dataclasses.replace(model, outputs=outputs or model.outputs), chunk
+
+
+def check_same_space(index: ServedIndex, model: ModelConfig, dtype: str | None = None) -> None:
+    """Compare what a model computes with what is in the index.
+
+    `dtype` is what it computes in, where that is known; another one than the index's is warned of.
 
     Raises:
         IndexStateError: their vectors may not be compared; it names what differs.
     """
-    if config.index is None:
-        return
-    space = read_space(config.index)
-    ours, theirs = encoder.info.space_fingerprint, space.manifest.space_fingerprint
+    space = read_space(index)
+    parts = space_parts(model, resolve_model(model))
+    ours, theirs = fingerprint(parts), space.manifest.space_fingerprint
     if ours != theirs:
-        parts = space_parts(model, resolve_model(model))
         names = [f"model.{name}" for name in differences(parts, space.parts)]
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         raise IndexStateError(
             f"index {space.uri}: expected the space of its vectors ({theirs}, "
-            f"{space.manifest.model.name}), found {ours} ({encoder.info.name}); they differ in "
+            f"{space.manifest.model.name}), found {ours} ({model.name}); they differ in "
             f"{', '.join(names[:_SHOWN])}{more}.",
-            "Leave args.model out to serve the index's own model.",
+            "Leave model out to serve the index's own.",
         )
     dtypes = space.manifest.model.dtypes
-    if encoder.info.dtype not in dtypes:
+    if dtype and dtype not in dtypes:
         logger.warning(
             "index %s was computed in %s, this endpoint computes in %s: vectors differ a little.",
             space.uri,
             ", ".join(dtypes),
-            encoder.info.dtype,
+            dtype,
         )

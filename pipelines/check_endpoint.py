@@ -1,0 +1,87 @@
+"""Whether a Serve config file would start: its keys, model, API keys and the index's space.
+
+    python -m pipelines.check_endpoint conf/serve.yaml
+
+Ray Serve reports what a replica refuses as a stack trace in a log, after minutes on a cluster; here
+it is a line, before. Needs the weights where it runs (their hashes are compared), and no Ray.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from actors.errors import ConfigError
+from actors.model_files import resolve_model
+from pipelines.cli import exit_with_one_line, log_to_stderr
+from pipelines.endpoint.config import EndpointConfig, parse_endpoint_config
+from pipelines.endpoint.guard import read_keys
+from pipelines.endpoint.space import check_same_space, model_to_load
+
+IMPORT_PATH = "pipelines.endpoint.deployment:build"
+
+
+def read_serve_file(path: Path) -> dict[str, EndpointConfig]:
+    """The endpoints of a Serve config file, or of a RayService manifest, by application's name.
+
+    Raises:
+        ConfigError: no such file, not YAML, no endpoint in it, or one with bad args.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if isinstance(raw, dict) and raw.get("kind") == "RayService":
+            raw = yaml.safe_load(raw["spec"]["serveConfigV2"])
+        applications: list[dict[str, Any]] = [
+            each for each in raw["applications"] if each["import_path"] == IMPORT_PATH
+        ]
+    except FileNotFoundError:
+        raise ConfigError(f"no such configuration: {path}.", "conf/serve.yaml is one.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path}: expected a Serve config file (applications, each with import_path), "
+            f"found: {' '.join(str(error).split()):.200}."
+        ) from None
+    if not applications:
+        raise ConfigError(f"{path}: expected an application with import_path {IMPORT_PATH}.")
+    return {
+        str(each.get("name", "default")): parse_endpoint_config(each.get("args") or {})
+        for each in applications
+    }
+
+
+def check_endpoint(config: EndpointConfig) -> str:
+    """What it would serve, in words.
+
+    Raises:
+        ConfigError: API keys are configured, and there are none. ModelError: as `load_encoder`.
+        IndexStateError: another space than the index's.
+    """
+    keys = read_keys(config.auth)
+    model, _ = model_to_load(config)
+    resolve_model(model)
+    if config.index:
+        check_same_space(config.index, model)
+    who = f"{len(keys)} keys" if keys else "no keys: whoever reaches the port may ask"
+    index = f"index {config.index.uri}" if config.index else "no index"
+    return f"{model.name} ({', '.join(model.outputs)}), {index}, {who}"
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    file: Annotated[Path, typer.Argument(help="A Serve config file, or a RayService manifest.")],
+    verbose: Annotated[bool, typer.Option("--verbose", help="Stack traces of errors.")] = False,
+) -> None:
+    """Check a Serve config file before it is deployed; exit code 0: it would start, 2: not."""
+    with log_to_stderr("text") as log, exit_with_one_line(log, verbose=verbose):
+        for name, config in read_serve_file(file).items():
+            log.say("done", f"{name}: {check_endpoint(config)}")
+
+
+if __name__ == "__main__":
+    app()
