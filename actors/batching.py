@@ -3,10 +3,10 @@
     batcher = Batcher(tokenize, stream, max_tokens=2048)
     batcher.submit(texts, outputs=("dense",)).result()     # one TextVectors or failure a text
 
-Two threads, two queues: one tokenises what arrives, the other encodes what is tokenised, as much at
-once as the token budget holds. An idle encoder takes what there is at once; while it is busy the
-next batch fills. Texts are the unit: a request larger than the budget takes several passes, and a
-text that cannot be encoded fails alone. Knows neither HTTP nor an event loop.
+An idle encoder takes what there is at once; while it is busy the next batch fills, up to a token
+budget. A thread encodes; beside a GPU another one tokenises meanwhile. Texts are the unit: a
+request larger than the budget takes several passes, and a text that cannot be encoded fails alone.
+Knows neither HTTP nor an event loop.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class _Item(Generic[Text]):
 
 
 class Batcher(Generic[Text]):
-    """Two threads between callers and an encoder; `close` ends them."""
+    """A thread or two between callers and an encoder; `close` ends them."""
 
     def __init__(
         self,
@@ -105,10 +105,12 @@ class Batcher(Generic[Text]):
         *,
         max_tokens: Callable[[], int],
         weigh: Callable[[Text], int],
+        overlap: bool,
         observe: Callable[[ForwardStats], None] = lambda stats: None,
     ) -> None:
         """`max_tokens`: the budget of a forward pass now; `weigh`: about how much work tokenising
-        a text is, in characters; `observe` is called from the encoding thread.
+        a text is, in characters; `overlap`: tokenise while a pass is computed, which pays where
+        that takes no CPU; `observe` is called from the encoding thread.
         """
         self._tokenize = tokenize
         self._stream = stream
@@ -119,11 +121,13 @@ class Batcher(Generic[Text]):
         self._ready: deque[_Item[Text]] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._tokenized_all = False
-        self._threads = [
-            threading.Thread(target=self._tokenize_forever, name="tokenize", daemon=True),
-            threading.Thread(target=self._encode_forever, name="encode", daemon=True),
-        ]
+        self._encoding = False
+        self._tokenized_all = not overlap
+        self._threads = [threading.Thread(target=self._encode_forever, name="encode", daemon=True)]
+        if overlap:
+            self._threads.append(
+                threading.Thread(target=self._tokenize_forever, name="tokenize", daemon=True)
+            )
         for thread in self._threads:
             thread.start()
 
@@ -179,21 +183,24 @@ class Batcher(Generic[Text]):
     def _tokenize_forever(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._arrived or self._closed)
+                self._changed.wait_for(lambda: (self._arrived and self._encoding) or self._closed)
                 if not self._arrived:
                     self._tokenized_all = True
                     self._changed.notify_all()
                     return
-                items = self._take(
-                    self._arrived,
-                    _TOKENIZE_WEIGHT,
-                    lambda item: self._weigh(item.text),
-                    _TOKENIZE_TEXTS,
-                )
-            tokenized = self._tokenize_or_fail(items)
-            with self._changed:
-                self._ready.extend(tokenized)
-                self._changed.notify_all()
+                items = self._take_arrived()
+            self._make_ready(items)
+
+    def _take_arrived(self) -> list[_Item[Text]]:
+        return self._take(
+            self._arrived, _TOKENIZE_WEIGHT, lambda item: self._weigh(item.text), _TOKENIZE_TEXTS
+        )
+
+    def _make_ready(self, items: list[_Item[Text]]) -> None:
+        tokenized = self._tokenize_or_fail(items)
+        with self._changed:
+            self._ready.extend(tokenized)
+            self._changed.notify_all()
 
     def _tokenize_or_fail(self, items: list[_Item[Text]]) -> list[_Item[Text]]:
         """Those that have tokens now; the others are answered."""
@@ -211,11 +218,19 @@ class Batcher(Generic[Text]):
     def _encode_forever(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._ready or self._tokenized_all)
-                if not self._ready:
+                self._encoding = False
+                self._changed.wait_for(
+                    lambda: self._ready or self._arrived or (self._closed and self._tokenized_all)
+                )
+                if not self._ready and not self._arrived:
                     return
+                self._encoding = True
                 budget = self._max_tokens()
                 items = self._take(self._ready, budget, _length, budget)
+                arrived = [] if items else self._take_arrived()  # no other thread to wake
+                self._changed.notify_all()
+            if arrived:
+                self._make_ready(arrived)
             if items:
                 self._encode(items, budget)
 

@@ -54,15 +54,22 @@ def stats() -> list[ForwardStats]:
     return []
 
 
-@pytest.fixture
-def batcher(slow: Slow, stats: list[ForwardStats]) -> Iterator[Batcher[str]]:
+@pytest.fixture(params=[True, False], ids=["overlapping", "one thread"])
+def batcher(
+    request: pytest.FixtureRequest, slow: Slow, stats: list[ForwardStats]
+) -> Iterator[Batcher[str]]:
     def tokenize(texts: Any) -> Any:
         if "untokenisable" in texts:
             raise TypeError("no")
         return tiny_encoder().passage_tokenizer.tokenize(texts)
 
     batcher: Batcher[str] = Batcher(
-        tokenize, slow, max_tokens=lambda: BUDGET, weigh=len, observe=stats.append
+        tokenize,
+        slow,
+        max_tokens=lambda: BUDGET,
+        weigh=len,
+        overlap=request.param,
+        observe=stats.append,
     )
     yield batcher
     slow.gate.set()
@@ -84,9 +91,11 @@ def hold(batcher: Batcher[str], slow: Slow) -> Any:
     return future
 
 
-def wait_for_tokens(batcher: Batcher[str], texts: int) -> None:
+def wait_until_queued(batcher: Batcher[str], texts: int) -> None:
+    """Tokenised, where a thread is there to do that."""
+    queue = batcher._ready if len(batcher._threads) > 1 else batcher._arrived
     deadline = time.monotonic() + 20
-    while len(batcher._ready) < texts:
+    while len(queue) < texts:
         assert time.monotonic() < deadline
         time.sleep(0.001)
 
@@ -105,7 +114,7 @@ def test_batcher_requests_that_arrive_during_a_pass_share_the_next(
     first = hold(batcher, slow)
     texts = [f"query {i}" for i in range(6)]
     futures = [batcher.submit([text], ("dense",)) for text in texts]
-    wait_for_tokens(batcher, 6)
+    wait_until_queued(batcher, 6)
     slow.gate.set()
     for text, future in zip(texts, futures, strict=True):
         assert_same(future.result(20)[0], text)
@@ -123,7 +132,7 @@ def test_batcher_request_above_the_budget_takes_several_passes(
     first = hold(batcher, slow)
     texts = [f"a text of several words, number {i}" for i in range(30)]
     future = batcher.submit(texts, ("dense",))
-    wait_for_tokens(batcher, 30)
+    wait_until_queued(batcher, 30)
     slow.gate.set()
     for text, found in zip(texts, future.result(20), strict=True):
         assert_same(found, text)
@@ -145,7 +154,7 @@ def test_batcher_pass_computes_the_outputs_its_requests_ask_for(
 ) -> None:
     first = hold(batcher, slow)
     one, other = batcher.submit(["a"], ("dense",)), batcher.submit(["b"], ("sparse",))
-    wait_for_tokens(batcher, 2)
+    wait_until_queued(batcher, 2)
     slow.gate.set()
     assert other.result(20)[0].sparse is not None
     assert one.result(20)[0].colbert is None
@@ -197,7 +206,7 @@ def test_batcher_pass_that_dies_of_an_unknown_error_is_told_to_its_callers_and_o
 def test_batcher_cancelled_request_is_not_encoded(batcher: Batcher[str], slow: Slow) -> None:
     first = hold(batcher, slow)
     gone, stays = batcher.submit(["gone"], ("dense",)), batcher.submit(["stays"], ("dense",))
-    wait_for_tokens(batcher, 2)
+    wait_until_queued(batcher, 2)
     assert gone.cancel()
     slow.gate.set()
     assert_same(stays.result(20)[0], "stays")
@@ -246,12 +255,19 @@ def test_batcher_close_finishes_what_it_took_and_takes_no_more(
         st.lists(st.text(st.characters(codec="utf-8"), max_size=80), min_size=1, max_size=6),
         min_size=1,
         max_size=8,
-    )
+    ),
+    overlap=st.booleans(),
 )
-def test_batcher_every_caller_gets_its_own_texts_in_order(requests: list[list[str]]) -> None:
+def test_batcher_every_caller_gets_its_own_texts_in_order(
+    requests: list[list[str]], overlap: bool
+) -> None:
     encoder = tiny_encoder()
     batcher: Batcher[str] = Batcher(
-        encoder.passage_tokenizer.tokenize, encoder.stream, max_tokens=lambda: 32, weigh=len
+        encoder.passage_tokenizer.tokenize,
+        encoder.stream,
+        max_tokens=lambda: 32,
+        weigh=len,
+        overlap=overlap,
     )
     try:
         futures = [batcher.submit(texts, OUTPUTS) for texts in requests]

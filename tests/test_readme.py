@@ -44,7 +44,7 @@ def commands() -> list[str]:
             )
             assert recipe
             found += [step.strip().replace("$(BIN)/", "") for step in recipe[1].splitlines()]
-        elif line.strip():
+        elif line.strip() and line != "serve run conf/serve.yaml":  # test_endpoint_serve runs it
             found.append(line)
     return found
 

@@ -47,6 +47,7 @@ class Service:
             encoder.stream,
             max_tokens=lambda: encoder.max_batch_tokens,
             weigh=lambda text: text.characters,
+            overlap=encoder.info.device != "cpu",
             observe=self.metrics.observe,
         )
         self._cache: VectorCache[Text] = VectorCache(config.cache.max_bytes)
