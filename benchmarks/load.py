@@ -66,22 +66,26 @@ def queries() -> list[str]:
 
 
 @cache
-def _requests(path: str) -> Iterator[bytes]:
+def _requests(path: str, distinct: int | None) -> Iterator[bytes]:
     """Never from its beginning again: a later round sends what this one did not."""
-    bodies = [json.dumps({"texts": [query]}).encode() for query in queries()]
+    bodies = [json.dumps({"texts": [query]}).encode() for query in queries()[:distinct]]
     head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
     return itertools.cycle(
         [f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body for body in bodies]
     )
 
 
-def measure(port: int, path: str, clients: int, seconds: float) -> Load:
+def measure(
+    port: int, path: str, clients: int, seconds: float, distinct: int | None = None
+) -> Load:
     """Keep `clients` requests of one query each in flight at 127.0.0.1:`port` for `seconds`.
+
+    `distinct`: only so many different queries, again and again.
 
     Raises:
         TimeoutError: an answer that does not come.
     """
-    requests = _requests(path)
+    requests = _requests(path, distinct)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_measure(port, requests, clients, seconds))
 

@@ -90,8 +90,11 @@ def _start(args: argparse.Namespace, stack: ExitStack) -> list[_System]:
     port, clients = _free_port(), process()
 
     def over_http(port: int, path: str) -> Callable[[int, float], Load]:
-        return lambda n, seconds: clients.submit(measure, port, path, n, seconds).result()
+        return lambda n, seconds: clients.submit(
+            measure, port, path, n, seconds, args.distinct
+        ).result()
 
+    cache_bytes = 64 << 20 if args.distinct else 0
     systems = []
     if {"noop", "ours"} & set(args.only):
         import ray
@@ -108,7 +111,7 @@ def _start(args: argparse.Namespace, stack: ExitStack) -> list[_System]:
         for replicas in args.replicas if "ours" in args.only else ():
             name = f"ours, {replicas} replica{'s' * (replicas > 1)}"
             path = f"/ours{replicas}"
-            serve.run(ours_app(replicas), name=path[1:], route_prefix=path)
+            serve.run(ours_app(replicas, cache_bytes), name=path[1:], route_prefix=path)
             url = f"http://127.0.0.1:{port}{path}/metrics"
             systems.append(_System(name, over_http(port, f"{path}/encode"), url))
     if "naive" in args.only:
@@ -172,6 +175,9 @@ def main() -> None:
     parser.add_argument("--clients", type=_numbers, default=[1, 8, 64])
     parser.add_argument("--replicas", type=_numbers, default=[1, 2], help="of ours")
     parser.add_argument("--only", type=lambda text: text.split(","), default=_SYSTEMS)
+    parser.add_argument(
+        "--distinct", type=int, help="only so many queries, and ours with its cache: HTTP alone"
+    )
     args = parser.parse_args()
     # Everything that is started inherits these.
     os.environ |= {"RAY_AUTH_MODE": "disabled", "HF_HUB_OFFLINE": "1"}

@@ -86,13 +86,13 @@ def noop_app() -> Any:
     return Noop.bind()  # type: ignore[attr-defined]  # serve.deployment's
 
 
-def ours_app(replicas: int) -> Any:
-    """The endpoint, which has to compute every answer."""
+def ours_app(replicas: int, cache_bytes: int = 0) -> Any:
+    """The endpoint, which has to compute every answer, unless it has a cache."""
     from pipelines.endpoint.deployment import build
 
     deployment = {"replicas": replicas, "cpus": THREADS}
     args = {"model": {"name": MODEL}, "outputs": ["dense"], "deployment": deployment}
-    return build(args | {"cache": {"max_bytes": 0}})
+    return build(args | {"cache": {"max_bytes": cache_bytes}})
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,11 +16,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
 import openai
+import psutil
 import pytest
 import ray
 import schemathesis
@@ -42,6 +44,11 @@ from pipelines.index import open_index
 OUTPUTS = ["dense", "sparse", "colbert"]
 MODEL = {"name": "builtin:tiny-m3", "max_length": 128}
 DEPLOYMENT = {"gpus": 0, "cpus": 0.5}
+
+
+def snippets(language: str) -> list[str]:
+    page = (ROOT / "docs/endpoint.md").read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.M | re.S)
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +159,14 @@ def test_endpoint_huggingface_client_gets_its_vectors(
     close(client.feature_extraction("what is ray", normalize=True, truncate=True)[0], query_vector)
 
 
+@pytest.mark.parametrize("snippet", snippets("python"))
+def test_endpoint_snippet_of_the_docs_runs(
+    url: str, snippet: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    exec(snippet.replace("http://localhost:8000", url), {})
+
+
 def test_endpoint_curl_gets_its_vectors(url: str, query_vector: list[float]) -> None:
     body = json.dumps({"texts": ["what is ray"], "outputs": ["dense"]})
     header = "Content-Type: application/json"
@@ -215,40 +230,70 @@ def replica_pids() -> list[int]:
     return [each["pid"] for each in deployment["replicas"] if each["state"] == "RUNNING"]
 
 
-def test_endpoint_killed_replica_in_a_flood_loses_only_what_it_held(port: int) -> None:
-    limits = {"max_queued_texts": 64}
-    url = deploy(
-        port, model=MODEL, limits=limits, deployment={"replicas": 2}, cache={"max_bytes": 0}
-    )
-    replicas = replica_pids()
-    assert len(replicas) == 2
-    answers, started = [], time.monotonic()
+class Answer(NamedTuple):
+    status: int
+    text: str
+    place: int
+    """In the order of the answers."""
 
-    async def flood() -> None:
-        limit = httpx.Limits(max_connections=640)
-        async with httpx.AsyncClient(timeout=60, limits=limit) as http:
 
-            async def ask(i: int) -> None:
-                try:
-                    answer = await http.post(f"{url}/encode", json={"texts": [f"text {i}"] * 2})
-                    answers.append((answer.status_code, answer.text))
-                except httpx.HTTPError as error:
-                    answers.append((0, repr(error)))
+def flood(url: str, requests: int, *, after: int = 0, then: Any = None) -> list[Answer]:
+    """All requests at once; `then` is called when some are answered."""
+    answers: list[Answer] = []
 
-            tasks = [asyncio.create_task(ask(i)) for i in range(640)]
-            while len(answers) < 50:
+    async def ask(http: httpx.AsyncClient, i: int) -> None:
+        try:
+            answer = await http.post(f"{url}/encode", json={"texts": [f"text {i}"] * 2})
+            answers.append(Answer(answer.status_code, answer.text, len(answers)))
+        except httpx.HTTPError as error:
+            answers.append(Answer(0, repr(error), len(answers)))
+
+    async def ask_all() -> None:
+        limits = httpx.Limits(max_connections=requests)
+        async with httpx.AsyncClient(timeout=60, limits=limits) as http:
+            tasks = [asyncio.create_task(ask(http, i)) for i in range(requests)]
+            while then and len(answers) < after:
                 await asyncio.sleep(0.01)
-            os.kill(replicas[0], signal.SIGKILL)
+            if then:
+                then()
             await asyncio.gather(*tasks)
 
-    asyncio.run(flood())
-    codes = [code for code, _ in answers]
-    assert len(codes) == 640
-    assert set(codes) <= {200, 429, 500, 503}, set(codes)
-    assert codes.count(200) >= 50
-    assert codes.count(500) <= 64 * 2
-    assert not any("Traceback" in text for _, text in answers)
-    assert time.monotonic() - started < 60
+    asyncio.run(ask_all())
+    assert len(answers) == requests
+    assert not any("Traceback" in answer.text for answer in answers)
+    return answers
+
+
+def test_endpoint_flooded_refuses_the_rest_and_a_killed_replica_loses_only_what_it_held(
+    port: int,
+) -> None:
+    args = {"limits": {"max_queued_texts": 64}, "cache": {"max_bytes": 0}}
+    url = deploy(port, model=MODEL, deployment={"replicas": 2}, **args)
+    replicas = replica_pids()
+    assert len(replicas) == 2
+
+    def memory() -> int:
+        return sum(psutil.Process(pid).memory_info().rss for pid in replicas)
+
+    flood(url, 640)  # first uses are over
+    before = memory()
+    for _ in range(3):
+        answers = flood(url, 640)  # 1,280 texts, of which 64 may wait in each replica
+        statuses = Counter(answer.status for answer in answers)
+        assert set(statuses) == {200, 429}
+        assert statuses[200] >= 64
+        assert all("queue_full" in a.text for a in answers if a.status == 429)
+        # Refusals do not wait for what was accepted.
+        assert min(a.place for a in answers if a.status == 429) < max(
+            a.place for a in answers if a.status == 200
+        )
+    assert memory() - before < 64 << 20
+
+    answers = flood(url, 640, after=50, then=lambda: os.kill(replicas[0], signal.SIGKILL))
+    statuses = Counter(answer.status for answer in answers)
+    assert set(statuses) <= {200, 429, 500, 503}
+    assert statuses[200] >= 50
+    assert statuses[500] <= 64 * 2
     deadline = time.monotonic() + 60
     while httpx.post(f"{url}/encode", json={"texts": ["after"]}, timeout=60).status_code != 200:
         assert time.monotonic() < deadline
@@ -300,3 +345,17 @@ def test_endpoint_starts_by_serve_run_and_ends_by_an_interrupt(port: int) -> Non
         assert found.json()["dim"] == 384
         process.send_signal(signal.SIGINT)
         process.wait(60)
+
+
+def test_build_gives_serve_what_the_configuration_says(ray_cluster: None) -> None:
+    scaling = {"min_replicas": 2, "max_replicas": 3, "target_ongoing_requests": 5}
+    deployment = {"gpus": 0.5, "cpus": 2, "autoscaling": scaling, "surge_percent": 50}
+    application = build({"model": MODEL, "deployment": deployment})
+    built = application._bound_deployment
+    config = built._deployment_config
+    assert config.autoscaling_config.max_replicas == 3
+    assert config.max_surge_percent == 50
+    assert built.ray_actor_options["num_gpus"] == 0.5
+    default = build({"model": MODEL})._bound_deployment
+    assert default.ray_actor_options["num_gpus"] == 1  # the cluster has GPUs
+    assert default.num_replicas == 1
