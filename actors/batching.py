@@ -66,6 +66,7 @@ class _Job(Generic[Text]):
     """One request."""
 
     outputs: frozenset[Output]
+    first: bool
     results: list[Result | None]
     pending: int
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -141,7 +142,7 @@ class Batcher(Generic[Text]):
         Raises:
             ModelError: the batcher is closed.
         """
-        job: _Job[Text] = _Job(frozenset(outputs), [None] * len(texts), len(texts))
+        job: _Job[Text] = _Job(frozenset(outputs), first, [None] * len(texts), len(texts))
         if not texts:
             job.future.set_result([])
             return job.future
@@ -199,7 +200,8 @@ class Batcher(Generic[Text]):
     def _make_ready(self, items: list[_Item[Text]]) -> None:
         tokenized = self._tokenize_or_fail(items)
         with self._changed:
-            self._ready.extend(tokenized)
+            self._ready.extendleft(item for item in reversed(tokenized) if item.job.first)
+            self._ready.extend(item for item in tokenized if not item.job.first)
             self._changed.notify_all()
 
     def _tokenize_or_fail(self, items: list[_Item[Text]]) -> list[_Item[Text]]:
@@ -226,7 +228,8 @@ class Batcher(Generic[Text]):
                     return
                 self._encoding = True
                 budget = self._max_tokens()
-                items = self._take(self._ready, budget, _length, budget)
+                urgent = bool(self._arrived) and self._arrived[0].job.first
+                items = [] if urgent else self._take(self._ready, budget, _length, budget)
                 arrived = [] if items else self._take_arrived()  # no other thread to wake
                 self._changed.notify_all()
             if arrived:

@@ -218,16 +218,20 @@ def test_batcher_first_request_goes_before_those_that_wait(
     batcher: Batcher[str], slow: Slow
 ) -> None:
     order: list[str] = []
-    shut = threading.Event()
-    batcher._tokenize, real = (lambda texts: (shut.wait(20), real(texts))[1]), batcher._tokenize
-    batcher.submit(["held"], ("dense",))
-    late = batcher.submit(["late " * 30] * 3, ("dense",))
-    urgent = batcher.submit(["urgent " * 30], ("dense",), first=True)
-    late.add_done_callback(lambda _: order.append("late"))
+    held = hold(batcher, slow)
+    late = [batcher.submit(["late " * 50], ("dense",)) for _ in range(6)]
+    wait_until_queued(batcher, 6)
+    if len(batcher._threads) == 1:  # some have tokens already, and wait for the next pass
+        batcher._make_ready(batcher._take_arrived())
+    urgent = batcher.submit(["urgent " * 50], ("dense",), first=True)
+    for i, future in enumerate(late):
+        future.add_done_callback(lambda _, i=i: order.append(f"late {i}"))
     urgent.add_done_callback(lambda _: order.append("urgent"))
-    shut.set()
-    wait([late, urgent], 20)
-    assert order == ["urgent", "late"]
+    if len(batcher._threads) > 1:
+        wait_until_queued(batcher, 7)
+    slow.gate.set()
+    wait([held, *late, urgent], 20)
+    assert order == ["urgent", *(f"late {i}" for i in range(6))]
 
 
 def test_batcher_no_texts_are_answered_at_once(batcher: Batcher[str]) -> None:

@@ -242,6 +242,32 @@ def test_refusal_of_a_body_above_the_limit(path: str, declared: bool) -> None:
         assert small.status_code == 200
 
 
+def test_refusal_of_more_colbert_than_an_answer_can_hold() -> None:
+    with endpoint(limits={"max_colbert_tokens": 100}) as client:
+        body = {"texts": [LONG, LONG]}
+        answer = client.post("/encode", body)
+        assert answer.status_code == 413
+        assert answer.json()["error"]["code"] == "too_many_tokens"
+        assert client.post("/encode", body | {"outputs": ["dense"]}).status_code == 200
+        assert client.post("/encode", {"texts": [LONG]}).status_code == 200
+
+
+def test_routes_below_a_prefix_are_open_and_shaped_as_without() -> None:
+    with endpoint(keys=("one",)) as client:
+        app = client.app
+
+        async def prefixed(scope: Any, receive: Any, send: Any) -> None:
+            await app(scope | {"root_path": "/v", "path": f"/v{scope['path']}"}, receive, send)
+
+        client.app = prefixed
+        assert client.get("/health").status_code == 200
+        answer = client.post("/v1/embeddings", {"input": "a"})
+        assert answer.status_code == 401
+        field_of("/v1/embeddings", answer.json())
+        key = {"Authorization": "Bearer one"}
+        field_of("/embed", client.post("/embed", {"inputs": []}, headers=key).json())
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"), [("GET", "/nope", 404), ("GET", "/encode", 405)]
 )

@@ -64,3 +64,10 @@ def test_importing_what_the_driver_needs_loads_no_torch() -> None:
     )
     assert "tokenizers" in loaded
     assert not loaded & {"torch", "transformers", *FORBIDDEN}
+
+
+def test_importing_the_endpoints_routes_loads_no_ray() -> None:
+    """Any ASGI server can run them; only the deployment is Ray Serve's."""
+    loaded = loaded_after("pipelines.endpoint.api", "pipelines.check_endpoint")
+    assert "fastapi" in loaded
+    assert "ray" not in loaded

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 
 from actors.errors import EmbedError
-from pipelines.endpoint.errors import ApiError, documented_refusals, error_response
+from pipelines.endpoint.errors import ApiError, documented_refusals, error_response, route_path
 from pipelines.endpoint.guard import App, Guard
 from pipelines.endpoint.metrics import page
 from pipelines.endpoint.native import native_routes
@@ -101,7 +101,7 @@ def _answer_errors(app: FastAPI, service: Service) -> None:
     def refuse(request: Request, error: ApiError) -> Response:
         route = getattr(request.scope.get("route"), "path", "other")
         service.metrics.errors.labels(route, error.code).inc()
-        return error_response(error, request.url.path)
+        return error_response(error, route_path(request.scope))
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> Response:

@@ -33,6 +33,9 @@ class Limits(Section):
     """More texts in a request are refused (413)."""
     max_tokens: Count | None = None
     """Longest text, in tokens; the model's own length when not given, which it cannot exceed."""
+    max_colbert_tokens: Count = 65_536
+    """Tokens of a request that asks for ColBERT, as its characters bound them, for each is a vector
+    (20 KB of JSON at 1,024 dimensions); more are refused (413)."""
     too_long: Literal["truncate", "refuse"] = "truncate"
     """What happens to a longer text: cut, which the answer says, or refused (413). A request may
     say `truncate` itself."""

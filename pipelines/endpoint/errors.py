@@ -11,6 +11,7 @@ Status: 400 nothing to encode, 401 no key, 404 and 405 no such route, 413 too mu
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,6 +68,12 @@ class TextFault:
     def as_error(self, row: int, field: str) -> ApiError:
         """The refusal of a request that needs all of its texts."""
         return ApiError(self.status, self.code, self.message, field=f"{field}[{row}]")
+
+
+def route_path(scope: Mapping[str, Any]) -> str:
+    """A request's path below the application's route prefix."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", "").rstrip("/")) or "/"
 
 
 def shape_of(path: str) -> Shape:

@@ -16,7 +16,7 @@ from typing import Any
 
 from actors.errors import ConfigError
 from pipelines.endpoint.config import AuthConfig
-from pipelines.endpoint.errors import ApiError, error_response
+from pipelines.endpoint.errors import ApiError, error_response, route_path
 from pipelines.endpoint.service import Service
 
 Message = MutableMapping[str, Any]
@@ -84,7 +84,7 @@ class Guard:
         try:
             try:
                 self._check_key(scope)
-                if not self._service.is_warm and scope["path"] not in _DOCS:
+                if not self._service.is_warm and route_path(scope) not in _DOCS:
                     raise ApiError(503, "not_warm", "the model is being loaded", retry_after=5)
                 body = await self._read(scope, receive)
             except ApiError as error:
@@ -101,7 +101,7 @@ class Guard:
     async def refuse(self, error: ApiError, scope: Message, send: Send) -> None:
         """Answer with an error in the shape of the route's API."""
         self._metrics.errors.labels("other", error.code).inc()
-        response = error_response(error, scope["path"])
+        response = error_response(error, route_path(scope))
         headers = [*response.raw_headers, (b"connection", b"close")]  # a body may be unread
         await send(
             {"type": "http.response.start", "status": error.status, "headers": headers},
@@ -109,7 +109,7 @@ class Guard:
         await send({"type": "http.response.body", "body": response.body})
 
     def _check_key(self, scope: Message) -> None:
-        if not self._digests or scope["path"] in _OPEN:
+        if not self._digests or route_path(scope) in _OPEN:
             return
         given = dict(scope["headers"]).get(b"authorization", b"")
         scheme, _, key = given.partition(b" ")

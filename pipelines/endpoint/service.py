@@ -69,7 +69,8 @@ class Service:
         `truncate`: cut a text that is too long, or make it a fault; as configured when not given.
 
         Raises:
-            ApiError: 413 too many texts, 422 an output the model does not give, 429 a full queue.
+            ApiError: 413 too many texts or ColBERT vectors, 422 an output the model does not give,
+                429 a full queue.
         """
         self._check_outputs(outputs)
         limits = self.config.limits
@@ -80,6 +81,8 @@ class Service:
                 f"expected at most {limits.max_texts:,} texts, got {len(texts):,}; send them in "
                 "several requests",
             )
+        if "colbert" in outputs:
+            self._check_colbert(texts)
         found: list[TextVectors | TextFault | None] = [self._known(t, outputs) for t in texts]
         todo = [row for row, result in enumerate(found) if result is None]
         if todo:
@@ -130,6 +133,17 @@ class Service:
                 f"expected some of {', '.join(self.outputs)} (what this endpoint computes), "
                 f"got {missing[0]}",
                 field="outputs",
+            )
+
+    def _check_colbert(self, texts: Sequence[Text]) -> None:
+        most = self.config.limits.max_colbert_tokens
+        tokens = sum(min(t.characters, self.reader.max_tokens(t.kind)) for t in texts)
+        if len(texts) > 1 and tokens > most:
+            raise ApiError(
+                413,
+                "too_many_tokens",
+                f"expected at most {most:,} tokens with ColBERT, got up to {tokens:,}; send the "
+                "texts in several requests, or leave colbert out of outputs",
             )
 
     def _known(self, text: Text, outputs: Collection[Output]) -> TextVectors | TextFault | None:
