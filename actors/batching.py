@@ -1,6 +1,6 @@
 """Concurrent requests share forward passes: texts in, a future of their vectors out.
 
-    batcher = Batcher(tokenize, stream, max_tokens=2048)
+    batcher = Batcher(tokenize, encoder.stream, max_tokens=lambda: 2048, weigh=len, overlap=True)
     batcher.submit(texts, outputs=("dense",)).result()     # one TextVectors or failure a text
 
 An idle encoder takes what there is at once; while it is busy the next batch fills, up to a token

@@ -210,11 +210,11 @@ def test_query_that_the_model_cannot_encode_is_named_and_left_out(
     forward = Encoder._forward
     bad = encoder().tokenize_queries([QUERIES["PLAIN-2"]]).rows()[0].tolist()
 
-    def fails(self: Encoder, values: Any, offsets: Any) -> Any:
+    def fails(self: Encoder, values: Any, offsets: Any, outputs: Any) -> Any:
         for a, b in itertools.pairwise(offsets):
             if values[a:b].tolist() == bad:
                 raise RuntimeError("kernel failed")
-        return forward(self, values, offsets)
+        return forward(self, values, offsets, outputs)
 
     monkeypatch.setattr(Encoder, "_forward", fails)
     for setting in ("values", "bytes"):
