@@ -150,7 +150,7 @@ REFUSALS: list[tuple[str, Any, int, str]] = [
     ("/encode", {"texts": ["a"], "truncate_dim": 0}, 422, "truncate_dim"),
     ("/encode", {"texts": ["a"], "titles": ["b"]}, 422, "titles"),
     ("/encode", {"texts": ["a"], "titles": [], "kind": "passage"}, 422, "titles"),
-    ("/encode", {"texts": ["a"] * 300}, 413, ""),
+    ("/encode", {"texts": ["a"] * 2049}, 413, ""),
     ("/score", {"pairs": []}, 400, "pairs"),
     ("/score", {"pairs": [["a"]]}, 422, "pairs.0"),
     ("/score", {"pairs": [["a", ""]]}, 400, "pairs[0]"),
@@ -167,9 +167,9 @@ REFUSALS: list[tuple[str, Any, int, str]] = [
     ("/embed", {"inputs": "a", "normalize": False}, 422, "normalize"),
     ("/embed", {}, 422, "inputs"),
     ("/", {"inputs": 1}, 422, "inputs"),
-    ("/embed_sparse", {"inputs": ["a"] * 257}, 413, ""),
+    ("/embed_sparse", {"inputs": ["a"] * 2049}, 413, ""),
     ("/tokenize", {"inputs": []}, 400, "inputs"),
-    ("/tokenize", {"inputs": ["a"] * 300}, 413, ""),
+    ("/tokenize", {"inputs": ["a"] * 2049}, 413, ""),
 ]
 
 

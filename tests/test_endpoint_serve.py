@@ -146,7 +146,7 @@ def test_endpoint_langchain_gets_its_vectors(url: str, query_vector: list[float]
         base_url=f"{url}/v1", api_key="none", model="any", check_embedding_ctx_length=False
     )
     close(model.embed_query("what is ray"), query_vector)
-    assert len(model.embed_documents(["a", "b", "c"])) == 3
+    assert len(model.embed_documents(["what is ray"] * 1_200)) == 1_200  # it sends 1,000 at once
 
 
 def test_endpoint_huggingface_client_gets_its_vectors(

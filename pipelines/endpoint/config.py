@@ -27,10 +27,10 @@ class ServedIndex(Section):
 class Limits(Section):
     """What one request may ask for, and how much may wait."""
 
-    max_body_bytes: Count = 4 << 20
+    max_body_bytes: Count = 8 << 20
     """A larger body is refused (413) before it is parsed."""
-    max_texts: Count = 256
-    """More texts in a request are refused (413)."""
+    max_texts: Count = 2_048
+    """More texts in a request are refused (413). OpenAI's own limit, which its clients count on."""
     max_tokens: Count | None = None
     """Longest text, in tokens; the model's own length when not given, which it cannot exceed."""
     max_colbert_tokens: Count = 65_536
@@ -39,7 +39,7 @@ class Limits(Section):
     too_long: Literal["truncate", "refuse"] = "truncate"
     """What happens to a longer text: cut, which the answer says, or refused (413). A request may
     say `truncate` itself."""
-    max_queued_texts: Count = 2_048
+    max_queued_texts: Count = 4_096
     """Texts that may wait for the encoder of a replica; beyond, requests are refused (429)."""
     max_queued_characters: Count = 16 << 20
     """The same in characters, which is what waiting texts take in memory."""
