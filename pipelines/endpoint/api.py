@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import logging
 from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import version
 
@@ -29,7 +28,6 @@ from pipelines.endpoint.tei import tei_routes
 
 CollectMetrics = Callable[[], Awaitable[Mapping[str, list[Metric]]]]
 
-logger = logging.getLogger(__name__)
 
 _DESCRIPTION = """Vectors of queries and passages, from the encoder that made the index.
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
@@ -26,8 +25,6 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 _DOCS = frozenset({"/docs", "/openapi.json"})
 _OPEN = _DOCS | {"/health"}
-
-logger = logging.getLogger(__name__)
 
 
 def read_keys(auth: AuthConfig) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from actors.text_vectors import TextVectors, columns_of
 from pipelines.endpoint.answers import ARROW, arrow_response, json_response, sparse_json
 from pipelines.endpoint.config import Kind
 from pipelines.endpoint.errors import ApiError, TextFault, documented_refusals
+from pipelines.endpoint.route_parts import all_vectors, check_dim, cut_dims
 from pipelines.endpoint.service import Service
 from pipelines.endpoint.texts import Text
 
@@ -147,48 +148,6 @@ def native_routes(service: Service) -> APIRouter:
         return await json_response({"model": info.name, **scores, "weighted": weighted}, found)
 
     return router
-
-
-def check_dim(dim: int | None, service: Service, field: str) -> None:
-    """Refuse more dimensions than there are.
-
-    Raises:
-        ApiError: 422.
-    """
-    if dim is not None and dim > service.encoder.info.dim:
-        raise ApiError(
-            422,
-            "no_such_dim",
-            f"expected at most {service.encoder.info.dim} dimensions, got {dim}",
-            field=field,
-        )
-
-
-def cut_dims(
-    results: Sequence[TextVectors | TextFault], dim: int, service: Service
-) -> list[TextVectors | TextFault]:
-    """Vectors of fewer dimensions."""
-    normalize = service.encoder.info.normalize
-    return [
-        result.truncate(dim, normalize=normalize) if isinstance(result, TextVectors) else result
-        for result in results
-    ]
-
-
-def all_vectors(
-    results: Sequence[TextVectors | TextFault], field: str, n: int | None = None
-) -> list[TextVectors]:
-    """The vectors, for an API that has no word for a text without.
-
-    `n`: rows are counted anew after so many.
-
-    Raises:
-        ApiError: of the first text that has none.
-    """
-    for row, result in enumerate(results):
-        if isinstance(result, TextFault):
-            raise result.as_error(row % n if n else row, field)
-    return [result for result in results if isinstance(result, TextVectors)]
 
 
 def _texts(body: EncodeRequest, kind: Kind) -> list[Text]:

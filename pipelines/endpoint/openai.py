@@ -8,7 +8,7 @@ every client can send; else the endpoint's default. The rest of the name is not 
 from __future__ import annotations
 
 import base64
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from fastapi import APIRouter
@@ -19,12 +19,17 @@ from actors.config import Output
 from actors.text_vectors import TextVectors
 from pipelines.endpoint.answers import json_response
 from pipelines.endpoint.config import Kind
-from pipelines.endpoint.errors import ApiError, documented_refusals
-from pipelines.endpoint.native import all_vectors, check_dim, cut_dims
+from pipelines.endpoint.errors import documented_refusals
+from pipelines.endpoint.route_parts import (
+    TokenIds,
+    all_vectors,
+    check_dim,
+    cut_dims,
+    texts_of,
+)
 from pipelines.endpoint.service import Service
 from pipelines.endpoint.texts import Text
 
-TokenIds = list[Annotated[int, Field(ge=0)]]
 _KINDS: dict[str, Kind] = {"query": "query", "passage": "passage"}
 _DENSE: tuple[Output, ...] = ("dense",)
 
@@ -115,40 +120,3 @@ def _texts(body: EmbeddingsRequest, service: Service) -> list[Text]:
     if body.kind is None and named in _KINDS:
         kind = _KINDS[named]
     return texts_of(body.input, kind, service, "input")
-
-
-def texts_of(
-    given: str | list[int] | list[str] | list[list[int]], kind: Kind, service: Service, field: str
-) -> list[Text]:
-    """Texts or token ids, one or several.
-
-    Raises:
-        ApiError: 400 none, 422 an id that is not in the vocabulary.
-    """
-    many: list[Any] = given if isinstance(given, list) else [given]
-    if many and isinstance(many[0], int):
-        many = [many]
-    if not many:
-        raise ApiError(400, "empty", "expected a text, found none", field=field)
-    return [
-        Text(kind, each)
-        if isinstance(each, str)
-        else Text(kind, "", ids=_checked(each, service, f"{field}[{row}]"))
-        for row, each in enumerate(many)
-    ]
-
-
-def _checked(ids: list[int], service: Service, field: str) -> tuple[int, ...]:
-    if not ids:
-        raise ApiError(400, "empty", "expected token ids, found none", field=field)
-    size = service.encoder.vocab_size
-    wrong = next((i for i in ids if i >= size), None)
-    if wrong is not None:
-        raise ApiError(
-            422,
-            "token_ids",
-            f"expected token ids below {size} (of {service.encoder.info.name}), found {wrong}; "
-            "LangChain sends texts with check_embedding_ctx_length=False",
-            field=field,
-        )
-    return tuple(ids)

@@ -19,8 +19,13 @@ from actors.text_vectors import TextVectors
 from pipelines.endpoint.answers import json_response
 from pipelines.endpoint.config import Kind
 from pipelines.endpoint.errors import ApiError, documented_refusals
-from pipelines.endpoint.native import all_vectors, check_dim, cut_dims
-from pipelines.endpoint.openai import TokenIds, texts_of
+from pipelines.endpoint.route_parts import (
+    TokenIds,
+    all_vectors,
+    check_dim,
+    cut_dims,
+    texts_of,
+)
 from pipelines.endpoint.service import Service
 from pipelines.endpoint.texts import Text
 
