@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ from actors.backbone import (
     run,
 )
 from actors.config import ComputeDtype, ModelConfig, Output
-from actors.errors import EncodeError
+from actors.errors import DeviceError, EncodeError
 from actors.fingerprint import fingerprint, space_parts
 from actors.heads import OutputHeads, Vectors, load_head, to_arrow
 from actors.icl import query_tokenizer
@@ -67,6 +67,11 @@ class EncodedBatch:
     """The output columns, stop - start rows."""
     failures: dict[int, str]
     """Row of the block -> why its vectors cannot be used (its row in `columns` is garbage)."""
+
+    def moved(self, rows: int) -> EncodedBatch:
+        """The same batch as one of a block that begins so many rows earlier."""
+        failures = {row + rows: reason for row, reason in self.failures.items()}
+        return replace(self, start=self.start + rows, stop=self.stop + rows, failures=failures)
 
 
 class _Work(NamedTuple):
@@ -137,6 +142,9 @@ class Encoder:
         `outputs`: only these of the encoder's; all of them when not given. A forward that fails is
         bisected, so one bad passage spoils itself only: it comes back under `failures`. Running out
         of device memory also halves the token budget for good.
+
+        Raises:
+            DeviceError: the device failed for good, as CUDA does after a fault in a kernel.
         """
         if isinstance(input_ids, pa.ChunkedArray):
             input_ids = input_ids.combine_chunks()
@@ -176,9 +184,15 @@ class Encoder:
     def _encode_or_bisect(self, work: _Work, start: int, stop: int) -> Iterator[EncodedBatch]:
         try:
             encoded = self._encode_rows(work, start, stop)
+        except torch.AcceleratorError as error:
+            reason = " ".join(str(error).split())
+            raise DeviceError(
+                f"{self.info.device}: expected vectors, found {reason:.200}.",
+                "Start the process again.",
+            ) from error
         except (RuntimeError, IndexError) as error:  # what kernels raise; OutOfMemoryError is one
             if stop - start == 1:
-                encoded = self._failed(start, f"{type(error).__name__}: {error!s:.200}")
+                encoded = self.failed(start, f"{type(error).__name__}: {error!s:.200}")
             else:
                 encoded = None
                 if isinstance(error, torch.OutOfMemoryError):
@@ -192,7 +206,8 @@ class Encoder:
             yield from self._encode_or_bisect(work, start, middle)
             yield from self._encode_or_bisect(work, middle, stop)
 
-    def _failed(self, row: int, reason: str) -> EncodedBatch:
+    def failed(self, row: int, reason: str) -> EncodedBatch:
+        """What `stream` gives for a row that cannot be encoded."""
         nothing = self.empty()
         nulls = pa.table([pa.nulls(1, field.type) for field in nothing.schema], nothing.schema)
         return EncodedBatch(row, row + 1, nulls, {row: reason})

@@ -3,6 +3,7 @@
     EmbedError                  every error this project raises on purpose; exit code 1
     ├── ModelError              a model that cannot be loaded or lacks what was asked; exit code 2
     ├── EncodeError             a passage whose vectors cannot be computed; exit code 1
+    ├── DeviceError             a device that computes no more in this process; exit code 1
     ├── ConfigError             a configuration that cannot be used; exit code 2
     ├── SourceError             documents that cannot be found or read as configured; exit code 2
     │   ├── SourceChangedError  a unit that is no longer what the plan pinned; exit code 1
@@ -44,6 +45,10 @@ class ModelError(EmbedError):
 
 class EncodeError(EmbedError):
     """A passage whose vectors cannot be computed."""
+
+
+class DeviceError(EmbedError):
+    """The device computes no more in this process, whatever is asked of it: start another one."""
 
 
 class ConfigError(EmbedError):

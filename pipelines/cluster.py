@@ -28,8 +28,12 @@ class Pool:
     """The shape of the encoder pool on this cluster."""
 
     actors: int
+    """To begin with."""
     gpus: float
     cpus: int
+    least: int
+    most: int
+    """The pool grows and shrinks between the two, as the cluster does."""
 
 
 @contextmanager
@@ -70,27 +74,45 @@ def ray_session(config: RayConfig, *, verbose: bool = False) -> Iterator[None]:
             ray.shutdown()
 
 
-def pool_for(config: RayConfig) -> Pool:
+def pool_for(config: RayConfig, *, shrunk: bool = False) -> Pool:
     """How many encoder actors, and what each of them holds.
+
+    `shrunk`: the cluster has lost machines since the run began; as many as still fit, then.
 
     Raises:
         ConfigError: the cluster cannot hold the pool and one reading task beside it.
     """
     resources = ray.cluster_resources()
-    gpus = float(resources.get("GPU", 0))
+    gpus, have = float(resources.get("GPU", 0)), int(resources.get("CPU", 0))
     per_actor = config.gpus_per_actor
     if per_actor is None:
         per_actor = 1.0 if gpus else 0.0
     cpus = config.cpus_per_actor or (1 if per_actor else 2)
-    actors = config.actors or (max(int(gpus / per_actor + 1e-6), 1) if per_actor else 1)
-    have = int(resources.get("CPU", 0))
-    if actors * cpus + 1 > have or actors * per_actor > gpus + 1e-6:
+    by_gpus = int(gpus / per_actor + 1e-6) if per_actor else have
+    fit = min(by_gpus, (have - 1) // cpus)
+    if config.min_actors or config.max_actors:
+        least = config.min_actors or 1
+        most = max(config.max_actors or fit, least)
+        actors = max(min(fit, most), least)
+    else:
+        actors = least = most = config.actors or (max(by_gpus, 1) if per_actor else 1)
+    if shrunk:
+        actors = max(min(actors, fit), 1)
+        least, most = min(least, actors), max(most if config.max_actors else actors, actors)
+    if actors > fit:
         raise ConfigError(
             f"ray: {actors} actors of {per_actor:g} GPU and {cpus} CPU and a reading task of 1 CPU "
             f"do not fit a cluster of {gpus:g} GPU and {have} CPU.",
-            "Lower ray.actors or ray.cpus_per_actor, or use a larger cluster.",
+            "Lower ray.actors, ray.min_actors or ray.cpus_per_actor, or use a larger cluster.",
         )
-    return Pool(actors, per_actor, cpus)
+    return Pool(actors, per_actor, cpus, least, most)
+
+
+def has_room(pool: Pool, actors: int) -> bool:
+    """Whether the cluster as it is now holds so many actors of a pool and a reading task."""
+    resources = ray.cluster_resources()
+    enough_gpus = resources.get("GPU", 0) >= actors * pool.gpus - 1e-6
+    return bool(enough_gpus and resources.get("CPU", 0) >= actors * pool.cpus + 1)
 
 
 def refuse_local_index(store: Store) -> None:

@@ -157,12 +157,28 @@ class RayConfig(Section):
     """An existing cluster; RAY_ADDRESS when not given, else a local one is started."""
     actors: Count | None = None
     """Encoder actors; one per GPU when not given, one on a machine without."""
+    min_actors: Count | None = None
+    """Instead of `actors`, on a cluster that grows and shrinks: so many (1) must fit to start."""
+    max_actors: Count | None = None
+    """Instead of `actors`: grow up to so many while the run lasts; when not given, as many as fit
+    when it starts."""
     gpus_per_actor: Annotated[float, Field(ge=0)] | None = None
     """1 when the cluster has GPUs, else 0."""
     cpus_per_actor: Count | None = None
     """1 beside a GPU; without one: how many threads an actor computes with (2)."""
     slices_per_actor: Count = 2
     """Slices an actor holds at once: one encodes while the others are written."""
+    stuck_minutes: Annotated[float, Field(gt=0)] = 60.0
+    """A run in which nothing moves for so long stops and says where; longer than a slice takes."""
+
+    @model_validator(mode="after")
+    def _check_actors(self) -> RayConfig:
+        least, most = self.min_actors or 1, self.max_actors
+        if self.actors and (self.min_actors or most):
+            raise ValueError("actors: expected it, or min_actors and max_actors, got both")
+        if most and most < least:
+            raise ValueError(f"max_actors: expected at least min_actors ({least}), got {most}")
+        return self
 
 
 class RunConfig(Section):

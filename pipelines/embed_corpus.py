@@ -9,12 +9,9 @@ The same command after a crash goes on where it stopped; over a committed index 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-import pyarrow as pa
-import ray.data
 import typer
 
 from actors.model_files import resolve_model
@@ -25,21 +22,20 @@ from pipelines.cli import (
     log_to_stderr,
     silent,
 )
-from pipelines.cluster import pool_for, ray_session, refuse_local_index
+from pipelines.cluster import ray_session, refuse_local_index
 from pipelines.commit import commit, finish, read_report
 from pipelines.config import RunConfig, load_config
+from pipelines.data_path import encode_units
 from pipelines.dry_run import dry_run
-from pipelines.encode_slices import SliceEncoder
 from pipelines.estimate import about_documents
 from pipelines.generations import highest_generation, read_manifest
 from pipelines.lease import Lease, hold_lease
 from pipelines.listing import Listing
-from pipelines.metrics import RunMetrics
 from pipelines.permit import Permit
 from pipelines.plan import Request, load_plan, plan_run, read_done, todo_table
 from pipelines.progress import Progress
-from pipelines.records import Done, Manifest
-from pipelines.slices import check_chunking, read_slices
+from pipelines.records import Manifest
+from pipelines.slices import check_chunking
 from pipelines.source import Source
 from pipelines.storage import open_store
 from pipelines.tasks import Task, next_task_of
@@ -117,59 +113,12 @@ def _run(
             progress.stage("starting Ray")
             with ray_session(config.ray, verbose=verbose):
                 refuse_local_index(store)
-                progress.stage("loading the model", actors=pool_for(config.ray).actors)
-                metrics = RunMetrics(task.run_id)
-                try:
-                    for receipt in _stream(receipts(config, request, task.run_id, todo)):
-                        progress.update(receipt)
-                        metrics.update(receipt)
-                    progress.remember(config)
-                except KeyboardInterrupt:
-                    progress.stage("stopping")
-                    raise
+                encode_units(config, request, run, todo, store, progress)
         progress.stage("committing")
         done = read_done(store, task.run_id)
         manifest = commit(store, config, request, run, done, lease.check, progress.report)
     progress.committed(read_report(store, manifest.generation), store.uri)
     return manifest
-
-
-def _stream(dataset: ray.data.Dataset) -> Iterator[Done]:
-    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for record in batch["done"].to_pylist():
-            yield Done.model_validate_json(record)
-
-
-def receipts(config: RunConfig, request: Request, run_id: str, todo: pa.Table) -> ray.data.Dataset:
-    """The data path: units in, one row for each slice out, once it is written and recorded."""
-    pool = pool_for(config.ray)
-    return (
-        ray.data.from_arrow([todo.slice(row, 1) for row in range(todo.num_rows)])
-        .map_batches(  # read + chunk + tokenise: one unit in, its slices out, each its own block
-            read_slices,
-            fn_kwargs={"config": config},
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=1,
-        )
-        .map_batches(  # encode + write + done record: one slice a call
-            SliceEncoder,
-            fn_constructor_kwargs={
-                "config": config,
-                "run_id": run_id,
-                "space_fingerprint": request.space_fingerprint,
-            },
-            batch_size=1,
-            batch_format="pyarrow",
-            num_gpus=pool.gpus or None,
-            num_cpus=pool.cpus,
-            compute=ray.data.ActorPoolStrategy(
-                size=pool.actors,
-                enable_true_multi_threading=True,
-                max_concurrent_calls_per_actor=config.ray.slices_per_actor,
-            ),
-        )
-    )
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -8,20 +8,23 @@ forward passes itself).
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from actors.encoder import Encoder, load_encoder
-from actors.errors import ModelError
+from actors.encoder import EncodedBatch, Encoder, load_encoder
+from actors.errors import DeviceError, ModelError
 from actors.tokenizer import TOKENS_COLUMN
 from pipelines.config import RunConfig
+from pipelines.last_words import DEATHS_ALONE, LastWords, Turns, is_hopeless, pieces
 from pipelines.layout import done_path, new_nonce, slice_name, unreadable_path
 from pipelines.output import PartWriter, describe_file, stored_rows, write_table
 from pipelines.records import (
@@ -39,8 +42,10 @@ from pipelines.storage import Store, open_store
 class SliceEncoder:
     """Holds a model; turns slices into parts and done records."""
 
-    def __init__(self, config: RunConfig, run_id: str, space_fingerprint: str) -> None:
-        """Load the model.
+    def __init__(
+        self, config: RunConfig, run_id: str, space_fingerprint: str, session: str
+    ) -> None:
+        """Load the model; `session`: of the run's driver.
 
         Raises:
             ModelError: it cannot be loaded, or this node's files are not the driver's.
@@ -56,10 +61,20 @@ class SliceEncoder:
         self._store: Store = open_store(config.index.uri, config.index.storage_options)
         self._colbert_storage = config.index.colbert_storage
         self._run_id = run_id
+        self._worker = f"{socket.gethostname()}:{os.getpid()}"
+        self._words = LastWords(self._store, run_id, session, self._worker)
+        self._turns = Turns(config.ray.slices_per_actor)
 
     def __call__(self, row: pa.Table) -> pa.Table:
-        """One slice (`Slice.to_row`) in, its receipt out: the done record as JSON."""
-        done = self.encode(Slice.from_row(row))
+        """One slice (`Slice.to_row`) in, its receipt out: the done record as JSON.
+
+        Ends the process when its device computes no more: Ray starts another one.
+        """
+        try:
+            done = self.encode(Slice.from_row(row))
+        except DeviceError:
+            os.kill(os.getpid(), signal.SIGKILL)
+            raise
         return pa.table({"done": [done.model_dump_json()]})
 
     def encode(self, work: Slice) -> Done:
@@ -101,7 +116,7 @@ class SliceEncoder:
                 pooling=info.pooling,
                 dtype=info.dtype,
                 device=info.device,
-                worker=f"{socket.gethostname()}:{os.getpid()}",
+                worker=self._worker,
             ),
             seconds=round(time.monotonic() - started, 3),
         )
@@ -120,7 +135,7 @@ class SliceEncoder:
         with tempfile.TemporaryDirectory(prefix="packvec-") as scratch:
             local = Path(scratch) / "part.parquet"
             with PartWriter(local, nothing.schema) as writer:
-                for batch in self._encoder.stream(work.passages[TOKENS_COLUMN]):
+                for batch in self._batches(work):
                     keep = placed.place(batch.start, batch.stop, batch.failures, writer.rows)
                     rows = passages.slice(batch.start, batch.stop - batch.start)
                     vectors = batch.columns
@@ -132,6 +147,23 @@ class SliceEncoder:
             record = describe_file(local, path, writer.rows)
             self._store.upload(local, path)
         return record, placed
+
+    def _batches(self, work: Slice) -> Iterator[EncodedBatch]:
+        """The vectors of a slice, in order; with care where a process has died on it."""
+        name = slice_name(work.unit, work.first_document)
+        tokens = work.passages[TOKENS_COLUMN].combine_chunks()
+        deaths = self._words.deaths(name)
+        careful = bool(deaths)
+        with self._turns.take(alone=careful):
+            for piece in pieces(len(tokens), deaths):
+                first, stop = piece
+                if is_hopeless(piece, deaths):
+                    reason = f"the process died {DEATHS_ALONE} times while it encoded this alone"
+                    yield self._encoder.failed(first, reason)
+                    continue
+                with self._words.announced(name, piece, careful=careful):
+                    for batch in self._encoder.stream(tokens.slice(first, stop - first)):
+                        yield batch.moved(first)
 
 
 def _write_rows(store: Store, table: pa.Table, path: str) -> FileRecord | None:

@@ -2,6 +2,7 @@
 
     runs/<run_id>/plan.json, units.parquet       what a run reads: pinned
     runs/<run_id>/done/<slice>.json              the commit of one slice
+    runs/<run_id>/words/, readings/              what processes were at: last_words.py, readings.py
     data|documents|rejects/<run_id>/<slice>-<nonce>.parquet
     generations/<number>/manifest.json           the commit of a run
     publications/<number>.json                   which generation is live
@@ -39,6 +40,11 @@ def done_folder(run_id: str) -> str:
     return f"runs/{run_id}/done"
 
 
+def done_prefix(run_id: str, unit: int) -> str:
+    """What the paths of one unit's commits begin with."""
+    return f"{done_folder(run_id)}/{unit:06d}-"
+
+
 def done_path(run_id: str, unit: int, first_document: int) -> str:
     """Path of one slice's commit."""
     return f"{done_folder(run_id)}/{slice_name(unit, first_document)}.json"
@@ -67,3 +73,18 @@ def publication_path(number: int) -> str:
 def generation_path(generation: int, name: str) -> str:
     """Path of a file of a generation."""
     return f"{generation_folder(generation)}/{name}"
+
+
+def words_folder(run_id: str) -> str:
+    """Folder of what the encoding processes of a run said last."""
+    return f"runs/{run_id}/words"
+
+
+def words_path(run_id: str, session: str, nonce: str) -> str:
+    """Path of what one encoding process said last."""
+    return f"{words_folder(run_id)}/{session}-{nonce}.json"
+
+
+def readings_folder(run_id: str, session: str, unit: int) -> str:
+    """Folder with a file for each time a session of a run began to read a unit."""
+    return f"runs/{run_id}/readings/{session}-{unit:06d}"

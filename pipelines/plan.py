@@ -22,7 +22,7 @@ from actors.fingerprint import fingerprint, space_parts
 from actors.model_files import ModelFiles
 from pipelines.config import ChunkConfig, RunConfig
 from pipelines.formats.base import Piece
-from pipelines.layout import done_folder, plan_path, units_path
+from pipelines.layout import done_folder, done_prefix, plan_path, units_path
 from pipelines.listing import SourceFile
 from pipelines.records import UNITS_SCHEMA, Done, Plan
 from pipelines.source import Unit
@@ -153,12 +153,15 @@ def load_units(store: Store, run_id: str) -> list[Unit]:
     return _read_units(store, run_id)[0]
 
 
-def read_done(store: Store, run_id: str) -> list[Done]:
-    """The done records of a run, by unit and first document.
+def read_done(store: Store, run_id: str, unit: int | None = None) -> list[Done]:
+    """The done records of a run, or of one unit of it, by unit and first document.
 
     Of the records that a unit could not be read, one at most: where nothing was read beyond it.
     """
-    contents = store.read_many(store.list(done_folder(run_id)))
+    paths = store.list(done_folder(run_id))
+    if unit is not None:
+        paths = [path for path in paths if path.startswith(done_prefix(run_id, unit))]
+    contents = store.read_many(paths)
     records = [Done.model_validate_json(content) for content in contents]
     # Where both begin at one document, what could be read counts.
     records.sort(key=lambda done: (done.unit, done.first_document, not done.unreadable))

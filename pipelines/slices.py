@@ -1,4 +1,4 @@
-"""Read, chunk and tokenise one unit, and cut it into slices: what a CPU task of the pipeline does.
+"""Read, chunk and tokenise one unit, and cut it into slices.
 
 A slice is a run of documents, cut always in the same place: at so many documents or so many tokens,
 whichever comes first. So slices depend neither on the cluster nor on what was done before.
@@ -8,7 +8,6 @@ already in place, so that ColBERT vectors never have to cross the object store.
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from actors.model_files import ModelFiles, resolve_model
 from actors.tokenizer import TOKENS_COLUMN
 from pipelines.blocks import DOCUMENTS_SCHEMA, BlockBuilder, DocumentBlock
 from pipelines.config import RunConfig
-from pipelines.plan import unit_of
 from pipelines.records import PASSAGE_SCHEMA, reject_table
 from pipelines.source import Source, Unit
 
@@ -163,21 +161,6 @@ def unreadable_slice(unit: int, first: int, reason: str) -> Slice:
     nothing = PASSAGE_SCHEMA.append(pa.field(TOKENS_COLUMN, pa.list_(pa.int32()))).empty_table()
     ledger = DOCUMENTS_SCHEMA.empty_table()
     return Slice(unit, first, 0, True, nothing, ledger, rejects, unreadable=True)
-
-
-def read_slices(batch: pa.Table, config: RunConfig) -> Iterator[pa.Table]:
-    """Rows of `todo_table` in, one-row tables (`Slice.to_row`) out."""
-    reader = _cached_reader(config.model_dump_json())
-    for row in batch.to_pylist():
-        for start, stop in row["todo"]:
-            for piece in reader.slices(unit_of(row), start, stop):
-                yield piece.to_row()
-
-
-@functools.lru_cache(maxsize=1)
-def _cached_reader(config: str) -> SliceReader:
-    """A worker process reads many units: it loads the tokenizer once."""
-    return SliceReader(RunConfig.model_validate_json(config))
 
 
 def check_chunking(config: RunConfig, files: ModelFiles) -> None:

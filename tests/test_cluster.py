@@ -6,7 +6,7 @@ import pytest
 import ray
 
 from actors.errors import ConfigError, StorageError
-from pipelines.cluster import Pool, pool_for, ray_session, refuse_local_index
+from pipelines.cluster import Pool, has_room, pool_for, ray_session, refuse_local_index
 from pipelines.config import RayConfig
 from pipelines.storage import open_store
 
@@ -16,14 +16,19 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize(
     ("config", "pool"),
     [
-        ({}, Pool(actors=2, gpus=1.0, cpus=1)),
-        ({"actors": 1}, Pool(actors=1, gpus=1.0, cpus=1)),
-        ({"actors": 1, "cpus_per_actor": 3}, Pool(actors=1, gpus=1.0, cpus=3)),
-        ({"gpus_per_actor": 2}, Pool(actors=1, gpus=2.0, cpus=1)),
-        ({"gpus_per_actor": 0.75}, Pool(actors=2, gpus=0.75, cpus=1)),
-        ({"gpus_per_actor": 0.5, "actors": 3}, Pool(actors=3, gpus=0.5, cpus=1)),
-        ({"gpus_per_actor": 0}, Pool(actors=1, gpus=0.0, cpus=2)),
-        ({"gpus_per_actor": 0, "actors": 3, "cpus_per_actor": 1}, Pool(3, 0.0, 1)),
+        ({}, Pool(2, 1.0, 1, 2, 2)),
+        ({"actors": 1}, Pool(1, 1.0, 1, 1, 1)),
+        ({"actors": 1, "cpus_per_actor": 3}, Pool(1, 1.0, 3, 1, 1)),
+        ({"gpus_per_actor": 2}, Pool(1, 2.0, 1, 1, 1)),
+        ({"gpus_per_actor": 0.75}, Pool(2, 0.75, 1, 2, 2)),
+        ({"gpus_per_actor": 0.5, "actors": 3}, Pool(3, 0.5, 1, 3, 3)),
+        ({"gpus_per_actor": 0}, Pool(1, 0.0, 2, 1, 1)),
+        ({"gpus_per_actor": 0, "actors": 3, "cpus_per_actor": 1}, Pool(3, 0.0, 1, 3, 3)),
+        ({"min_actors": 1}, Pool(2, 1.0, 1, 1, 2)),
+        ({"max_actors": 8}, Pool(2, 1.0, 1, 1, 8)),
+        ({"max_actors": 1}, Pool(1, 1.0, 1, 1, 1)),
+        ({"min_actors": 2, "max_actors": 3, "gpus_per_actor": 0.5}, Pool(3, 0.5, 1, 2, 3)),
+        ({"max_actors": 3, "gpus_per_actor": 0, "cpus_per_actor": 1}, Pool(3, 0.0, 1, 1, 3)),
     ],
     ids=str,
 )
@@ -35,6 +40,7 @@ def test_pool_for_takes_what_the_cluster_has(config, pool):
     ("config", "message"),
     [
         ({"actors": 3}, "ray: 3 actors of 1 GPU and 1 CPU"),
+        ({"min_actors": 3}, "ray: 3 actors of 1 GPU and 1 CPU"),
         ({"gpus_per_actor": 3}, "ray: 1 actors of 3 GPU"),
         ({"cpus_per_actor": 2}, "ray: 2 actors of 1 GPU and 2 CPU"),
         ({"gpus_per_actor": 0, "actors": 4, "cpus_per_actor": 1}, "ray: 4 actors of 0 GPU"),
@@ -47,6 +53,29 @@ def test_pool_for_more_than_the_cluster_has_is_refused(config, message):
         pool_for(RayConfig(**config))
     assert "do not fit a cluster of 2 GPU and 4 CPU" in caught.value.message
     assert "ray.actors" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("config", "pool"),
+    [
+        ({"actors": 4}, Pool(2, 1.0, 1, 2, 2)),
+        ({"min_actors": 3, "max_actors": 8}, Pool(2, 1.0, 1, 2, 8)),
+        ({"min_actors": 3}, Pool(2, 1.0, 1, 2, 2)),
+    ],
+    ids=str,
+)
+def test_pool_for_shrunk_cluster_takes_what_still_fits(config, pool):
+    assert pool_for(RayConfig(**config), shrunk=True) == pool
+
+
+@pytest.mark.parametrize(("actors", "room"), [(1, True), (2, True), (3, False)])
+def test_has_room_counts_what_the_cluster_has(actors, room):
+    assert has_room(Pool(2, 1.0, 1, 2, 2), actors) is room
+
+
+def test_has_room_leaves_a_cpu_for_reading():
+    pool = Pool(2, 0.0, 2, 2, 2)
+    assert (has_room(pool, 1), has_room(pool, 2)) == (True, False)
 
 
 def test_refuse_local_index_on_one_machine_is_accepted(tmp_path):

@@ -35,7 +35,9 @@ from actors.errors import EmbedError, IndexStateError, SourceChangedError
 from actors.model_files import resolve_model
 from pipelines import embed_corpus as module
 from pipelines.cli import Log
-from pipelines.embed_corpus import embed_corpus, receipts
+from pipelines.cluster import pool_for
+from pipelines.data_path import receipts
+from pipelines.embed_corpus import embed_corpus
 from pipelines.index import open_index
 from pipelines.layout import publication_path
 from pipelines.lease import hold_lease
@@ -225,7 +227,8 @@ def test_plan_with_gpus_tokenises_outside_the_two_encoder_actors(
     monkeypatch.setattr(ray.data.DataContext.get_current(), "wait_for_min_actors_s", 120)
     config = make_config(source, slice={"documents": 4}, ray={"slices_per_actor": 1, "actors": 2})
     request, _, run = _planned(config)
-    dataset = receipts(config, request, run.plan.run_id, todo_table(run.units, []))
+    todo, pool = todo_table(run.units, []), pool_for(config.ray)
+    dataset = receipts(config, request, run.plan.run_id, "session", todo, pool)
     done = [Done.model_validate_json(row["done"]) for row in dataset.iter_rows()]
     plan = dataset.stats()
     assert "MapBatches(read_slices)" in plan
@@ -252,7 +255,8 @@ def test_interrupted_run_goes_on_without_doing_slices_again(source: Path, make_c
     request, store, run = _planned(config)
     run_id = run.plan.run_id
     todo = todo_table(run.units, [])
-    for _ in receipts(config, request, run_id, todo.slice(0, 2)).iter_rows():
+    pool = pool_for(config.ray)
+    for _ in receipts(config, request, run_id, "session", todo.slice(0, 2), pool).iter_rows():
         pass  # two of the four units are done when the driver "dies"
     before = read_done(store, run_id)
     assert 0 < sum(record.documents for record in before) < 90

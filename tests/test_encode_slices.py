@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import os
+import signal
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from actors.encoder import load_encoder
-from actors.errors import ModelError
+from actors.errors import DeviceError, ModelError
 from actors.model_files import resolve_model
 from pipelines.encode_slices import SliceEncoder
 from pipelines.layout import done_path
@@ -64,7 +67,7 @@ class Bench:
         self.slices = [*SliceReader(self.config).slices(unit)]
         request = Request.of(self.config, resolve_model(self.config.encoder))
         self.store = open_store(self.config.index.uri, self.config.index.storage_options)
-        self.encoder = SliceEncoder(self.config, RUN, request.space_fingerprint)
+        self.encoder = SliceEncoder(self.config, RUN, request.space_fingerprint, "session")
 
     def encode(self):
         """The only slice, encoded."""
@@ -421,10 +424,107 @@ def test_encode_slice_passage_the_model_cannot_run_is_a_reject(bench):
 # Refusals
 
 
+# Passages that kill
+
+
+class Killed(BaseException):
+    """The death of a process: nothing after it is done."""
+
+
+def next_process(work, killers, fault=Killed):
+    """A slice encoder that reads the words of those before it, and dies of some passages."""
+    request = Request.of(work.config, resolve_model(work.config.encoder))
+    process = SliceEncoder(work.config, RUN, request.space_fingerprint, "session")
+    forward = process._encoder._forward
+
+    def fatal(values, offsets, outputs):
+        rows = itertools.pairwise(offsets.tolist())
+        if any(values[a:b].tobytes() in killers for a, b in rows):
+            raise fault
+        return forward(values, offsets, outputs)
+
+    process._encoder._forward = fatal
+    return process
+
+
+def tokens_of(piece, doc_id):
+    """The encoder's input for the first passage of a document."""
+    row = piece.passages["doc_id"].to_pylist().index(doc_id)
+    return piece.passages["input_ids"][row].values.to_numpy().tobytes()
+
+
+def encode_until_done(work, killers):
+    deaths = 0
+    while True:
+        try:
+            return next_process(work, killers).encode(work.slices[0]), deaths
+        except Killed:
+            deaths += 1
+            assert deaths < 30
+
+
+def test_encode_slice_passage_that_kills_is_rejected_after_some_deaths(bench):
+    texts = [f"{SENTENCE} {i}" for i in range(200)]
+    work = bench(texts, slice={"documents": 1000})
+    killers = {tokens_of(work.slices[0], f"d{i}") for i in (17, 150)}
+    done, deaths = encode_until_done(work, killers)
+    assert deaths == 9  # the whole slice, then twice a piece and three times a passage alone
+    part, rejects = work.read(done.part), work.read(done.reject_file)
+    check_counts(done, part, work.read(done.ledger), rejects)
+    assert [row["doc_id"] for row in rejects.to_pylist()] == ["d17", "d150"]
+    for row in rejects.to_pylist():
+        assert (row["code"], row["final"]) == ("encoder_error", False)
+        assert row["detail"].startswith("passage 0: the process died 3 times")
+    assert part["doc_id"].to_pylist() == [f"d{i}" for i in range(200) if i not in (17, 150)]
+    expected = work.encoder._encoder.encode_passages([texts[i] for i in (16, 18, 199)])
+    rows = part.filter(pc.is_in(part["doc_id"], pa.array(["d16", "d18", "d199"])))
+    np.testing.assert_allclose(dense_of(rows), dense_of(expected), atol=1e-3)
+
+
+def test_encode_slice_on_which_an_innocent_process_died_loses_nothing(bench):
+    work = bench([LONG, SENTENCE, LONG])
+    with pytest.raises(Killed):
+        next_process(work, {tokens_of(work.slices[0], "d1")}).encode(work.slices[0])
+    done = next_process(work, set()).encode(work.slices[0])
+    assert (done.embedded, done.rejects) == (3, {})
+
+
+def test_encode_slices_beside_one_that_kills_are_not_blamed(bench):
+    """Two slices are at work when one kills: from then on each is alone."""
+    work = bench([f"{SENTENCE} {i}" for i in range(8)], slice={"documents": 4})
+    first, second = work.slices
+    killers = {tokens_of(second, "d6")}
+    done, deaths = {}, 0
+    while len(done) < 2:
+        process = next_process(work, killers)
+        with ThreadPoolExecutor(2) as pool:
+            both = [pool.submit(process.encode, piece) for piece in (first, second)]
+            for name, future in zip(("first", "second"), both, strict=True):
+                if future.exception():
+                    deaths += 1
+                else:
+                    done[name] = future.result()
+    assert 3 <= deaths <= 4
+    assert (done["first"].rejects, done["second"].rejects) == ({}, {"encoder_error": 1})
+
+
+def test_slice_encoder_whose_device_failed_for_good_ends_its_process(bench, monkeypatch):
+    """No passage is blamed for what CUDA calls an illegal memory access: it stays illegal."""
+    work, signals = bench([SENTENCE, LONG]), []
+    monkeypatch.setattr("os.kill", lambda pid, number: signals.append((pid, number)))
+    killer = tokens_of(work.slices[0], "d0")
+    process = next_process(work, {killer}, torch.AcceleratorError("CUDA error: illegal address"))
+    with pytest.raises(DeviceError, match="cpu: expected vectors, found CUDA error"):
+        process(work.slices[0].to_row())
+    assert signals == [(os.getpid(), signal.SIGKILL)]
+    assert read_done(work.store, RUN) == []
+    assert next_process(work, set())._words.deaths("000000-0000000000") == {(0, 5): 1}
+
+
 def test_slice_encoder_other_model_than_the_drivers_is_refused(bench):
     work = bench([SENTENCE])
     with pytest.raises(ModelError, match=r"expected space fingerprint 0000 .*, found ") as caught:
-        SliceEncoder(work.config, RUN, "0000")
+        SliceEncoder(work.config, RUN, "0000", "session")
     own = work.encoder._encoder.info.space_fingerprint
     assert own in caught.value.message
     assert "same model files" in caught.value.remedy

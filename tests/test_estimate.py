@@ -336,7 +336,7 @@ def test_estimate_of_bytes_is_within_fifteen_percent_of_the_parts(
     sections = {"slice": {"documents": 12}} | OUTPUTS[name]
     config = make_config(corpus_of(tmp_path, rows[:24], "parquet"), **sections)
     fingerprint = load_encoder(config.encoder).info.space_fingerprint
-    encoder, units = SliceEncoder(config, "run", fingerprint), planned(config)[2]
+    encoder, units = SliceEncoder(config, "run", fingerprint, "session"), planned(config)[2]
     reader = SliceReader(config)
     parts = [encoder.encode(piece).part for unit in units for piece in reader.slices(unit)]
     found = estimate_of(config)
@@ -349,7 +349,7 @@ def test_estimate_of_bytes_is_within_fifteen_percent_of_the_parts(
 def test_estimate_of_bytes_by_column_is_what_the_columns_take(tmp_path, make_config, rows):
     config = make_config(corpus_of(tmp_path, rows[:30], "parquet"), slice={"documents": 30})
     fingerprint = load_encoder(config.encoder).info.space_fingerprint
-    encoder, unit = SliceEncoder(config, "run", fingerprint), planned(config)[2][0]
+    encoder, unit = SliceEncoder(config, "run", fingerprint, "session"), planned(config)[2][0]
     [piece] = SliceReader(config).slices(unit)
     part = encoder.encode(piece).part
     metadata = pq.read_metadata(Path(config.index.uri) / part.path)

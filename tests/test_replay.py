@@ -49,7 +49,7 @@ def run_with_poison(config):
     assert isinstance(task, Task)
     run = plan_run(store, config, request, task.pin, listing.files, task.run_id)
     encoder, reader = (
-        SliceEncoder(config, task.run_id, request.space_fingerprint),
+        SliceEncoder(config, task.run_id, request.space_fingerprint, "session"),
         SliceReader(config),
     )
     inner = encoder._encoder

@@ -15,8 +15,9 @@ from actors.model_files import resolve_model
 from actors.tiny_model import ensure_tiny_m3
 from actors.tokenizer import TextTokenizer
 from pipelines.plan import todo_table
+from pipelines.read_slices import read_slices
 from pipelines.records import REJECTS_SCHEMA
-from pipelines.slices import Slice, SliceReader, check_chunking, read_slices
+from pipelines.slices import Slice, SliceReader, check_chunking
 from pipelines.source import Source
 
 ROOT = Path(__file__).parents[1]
@@ -294,7 +295,7 @@ def test_slice_from_several_rows_is_refused(read):
 
 def test_read_slices_of_a_todo_table_are_those_not_done(open_corpus):
     reader, units, config = open_corpus(varied(90), group=40, slice={"documents": 15})
-    rows = [*read_slices(todo_table(units, []), config)]
+    rows = [*read_slices(todo_table(units, []), config, "run", "session")]
     expected = [piece for unit in units for piece in reader.slices(unit)]
     assert all(row.num_rows == 1 for row in rows)
     assert [Slice.from_row(row) for row in rows] == expected
@@ -489,12 +490,12 @@ def test_reading_slices_imports_no_torch(open_corpus):
         "import sys\n"
         "from pipelines.config import RunConfig\n"
         "from pipelines.plan import todo_table\n"
-        "from pipelines.slices import read_slices\n"
+        "from pipelines.read_slices import read_slices\n"
         "from pipelines.source import Source\n"
         "config = RunConfig.model_validate_json(sys.stdin.read())\n"
         "source = Source(config.source)\n"
         "units = source.units(source.list_files())\n"
-        "print(len([*read_slices(todo_table(units, []), config)]))\n"
+        "print(len([*read_slices(todo_table(units, []), config, 'run', 'session')]))\n"
         "print(*sorted({'torch', 'transformers', 'ray'} & set(sys.modules)))\n"
     )
     result = subprocess.run(

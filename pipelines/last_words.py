@@ -1,0 +1,150 @@
+"""What a process was encoding when it died, so that a passage that kills is found and left out.
+
+A process can die of what it encodes: of memory, of a kernel's fault. Ray starts it again on the
+same slice, for ever. So each encoding process says in a file of its own what it is at, and whoever
+starts after it reads what the dead said last:
+
+    runs/<run_id>/words/<session>-<nonce>.json      {"at": {"000001-0000000000": [0, 180]}, ...}
+
+A slice on which a process died is encoded piece by piece, each announced before it begins and alone
+in its process; a piece on which a process died is cut again; a passage that was alone at three
+deaths is given up. Of n passages one that kills is found after 3 + log64(n) deaths, rounded up.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from actors.errors import EmbedError
+from pipelines.layout import new_nonce, words_folder, words_path
+from pipelines.records import Record
+from pipelines.storage import Store
+
+Rows = tuple[int, int]
+"""Passages [first, stop) of a slice."""
+
+PIECES = 64
+DEATHS_ALONE = 3
+"""More than one: a machine that is taken away just then must not cost a passage."""
+MOST_DEATHS = 32
+"""Of one slice in one session: several passages that kill are still found."""
+
+
+class Words(Record):
+    """What one process said last."""
+
+    worker: str
+    """host:pid."""
+    at: dict[str, Rows]
+    """Slices it was encoding, by name."""
+
+
+def pieces(n: int, deaths: Counter[Rows]) -> Iterator[Rows]:
+    """[0, n) cut into consecutive pieces, finer where processes died."""
+
+    def cut(start: int, stop: int) -> Iterator[Rows]:
+        if not deaths[start, stop] or stop - start <= 1:
+            yield start, stop
+            return
+        size = -(-(stop - start) // PIECES)
+        for first in range(start, stop, size):
+            yield from cut(first, min(first + size, stop))
+
+    return cut(0, n)
+
+
+def is_hopeless(piece: Rows, deaths: Counter[Rows]) -> bool:
+    """Whether a piece is one passage that killed often enough."""
+    return piece[1] - piece[0] == 1 and deaths[piece] >= DEATHS_ALONE
+
+
+class LastWords:
+    """Those of this process, and of the ones before it. Safe to share between threads."""
+
+    def __init__(self, store: Store, run_id: str, session: str, worker: str) -> None:
+        """Read what the processes before this one said last; `session`: of the run's driver."""
+        self._store, self._worker = store, worker
+        self._path = words_path(run_id, session, new_nonce())
+        self._heard: dict[str, Counter[Rows]] = defaultdict(Counter)
+        self._deaths_now: Counter[str] = Counter()
+        for path, words in read_words(store, run_id).items():
+            for name, rows in words.at.items():
+                self._heard[name][rows] += 1
+                self._deaths_now[name] += Path(path).name.startswith(session)
+        self._at: dict[str, Rows] = {}
+        self._lock = threading.Lock()
+
+    def deaths(self, name: str) -> Counter[Rows]:
+        """How often a process died at which passages of a slice.
+
+        Raises:
+            EmbedError: it has been too often for one run.
+        """
+        if self._deaths_now[name] > MOST_DEATHS:
+            raise EmbedError(
+                f"slice {name}: expected to encode it, found that the process died "
+                f"{self._deaths_now[name]} times on it, at different passages.",
+                "See whether the actors' memory is enough (model.max_batch_tokens, "
+                "slice.max_tokens), then run the same command again: finished slices are kept.",
+            )
+        return self._heard[name]
+
+    @contextmanager
+    def announced(self, name: str, rows: Rows, *, careful: bool) -> Iterator[None]:
+        """Say that these passages are being encoded; `careful`: also when they are no more."""
+        self._say(name, rows)
+        yield
+        self._say(name, None, write=careful)
+
+    def _say(self, name: str, rows: Rows | None, *, write: bool = True) -> None:
+        with self._lock:  # the file must say what was said last
+            self._at.pop(name, None)
+            if rows:
+                self._at[name] = rows
+            if write:
+                words = Words(worker=self._worker, at=self._at)
+                self._store.overwrite(self._path, words.to_bytes())
+
+
+def read_words(store: Store, run_id: str) -> dict[str, Words]:
+    """Path -> what that process of a run said last."""
+    paths = store.list(words_folder(run_id))
+    contents = store.read_many(paths)
+    return {
+        path: Words.model_validate_json(content)
+        for path, content in zip(paths, contents, strict=True)
+    }
+
+
+def describe_words(store: Store, run_id: str, session: str) -> str:
+    """What the encoding processes of a session said last, for a message."""
+    words = [
+        w for path, w in read_words(store, run_id).items() if Path(path).name.startswith(session)
+    ]
+    said = [f"{name} in {each.worker}" for each in words for name in each.at]
+    return f" (last begun: slice {', '.join(said[:4])})" if said else ""
+
+
+class Turns:
+    """Work that shares a process with other work, and work that must be alone in it."""
+
+    def __init__(self, threads: int) -> None:
+        self._free = threading.Semaphore(threads)
+        self._threads = threads
+        self._alone = threading.Lock()
+
+    @contextmanager
+    def take(self, *, alone: bool) -> Iterator[None]:
+        """Wait for a turn; `alone`: until nobody else has one."""
+        wanted = self._threads if alone else 1
+        with self._alone if alone else nullcontext():
+            for _ in range(wanted):
+                self._free.acquire()
+        try:
+            yield
+        finally:
+            self._free.release(wanted)
