@@ -16,15 +16,15 @@ import ray.data
 
 from pipelines.cluster import Pool, has_room, pool_for
 from pipelines.config import RunConfig
+from pipelines.done_records import DoneRecords
 from pipelines.encode_slices import SliceEncoder
 from pipelines.last_words import describe_words
 from pipelines.layout import new_nonce
 from pipelines.metrics import RunMetrics
-from pipelines.plan import Request, Run, read_done, todo_table
+from pipelines.plan import Request, Run, todo_table
 from pipelines.progress import Progress
 from pipelines.read_slices import read_slices
 from pipelines.records import Done
-from pipelines.storage import Store
 from pipelines.watch import PoolLostError, Watch, watched
 
 _logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def encode_units(
     request: Request,
     run: Run,
     todo: pa.Table,
-    store: Store,
+    records: DoneRecords,
     progress: Progress,
 ) -> None:
     """Encode what is left to do; where machines are gone for good, with as many actors as fit.
@@ -43,7 +43,7 @@ def encode_units(
     Raises:
         EmbedError: nothing moved for ray.stuck_minutes, or what a worker raised.
     """
-    run_id, session = run.plan.run_id, new_nonce()
+    run_id, session, store = run.plan.run_id, new_nonce(), records.store
     metrics, pool = RunMetrics(run_id), pool_for(config.ray)
     while todo.num_rows:
         progress.stage("loading the model", actors=pool.actors)
@@ -55,13 +55,14 @@ def encode_units(
         try:
             with watched(watch):
                 for receipt in _stream(receipts(config, request, run_id, session, todo, pool)):
+                    records.add(receipt)
                     progress.update(receipt)
                     metrics.update(receipt)
             break
         except PoolLostError:
             pool = pool_for(config.ray, shrunk=True)
             _logger.warning("machines are gone: going on with %d actors", pool.actors)
-            todo = todo_table(run.units, read_done(store, run_id))
+            todo = todo_table(run.units, records.read())
         except KeyboardInterrupt:
             progress.stage("stopping")
             raise

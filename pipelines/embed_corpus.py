@@ -26,13 +26,14 @@ from pipelines.cluster import ray_session, refuse_local_index
 from pipelines.commit import commit, finish, read_report
 from pipelines.config import RunConfig, load_config
 from pipelines.data_path import encode_units
+from pipelines.done_records import DoneRecords
 from pipelines.dry_run import dry_run
 from pipelines.estimate import about_documents
 from pipelines.generations import highest_generation, read_manifest
 from pipelines.lease import Lease, hold_lease
 from pipelines.listing import Listing
 from pipelines.permit import Permit
-from pipelines.plan import Request, load_plan, plan_run, read_done, todo_table
+from pipelines.plan import Request, load_plan, plan_run, todo_table
 from pipelines.progress import Progress
 from pipelines.records import Manifest
 from pipelines.slices import check_chunking
@@ -97,7 +98,8 @@ def _run(
 ) -> Manifest:
     store = lease.store
     newest = highest_generation(store)
-    done = read_done(store, task.run_id)
+    records = DoneRecords(store, task.run_id)
+    done = records.read()
     if newest and (manifest := read_manifest(store, newest)).run_id == task.run_id:
         progress.start(task.run_id, manifest.counts.documents, done)  # died after its manifest
         finish(store, config, manifest, done, progress.report)
@@ -113,10 +115,9 @@ def _run(
             progress.stage("starting Ray")
             with ray_session(config.ray, verbose=verbose):
                 refuse_local_index(store)
-                encode_units(config, request, run, todo, store, progress)
+                encode_units(config, request, run, todo, records, progress)
         progress.stage("committing")
-        done = read_done(store, task.run_id)
-        manifest = commit(store, config, request, run, done, lease.check, progress.report)
+        manifest = commit(store, config, request, run, records.read(), lease.check, progress.report)
     progress.committed(read_report(store, manifest.generation), store.uri)
     return manifest
 

@@ -10,12 +10,10 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +24,7 @@ from actors.tokenizer import TOKENS_COLUMN
 from pipelines.config import RunConfig
 from pipelines.last_words import DEATHS_ALONE, LastWords, Turns, is_hopeless, pieces
 from pipelines.layout import done_path, new_nonce, slice_name, unreadable_path
+from pipelines.local_files import scratch_folder
 from pipelines.output import PartWriter, describe_file, stored_rows, write_table
 from pipelines.records import (
     LEDGER_SCHEMA,
@@ -132,8 +131,8 @@ class SliceEncoder:
             return None, placed
         passages = work.passages.drop_columns([TOKENS_COLUMN])
         nothing = stored_rows(passages.slice(0, 0), self._encoder.empty(), self._colbert_storage)
-        with tempfile.TemporaryDirectory(prefix="packvec-") as scratch:
-            local = Path(scratch) / "part.parquet"
+        with scratch_folder() as scratch:
+            local = scratch / "part.parquet"
             with PartWriter(local, nothing.schema) as writer:
                 for batch in self._batches(work):
                     keep = placed.place(batch.start, batch.stop, batch.failures, writer.rows)

@@ -2,7 +2,8 @@
 
     runs/<run_id>/plan.json, units.parquet       what a run reads: pinned
     runs/<run_id>/done/<slice>.json              the commit of one slice
-    runs/<run_id>/words/, readings/              what processes were at: last_words.py, readings.py
+    runs/<run_id>/digests/                       copies of these: done_records.py
+    runs/<run_id>/words/, readings/              what processes were at
     data|documents|rejects/<run_id>/<slice>-<nonce>.parquet
     generations/<number>/manifest.json           the commit of a run
     publications/<number>.json                   which generation is live
@@ -38,6 +39,11 @@ def units_path(run_id: str) -> str:
 def done_folder(run_id: str) -> str:
     """Folder of a run's slice commits."""
     return f"runs/{run_id}/done"
+
+
+def digests_folder(run_id: str) -> str:
+    """Folder of copies of a run's slice commits, some hundred a file."""
+    return f"runs/{run_id}/digests"
 
 
 def done_prefix(run_id: str, unit: int) -> str:

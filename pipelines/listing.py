@@ -94,6 +94,11 @@ def is_http(fs: Any) -> bool:
     return "http" in _protocols(fs)
 
 
+def is_s3(fs: Any) -> bool:
+    """Whether an fsspec file system is S3's."""
+    return "s3" in _protocols(fs)
+
+
 def _protocols(fs: Any) -> tuple[str, ...]:
     return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
 

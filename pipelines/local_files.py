@@ -1,13 +1,53 @@
-"""Whole files on a local disk: durable when written, and created exclusively where that matters."""
+"""Whole files on a local disk: durable when written, and created exclusively where that matters.
+
+Durable also when removed.
+"""
 
 from __future__ import annotations
 
 import os
 import secrets
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from actors.errors import StorageError
+from pipelines.storage_faults import FAULTS, fault_of
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for files in the making, gone at the end.
+
+    Raises:
+        StorageError: its disk is full, or nothing may be written there.
+    """
+    with (
+        local_disk(tempfile.gettempdir()),
+        tempfile.TemporaryDirectory(prefix="packvec-") as folder,
+    ):
+        yield Path(folder)
+
+
+@contextmanager
+def local_disk(folder: str) -> Iterator[None]:
+    """A StorageError instead of the operating system's when a folder of this machine is full.
+
+    Or when nothing may be written there.
+    """
+    try:
+        yield
+    except OSError as error:
+        fault = fault_of(error)
+        if fault not in ("full", "access"):
+            raise
+        what, remedy = FAULTS[fault]
+        raise StorageError(
+            f"{folder}: expected a folder for temporary files, found {what} ({error}).",
+            f"{remedy} TMPDIR names another folder.",
+        ) from error
 
 
 def put_local(target: Path, source: bytes | Path, *, exclusive: bool) -> bool:
@@ -46,6 +86,19 @@ def _link(source: Path, target: Path) -> bool:
             "Use a local disk or object storage.",
         ) from error
     return True
+
+
+def remove_local(root: Path, path: str) -> None:
+    """Remove a file durably, and the folders below `root` that it leaves empty; missing is fine."""
+    target = root / path
+    target.unlink(missing_ok=True)
+    with suppress(FileNotFoundError):  # another thread has removed the folder too
+        _fsync_folder(target.parent)
+    for folder in target.relative_to(root).parents[:-1]:
+        try:
+            (root / folder).rmdir()
+        except OSError:
+            break  # not empty
 
 
 def local_names(folder: str, kind: str) -> list[str]:

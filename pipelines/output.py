@@ -6,7 +6,6 @@ noise to a compressor: 8 % smaller at several times the cost).
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from actors.fingerprint import file_sha256
+from pipelines.local_files import scratch_folder
 from pipelines.records import FileRecord
 from pipelines.storage import Store
 
@@ -129,8 +129,8 @@ def describe_file(local: Path, path: str, rows: int) -> FileRecord:
 
 def write_table(store: Store, table: pa.Table, path: str) -> FileRecord:
     """Put a small table (ledger, rejects, a generation's tables) into the index."""
-    with tempfile.TemporaryDirectory(prefix="packvec-") as scratch:
-        local = Path(scratch) / "table.parquet"
+    with scratch_folder() as scratch:
+        local = scratch / "table.parquet"
         pq.write_table(table, local, compression="zstd")
         record = describe_file(local, path, table.num_rows)
         store.upload(local, path)

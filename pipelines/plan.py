@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import zip_longest
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +21,7 @@ from actors.fingerprint import fingerprint, space_parts
 from actors.model_files import ModelFiles
 from pipelines.config import ChunkConfig, RunConfig
 from pipelines.formats.base import Piece
-from pipelines.layout import done_folder, done_prefix, plan_path, units_path
+from pipelines.layout import plan_path, units_path
 from pipelines.listing import SourceFile
 from pipelines.records import UNITS_SCHEMA, Done, Plan
 from pipelines.source import Unit
@@ -151,25 +150,6 @@ def plan_run(
 def load_units(store: Store, run_id: str) -> list[Unit]:
     """The units a run pinned."""
     return _read_units(store, run_id)[0]
-
-
-def read_done(store: Store, run_id: str, unit: int | None = None) -> list[Done]:
-    """The done records of a run, or of one unit of it, by unit and first document.
-
-    Of the records that a unit could not be read, one at most: where nothing was read beyond it.
-    """
-    paths = store.list(done_folder(run_id))
-    if unit is not None:
-        paths = [path for path in paths if path.startswith(done_prefix(run_id, unit))]
-    contents = store.read_many(paths)
-    records = [Done.model_validate_json(content) for content in contents]
-    # Where both begin at one document, what could be read counts.
-    records.sort(key=lambda done: (done.unit, done.first_document, not done.unreadable))
-    return [
-        record
-        for record, after in zip_longest(records, records[1:])
-        if not record.unreadable or after is None or after.unit != record.unit
-    ]
 
 
 def todo_table(units: Iterable[Unit], done: Iterable[Done]) -> pa.Table:

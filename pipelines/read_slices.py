@@ -14,8 +14,9 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from pipelines.config import RunConfig
+from pipelines.done_records import read_done
 from pipelines.layout import new_nonce, readings_folder
-from pipelines.plan import read_done, unit_of
+from pipelines.plan import unit_of
 from pipelines.slices import Slice, SliceReader, unreadable_slice
 from pipelines.source import Unit
 from pipelines.storage import Store, open_store

@@ -16,11 +16,13 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 
-from actors.errors import EmbedError, SourceChangedError, SourceError, UnreadableUnitError
+from actors.errors import EmbedError, SourceError, UnreadableUnitError
 from pipelines.config import SourceConfig, absolute_uri
 from pipelines.formats.base import Access, DocumentBatch, FileFacts, Format, Piece, check_present
 from pipelines.formats.registry import FORMATS, choose_format
-from pipelines.listing import Found, Listing, SourceFile, common_folder, describe_file, find_files
+from pipelines.listing import Found, Listing, SourceFile, common_folder, find_files
+from pipelines.pinned import unchanged
+from pipelines.retries import fetched
 from pipelines.storage_faults import FAULTS, fault_of
 
 _THREADS = 32
@@ -120,11 +122,12 @@ class Source:
         return units
 
     def read(self, unit: Unit, start: int = 0, stop: int | None = None) -> Iterator[DocumentBatch]:
-        """Documents [start, stop) of a unit.
+        """Documents [start, stop) of a unit; none of a file that is no longer what was listed.
 
         Raises:
-            SourceChangedError: a file is no longer the one that was listed.
+            SourceChangedError: a file is another one now, or gone, also in the middle.
             UnreadableUnitError: its bytes are damaged, or the store does not give them.
+            StorageError: a disk of this machine is full.
         """
         if stop is None:
             stop = unit.documents
@@ -136,16 +139,15 @@ class Source:
                 position += piece.documents
                 continue
             with _unreadable(replace(unit, pieces=(piece,))):  # of many files, the one
-                self._check_unchanged(piece.file)
-                for batch in reader.read(self._access, piece):
+                left = None if stop is None else stop - position
+                batches = _up_to(left, reader.read(self._access, piece))
+                for batch in unchanged(self._fs, piece.file, batches):
                     n = batch.table.num_rows
                     low = max(start - position, 0)
                     high = n if stop is None else min(stop - position, n)
                     position += n
                     if low < high:
                         yield batch.slice(low, high)
-                    if stop is not None and position >= stop:
-                        return
 
     def no_documents(self, unit: Unit) -> DocumentBatch:
         """What `read` gives, with no rows: its types."""
@@ -158,7 +160,7 @@ class Source:
     def _find(self, uri: str, root: str) -> Found:
         with self._store_faults(uri):
             try:
-                return find_files(self._fs, root)
+                return fetched(lambda: find_files(self._fs, root))
             except FileNotFoundError:
                 raise SourceError(
                     f"source.uri: expected a file, folder or glob, found nothing at {uri}.",
@@ -200,21 +202,6 @@ class Source:
         with self._store_faults(str(unit)):
             return sum(batch.table.num_rows for batch in self.read(unit, 0, at_most))
 
-    def _check_unchanged(self, file: SourceFile) -> None:
-        try:
-            found = describe_file(self._fs, file.path)
-        except FileNotFoundError:
-            raise SourceChangedError(
-                f"{file.path}: expected the file the plan pinned, found none.",
-                "Restore it, or start over with --fresh.",
-            ) from None
-        if found != file:
-            raise SourceChangedError(
-                f"{file.path}: changed since the run was planned "
-                f"({file.size} bytes, {file.etag} -> {found.size} bytes, {found.etag}).",
-                "Start over with --fresh.",
-            )
-
     @contextmanager
     def _store_faults(self, where: str) -> Iterator[None]:
         try:
@@ -247,6 +234,16 @@ def _unreadable(unit: Unit) -> Iterator[None]:
             f"{unit}: cannot be read ({reason:.160}).",
             "Repair the file and start over with --fresh; if the store failed, run again.",
         ) from error
+
+
+def _up_to(documents: int | None, batches: Iterator[DocumentBatch]) -> Iterator[DocumentBatch]:
+    """As many batches as so many documents need."""
+    given = 0
+    for batch in batches:
+        yield batch
+        given += batch.table.num_rows
+        if documents is not None and given >= documents:
+            return
 
 
 def _check_types(

@@ -14,28 +14,27 @@ import builtins
 import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from actors.errors import StorageError
-from pipelines.local_files import local_names, put_local
+from pipelines.local_files import local_names, put_local, remove_local
+from pipelines.retries import SteadyFile, patiently
 from pipelines.storage_faults import FAULTS, fault_of
+from pipelines.stored_files import StoredFile, files_below, remote_files_below, remote_names
 
 T = TypeVar("T")
 
 # Protocols whose drivers have a conditional PUT, and what installs the driver.
 _PACKAGES = {"s3": "packvec"} | dict.fromkeys(("gs", "gcs"), "packvec[gcs]")
 _PACKAGES |= dict.fromkeys(("az", "abfs", "abfss"), "packvec[azure]")
-_READ_THREADS = 32
+_THREADS = 32
 _BLOCK_BYTES = 4 << 20  # s3fs reads 50 MiB ahead by default: too much for a Parquet footer
-
-# On top of the drivers' own retries (botocore and s3fs: five each), which do not cover a 409.
-_ATTEMPTS = 4
-_WAIT = wait_random_exponential(multiplier=0.4, max=5)  # seconds; full jitter
 
 
 def open_store(uri: str, storage_options: Mapping[str, Any] | None = None) -> Store:
@@ -98,10 +97,17 @@ class Store:
     def exists(self, path: str) -> bool:
         """Whether there is a file (not a folder) at this path now."""
         try:
-            info = self._run(path, lambda: self.filesystem.info(self.path(path)))
+            self.size(path)
         except FileNotFoundError:
             return False
-        return bool(info["type"] == "file")
+        return True
+
+    def size(self, path: str) -> int:
+        """Bytes of a file; missing, or a folder: as `read`."""
+        info = self._run(path, lambda: self.filesystem.info(self.path(path)))
+        if info["type"] != "file":
+            raise FileNotFoundError(self.path(path))
+        return int(info["size"])
 
     def read(self, path: str) -> bytes:
         """The content of a file; FileNotFoundError when there is none."""
@@ -110,7 +116,7 @@ class Store:
     def read_many(self, paths: Iterable[str]) -> builtins.list[bytes]:
         """The contents of files, read concurrently, in the order asked; missing: as `read`."""
         # Not fs.cat: it expands globs and answers in an order of its own.
-        with ThreadPoolExecutor(_READ_THREADS) as pool:
+        with ThreadPoolExecutor(_THREADS) as pool:
             return [*pool.map(self.read, paths)]
 
     def list(self, folder: str) -> builtins.list[str]:
@@ -123,6 +129,20 @@ class Store:
     def list_folders(self, folder: str) -> builtins.list[str]:
         """Paths of the folders directly in a folder, sorted; [] when there is no such folder."""
         return self._list(folder, "directory")
+
+    def find(self, folder: str = "") -> builtins.list[StoredFile]:
+        """Every file below a folder, at any depth, sorted by path; names with a dot too.
+
+        [] when there is no such folder.
+        """
+        folder = folder.rstrip("/")
+        below = files_below if self.is_local else partial(remote_files_below, self.filesystem)
+        try:
+            found = self._run(folder, lambda: below(self.path(folder)))
+        except FileNotFoundError:
+            return []
+        parent = f"{folder}/" if folder else ""
+        return sorted((replace(f, path=parent + f.path) for f in found), key=lambda f: f.path)
 
     def create_exclusive(self, path: str, data: bytes) -> bool:
         """Create a file unless there is one: the primitive every commit rests on.
@@ -146,16 +166,39 @@ class Store:
         Path(local_file).stat()  # else its absence would be reported as that of the bucket
         self._put(path, Path(local_file))
 
+    def download(self, path: str, local_file: str | Path) -> None:
+        """Put a copy of a file at a local path; missing: as `read`."""
+        self._run(path, lambda: self.filesystem.get_file(self.path(path), str(local_file)))
+
+    def delete(self, path: str) -> None:
+        """Remove a file, and local folders it leaves empty; one that is not there is no error."""
+
+        def remove() -> None:
+            if self.is_local:
+                remove_local(Path(self.uri), path)
+            else:
+                self.filesystem.rm_file(self.path(path))
+
+        with suppress(FileNotFoundError):
+            self._run(path, remove)
+
+    def delete_many(self, paths: Iterable[str]) -> None:
+        """Remove files concurrently; all are gone, durably, when it returns."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for _ in pool.map(self.delete, paths):
+                pass
+
     def open_input(self, path: str) -> BinaryIO:
         """A file open for seekable binary reading, as Parquet wants it; missing: as `read`.
 
-        The caller closes it. What its own methods raise is the driver's.
+        The caller closes it. On object storage its reads are tried again, and raise, as `read`.
         """
-        options = {} if self.is_local else {"block_size": _BLOCK_BYTES}
-        file: BinaryIO = self._run(
-            path, lambda: self.filesystem.open(self.path(path), "rb", **options)
-        )
-        return file
+        run, name = partial(self._run, path), self.path(path)
+        if self.is_local:
+            return cast(BinaryIO, run(lambda: self.filesystem.open(name, "rb")))
+        fs = self.filesystem
+        opener = partial(fs.open, name, "rb", block_size=_BLOCK_BYTES)
+        return cast(BinaryIO, SteadyFile(opener, run))
 
     def _open_filesystem(self) -> tuple[fsspec.AbstractFileSystem, str]:
         if self.is_local:
@@ -185,7 +228,7 @@ class Store:
 
     def _list(self, folder: str, kind: str) -> builtins.list[str]:
         folder = folder.rstrip("/")
-        names_of = local_names if self.is_local else self._remote_names
+        names_of = local_names if self.is_local else partial(remote_names, self.filesystem)
         try:
             names = self._run(folder, lambda: names_of(self.path(folder), kind))
         except FileNotFoundError:
@@ -193,22 +236,13 @@ class Store:
         parent = f"{folder}/" if folder else ""
         return sorted(parent + name for name in names if not name.startswith("."))
 
-    def _remote_names(self, folder: str, kind: str) -> builtins.list[str]:
-        prefix = f"{folder}/"
-        found = [e["name"] for e in self.filesystem.ls(folder, detail=True) if e["type"] == kind]
-        # ls of a file lists that file; a key that ends in "/" stands for the folder itself.
-        names = (n.removeprefix(prefix).rstrip("/") for n in found if n.startswith(prefix))
-        return [name for name in names if name]
-
     def _run(self, path: str, action: Callable[[], T], *, writes: bool = False) -> T:
         """Do it, and again when the store hiccups. `writes`: nothing but the bucket can be missing.
 
         Everything is reported as StorageError but FileNotFoundError and errors of no store.
         """
-        again = retry_if_exception(lambda error: fault_of(error) in ("network", "busy"))
-        stop = stop_after_attempt(_ATTEMPTS)
         try:
-            return Retrying(stop=stop, wait=_WAIT, retry=again, reraise=True)(action)
+            return patiently(action)
         except Exception as error:
             missing = writes and isinstance(error, FileNotFoundError)
             fault = "bucket" if missing else fault_of(error)

@@ -38,7 +38,7 @@ class Watch:
     """Whether the cluster as it is now holds so many actors."""
     at: Callable[[], str]
     """What the processes were at, for the message."""
-    patience_seconds: float = _PATIENCE_SECONDS
+    patience_seconds: float = field(default_factory=lambda: _PATIENCE_SECONDS)
     clock: Callable[[], float] = time.monotonic
     _looked: float = field(default=float("-inf"), init=False)
     _moved: float = field(default=0.0, init=False)
@@ -95,11 +95,14 @@ def _split(operators: Mapping[Any, Any]) -> tuple[list[Any], Any]:
 def _stage(operators: Mapping[Any, Any]) -> str:
     readers, encoders = _split(operators)
     pool = encoders.get_actor_info()
-    if encoders.num_active_tasks():
-        return "encoding" if pool.running else "encoding: its actors are gone or do not start"
+    lost = pool.pending + pool.restarting
+    if encoders.num_active_tasks() and pool.running:
+        return "encoding"
+    if not pool.running:  # readers that wait for them count as active
+        return f"waiting for actors ({pool.running} run, {lost} do not start)"
     if any(op.num_active_tasks() for op in readers):
         return "reading and tokenising"
-    return f"waiting for actors ({pool.running} run, {pool.pending + pool.restarting} do not start)"
+    return "waiting for Ray"
 
 
 _active: list[Watch] = []

@@ -37,11 +37,12 @@ from pipelines import embed_corpus as module
 from pipelines.cli import Log
 from pipelines.cluster import pool_for
 from pipelines.data_path import receipts
+from pipelines.done_records import read_done
 from pipelines.embed_corpus import embed_corpus
 from pipelines.index import open_index
 from pipelines.layout import publication_path
 from pipelines.lease import hold_lease
-from pipelines.plan import Request, Run, plan_run, read_done, todo_table
+from pipelines.plan import Request, Run, plan_run, todo_table
 from pipelines.progress import Progress
 from pipelines.records import Done, Manifest
 from pipelines.source import Source

@@ -20,10 +20,11 @@ import torch
 from actors.encoder import load_encoder
 from actors.errors import DeviceError, ModelError
 from actors.model_files import resolve_model
+from pipelines.done_records import read_done
 from pipelines.encode_slices import SliceEncoder
 from pipelines.layout import done_path
 from pipelines.output import VECTOR_COLUMNS
-from pipelines.plan import Request, read_done
+from pipelines.plan import Request
 from pipelines.records import LEDGER_SCHEMA, REJECTS_SCHEMA, Done
 from pipelines.slices import SliceReader
 from pipelines.source import Source

@@ -15,6 +15,7 @@ from actors.errors import SourceChangedError
 from actors.model_files import resolve_model
 from actors.tiny_model import ensure_tiny_m3
 from pipelines.config import parse_config
+from pipelines.done_records import read_done
 from pipelines.formats.base import Piece
 from pipelines.layout import done_path, plan_path, units_path, unreadable_path
 from pipelines.listing import Listing, SourceFile
@@ -24,7 +25,6 @@ from pipelines.plan import (
     incomplete_units,
     load_plan,
     plan_run,
-    read_done,
     todo_table,
     unit_of,
 )
@@ -321,17 +321,6 @@ def test_todo_table_of_a_finished_run_is_empty():
     table = todo_table(units, [done_of(units[0], 0, 10), done_of(units[1], 0, 5)])
     assert table.num_rows == 0
     assert table.schema == TODO_SCHEMA
-
-
-def test_read_done_is_ordered_and_complete(tmp_path):
-    store = open_store(str(tmp_path))
-    units = [unit_with(3000, number) for number in range(3)]
-    records = [done_of(unit, first, 1000) for unit in units for first in (0, 1000, 2000)]
-    for record in reversed(records):
-        path = done_path("run", record.unit, record.first_document)
-        assert store.create_exclusive(path, record.to_bytes())
-    assert read_done(store, "run") == records
-    assert read_done(store, "another") == []
 
 
 # Planning

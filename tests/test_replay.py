@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from actors.model_files import resolve_model
+from pipelines.done_records import read_done
 from pipelines.embed_corpus import embed_corpus
 from pipelines.encode_slices import SliceEncoder
 from pipelines.generations import read_manifest
 from pipelines.index import open_index
-from pipelines.plan import Request, plan_run, read_done
+from pipelines.plan import Request, plan_run
 from pipelines.records import FOR_NOW
 from pipelines.replay import units_to_replay
 from pipelines.slices import SliceReader

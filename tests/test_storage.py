@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import fsspec
@@ -15,6 +18,7 @@ from s3_server import Fault, s3_bucket, s3_endpoint, s3_server  # noqa: F401
 
 from actors.errors import StorageError
 from pipelines.storage import Store, open_store
+from pipelines.stored_files import remote_files_below
 
 ROOT = Path(__file__).parents[1]
 
@@ -223,6 +227,99 @@ def test_open_input_parquet_is_read_by_seeking(store, tmp_path):
         assert pq.read_table(file).equals(table)
 
 
+def test_size_file_is_its_bytes_and_anything_else_is_missing(store):
+    store.overwrite("a/b.json", b"12345")
+    store.overwrite("a/empty", b"")
+    assert (store.size("a/b.json"), store.size("a/empty")) == (5, 0)
+    for path in ("a", "a/c.json", "b"):
+        with pytest.raises(FileNotFoundError):
+            store.size(path)
+
+
+def test_find_files_at_any_depth_are_listed_with_sizes_sorted(store):
+    paths = {"g/000001/manifest.json": 3, "g/.a.json.0123.tmp": 1, "gx/b": 2, "top": 0, "g/a*": 4}
+    for path, size in paths.items():
+        store.overwrite(path, b"x" * size)
+    assert [(f.path, f.size) for f in store.find()] == sorted(paths.items())
+    below = sorted((path, size) for path, size in paths.items() if path.startswith("g/"))
+    for folder in ("g", "g/"):
+        assert [(f.path, f.size) for f in store.find(folder)] == below
+    assert [f.path for f in store.find("g/000001")] == ["g/000001/manifest.json"]
+
+
+def test_find_missing_folder_or_a_file_is_empty(store):
+    assert store.find() == store.find("nothing/here") == []
+    store.overwrite("a", b"1")
+    assert store.find("a") == []
+
+
+def test_find_modified_is_when_it_was_written_in_utc(store):
+    before = datetime.now(UTC) - timedelta(seconds=2)  # object stores round to a second
+    store.overwrite("a/b", b"1")
+    (file,) = store.find()
+    assert before <= file.modified <= datetime.now(UTC) + timedelta(seconds=2)
+    assert file.modified.utcoffset() == timedelta(0)
+
+
+def test_find_local_modified_is_the_file_systems(tmp_path):
+    (tmp_path / "old").touch()
+    os.utime(tmp_path / "old", (1_000_000_000, 1_000_000_000))
+    (file,) = open_store(str(tmp_path)).find()
+    assert file.modified == datetime(2001, 9, 9, 1, 46, 40, tzinfo=UTC)
+
+
+def test_find_local_links_are_followed_once_and_dangling_ones_left_out(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/a").write_bytes(b"123")
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "index")
+    (tmp_path / "index/dangling").symlink_to(tmp_path / "nothing")
+    found = open_store(str(tmp_path / "index")).find()
+    assert [(f.path, f.size) for f in found] == [("linked/a", 3)]
+
+
+def test_find_s3_more_than_a_page_is_listed_whole_without_markers(
+    s3_store,
+    s3_server,  # noqa: F811
+    monkeypatch,
+):
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "3")
+    for n in range(8):
+        s3_store.overwrite(f"d/{n}", b"1")
+    _another_client(s3_store).pipe_file(f"{s3_store.path('d')}/", b"")
+    del s3_server.requests[:]
+    assert [f.path for f in s3_store.find()] == [f"d/{n}" for n in range(8)]
+    assert len(s3_server.requests) >= 3
+
+
+def test_find_written_by_someone_else_is_seen_at_once(store):
+    store.overwrite("d/a", b"1")
+    assert [f.path for f in store.find("d")] == ["d/a"]
+    other = _another_client(store)
+    other.pipe_file(store.path("d/b"), b"2")
+    other.rm_file(store.path("d/a"))
+    assert [f.path for f in store.find("d")] == ["d/b"]
+
+
+def test_remote_files_without_a_time_are_a_storage_error():
+    class NoTimes:
+        def find(self, folder, detail):
+            return {f"{folder}/a": {"type": "file", "size": 1, "LastModified": "yesterday"}}
+
+    with pytest.raises(StorageError, match=r"bucket/a: expected a time of its last change"):
+        remote_files_below(NoTimes(), "bucket")
+
+
+def test_download_file_arrives_whole(store, tmp_path):
+    content = bytes(range(256)) * 9000
+    store.overwrite("data/part", content)
+    store.download("data/part", tmp_path / "local")
+    assert (tmp_path / "local").read_bytes() == content
+    with pytest.raises(FileNotFoundError):
+        store.download("data/other", tmp_path / "other")
+
+
 # Writing
 
 
@@ -324,6 +421,73 @@ def test_list_local_file_being_written_is_left_out(tmp_path):
     assert store.list("") == []
 
 
+# Removing
+
+
+def test_delete_file_is_gone_and_again_is_no_error(store):
+    store.overwrite("a/b", b"1")
+    store.overwrite("a/bc", b"2")
+    store.delete("a/b")
+    assert not store.exists("a/b")
+    store.delete("a/b")
+    store.delete("never/was")
+    assert [f.path for f in store.find()] == ["a/bc"]
+
+
+def test_delete_glob_is_a_name_like_any_other(store):
+    for name in ("a/[bc]*", "a/b1", "a/c"):
+        store.overwrite(name, b"1")
+    store.delete("a/[bc]*")
+    assert store.list("a") == ["a/b1", "a/c"]
+
+
+def test_delete_many_only_those_are_gone(store):
+    for n in range(80):
+        store.overwrite(f"d/{n:02d}", b"1")
+    store.delete_many(f"d/{n:02d}" for n in range(0, 80, 2))
+    assert store.list("d") == [f"d/{n:02d}" for n in range(1, 80, 2)]
+    store.delete_many([*store.list("d"), "d/other"])
+    assert store.find() == []
+    store.delete_many([])
+
+
+def test_delete_local_folders_left_empty_go_but_not_the_root(tmp_path):
+    store = open_store(str(tmp_path / "index"))
+    store.overwrite("a/b/c", b"1")
+    store.overwrite("a/d", b"1")
+    store.delete("a/b/c")
+    assert sorted(p.name for p in (tmp_path / "index/a").iterdir()) == ["d"]
+    store.delete("a/d")
+    assert list((tmp_path / "index").iterdir()) == []
+
+
+def test_delete_local_link_goes_and_its_target_stays(tmp_path):
+    (tmp_path / "target").write_bytes(b"1")
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index/link").symlink_to(tmp_path / "target")
+    open_store(str(tmp_path / "index")).delete("link")
+    assert not (tmp_path / "index/link").is_symlink()
+    assert (tmp_path / "target").exists()
+
+
+def test_delete_folder_is_a_storage_error_or_nothing(store):
+    store.overwrite("a/b", b"1")
+    with suppress(StorageError):  # object stores have no folders, and say nothing
+        store.delete("a")
+    assert store.exists("a/b")
+
+
+def test_delete_s3_busy_is_tried_again_and_denied_is_an_error(s3_store, s3_server):  # noqa: F811
+    s3_store.overwrite("a", b"1")
+    s3_server.faults.append(Fault("DELETE", "/a", 409, "OperationAborted", times=2))
+    s3_store.delete("a")
+    assert s3_server.faults[0].times == 0
+    assert not s3_store.exists("a")
+    s3_server.faults.append(Fault("DELETE", "/b", 403, "AccessDenied", times=9))
+    with pytest.raises(StorageError, match="access denied"):
+        s3_store.delete_many(["a", "b"])
+
+
 # Faults
 
 
@@ -379,6 +543,10 @@ def test_s3_missing_bucket_is_a_storage_error(s3_bucket, tmp_path):  # noqa: F81
         lambda: store.read("a"),
         lambda: store.list("a"),
         lambda: store.exists("a"),
+        lambda: store.find("a"),
+        lambda: store.find(),
+        lambda: store.delete("a"),
+        lambda: store.download("a", tmp_path / "copy"),
     ]
     for action in actions:
         with pytest.raises(StorageError, match="no such bucket") as caught:

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
@@ -14,7 +15,9 @@ import pyarrow as pa
 from actors.errors import SourceError
 from pipelines.config import SourceConfig
 from pipelines.listing import SourceFile, is_http, is_local, name_in
+from pipelines.local_files import local_disk
 from pipelines.records import RejectCode
+from pipelines.retries import SteadyFile, fetched
 
 BATCH_DOCUMENTS = 128
 _BATCH_CHARACTERS = 8 << 20  # documents of any length: a batch is bounded by both
@@ -88,9 +91,9 @@ class Access:
         if is_local(self.fs):
             return self.fs.open(file.path, "rb")
         if self.gives_ranges(file):
-            return self.fs.open(file.path, "rb", cache_type="none")
-        copy = tempfile.TemporaryFile()  # noqa: SIM115  (for the caller to close)
-        with self.fs.open(file.path, "rb", block_size=0) as stream:
+            return self._steady(file, cache_type="none")
+        with local_disk(tempfile.gettempdir()), self._steady(file, block_size=0) as stream:
+            copy = tempfile.TemporaryFile()  # noqa: SIM115  (for the caller to close)
             shutil.copyfileobj(stream, copy, _BLOCK_BYTES)
         copy.seek(0)
         return copy
@@ -103,10 +106,10 @@ class Access:
         Raises:
             OSError: the compressed bytes are damaged or end too early (when they are read).
         """
-        options = {}
-        if not is_local(self.fs):
-            options = {"block_size": _BLOCK_BYTES if self.gives_ranges(file) else 0}
-        raw = self.fs.open(file.path, "rb", **options)
+        if is_local(self.fs):
+            raw = self.fs.open(file.path, "rb")
+        else:
+            raw = self._steady(file, block_size=_BLOCK_BYTES if self.gives_ranges(file) else 0)
         codec = compression_of(file.path)
         if codec:
             raw = _Decompressed(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec))
@@ -116,6 +119,9 @@ class Access:
         """Whether the store gives a part of a file; not every HTTP server does, or says so."""
         if not is_http(self.fs):
             return True
+        return fetched(lambda: self._gave_ranges(file))
+
+    def _gave_ranges(self, file: SourceFile) -> bool:
         with self.fs.open(file.path, "rb", cache_type="none") as opened:
             try:
                 opened.seek(1)
@@ -123,6 +129,11 @@ class Access:
             except ValueError:  # what fsspec says of such a server
                 return False
         return True
+
+    def _steady(self, file: SourceFile, **options: Any) -> SteadyFile:
+        stream = options.get("block_size") == 0
+        opener = partial(self.fs.open, file.path, "rb", **options)
+        return SteadyFile(opener, fetched, stream=stream)
 
 
 class _Decompressed(io.RawIOBase):

@@ -1,0 +1,128 @@
+"""How long a run with many done records takes until it goes on.
+
+    python -m benchmarks.resume --records 10000
+
+Plans a run over as many slices and one more, writes done records as a killed run leaves them (with
+digests, and with none), then times `embed_corpus` until it starts Ray for the last slice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from actors.model_files import resolve_model
+from pipelines import embed_corpus as command
+from pipelines.config import RunConfig, parse_config
+from pipelines.done_records import DoneRecords
+from pipelines.layout import digests_folder, done_path
+from pipelines.plan import Request, plan_run
+from pipelines.records import Done, EncoderRecord, FileRecord
+from pipelines.source import Source
+from pipelines.storage import Store, open_store
+from pipelines.tasks import Task, next_task_of
+
+_FILE = FileRecord(path="data/run/000000-0000000000-aaaa.parquet", rows=9, bytes=9, sha256="0" * 64)
+_ENCODER = EncoderRecord(
+    space_fingerprint="0" * 64,
+    dim=384,
+    colbert_dim=None,
+    max_length=512,
+    pooling="cls",
+    dtype="float16",
+    device="cuda:0",
+    worker="host:1",
+)
+
+
+class StartError(Exception):
+    """Ray would be started now."""
+
+
+def prepare(config: RunConfig, records: int) -> tuple[Store, str]:
+    """A planned run with so many done records, one slice short of complete."""
+    request = Request.of(config, resolve_model(config.encoder))
+    source = Source(config.source)
+    listing = source.list_files()
+    store = open_store(config.index.uri)
+    task = next_task_of(store, request, source, listing, fresh=False, replay=False)
+    assert isinstance(task, Task)
+    plan_run(store, config, request, task.pin, listing.files, task.run_id)
+    folder = Path(store.path(done_path(task.run_id, 0, 0))).parent
+    folder.mkdir(parents=True)
+    for first in range(records):
+        done = Done(
+            run_id=task.run_id,
+            nonce=f"{first:012d}",
+            unit=0,
+            first_document=first,
+            documents=1,
+            last=False,
+            embedded=1,
+            passages=9,
+            tokens=900,
+            truncated=0,
+            rejects={},
+            masked=[],
+            part=_FILE,
+            ledger=_FILE,
+            reject_file=None,
+            encoder=_ENCODER,
+            seconds=1.0,
+        )
+        # Not through the store, whose fsync would make this the longest part.
+        (folder / Path(done_path(task.run_id, 0, first)).name).write_bytes(done.to_bytes())
+    return store, task.run_id
+
+
+def seconds_to_start(config: RunConfig) -> float:
+    """Of the command's own work, from the configuration to the start of Ray."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise StartError
+
+    command.ray_session = stop  # type: ignore[assignment]
+    began = time.perf_counter()
+    try:
+        command.embed_corpus(config)
+    except StartError:
+        return time.perf_counter() - began
+    raise AssertionError("expected something left to do")
+
+
+def main() -> None:
+    """Print both times."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--records", type=int, default=10_000)
+    records = parser.parse_args().records
+    with tempfile.TemporaryDirectory() as folder:
+        documents = Path(folder, "documents.parquet")
+        n = records + 1
+        ids, texts = [str(i) for i in range(n)], ["a document"] * n
+        pq.write_table(pa.table({"id": ids, "text": texts}), documents, row_group_size=n)
+        config = parse_config(
+            {
+                "source": {"uri": str(documents)},
+                "index": {"uri": f"{folder}/index"},
+                "model": {"name": "builtin:tiny-m3"},
+                "slice": {"documents": 1},
+            }
+        )
+        store, run_id = prepare(config, records)
+        cold = seconds_to_start(config)
+        digests = len(store.list(digests_folder(run_id)))
+        assert len(DoneRecords(store, run_id).read()) == records
+        warm = seconds_to_start(config)
+    sys.stdout.write(
+        f"{records:,} done records: {cold:.2f} s without digests, {warm:.2f} s with {digests}\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

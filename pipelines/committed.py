@@ -1,0 +1,222 @@
+"""Everything that is committed in an index: publications, manifests and their tables, all of it.
+
+For looking after an index: what is wrong is noted and the rest is read all the same. A reader wants
+one generation and stops at the first fault: see index.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from actors.errors import IndexStateError, StorageError
+from pipelines.generations import Publication, read_manifest
+from pipelines.layout import manifest_path
+from pipelines.records import (
+    DELETIONS_SCHEMA,
+    FILES_SCHEMA,
+    FileRecord,
+    Manifest,
+    TableRecord,
+)
+from pipelines.storage import Store
+
+_KEPT = 100
+
+
+class Problems:
+    """What is wrong with an index: the first hundred in words, the rest counted. Thread-safe."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._lines: list[str] = []
+        self._paths: set[str] = set()
+        self._lock = threading.Lock()
+
+    def add(self, path: str, expected: object, found: object) -> None:
+        """Note one."""
+        self.note(path, f"expected {expected}, found {found}")
+
+    def note(self, path: str, text: str) -> None:
+        """Note one in words that say what was expected and what was found."""
+        with self._lock:
+            self.count += 1
+            self._paths.add(path)
+            if len(self._lines) < _KEPT:
+                self._lines.append(" ".join(f"{path}: {text}".split()))
+
+    def concern(self, path: str) -> bool:
+        """Whether something is wrong with this file."""
+        return path in self._paths
+
+    def lines(self) -> list[str]:
+        """One for each that was kept, by path, and one for those that were not."""
+        more = self.count - len(self._lines)
+        return sorted(self._lines) + ([f"... and {more:,} more"] if more else [])
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A manifest and what its tables say; None: that table cannot be used."""
+
+    manifest: Manifest
+    parts: list[FileRecord] | None
+    documents: list[FileRecord] | None
+    rejects: list[FileRecord] | None
+    deletions: pa.Table | None
+
+    @property
+    def number(self) -> int:
+        """Its number."""
+        return self.manifest.generation
+
+    @property
+    def files(self) -> list[FileRecord]:
+        """Every file its tables list."""
+        return [*(self.parts or []), *(self.documents or []), *(self.rejects or [])]
+
+
+def read_committed(store: Store, problems: Problems) -> dict[int, Generation]:
+    """Number -> generation, of all whose manifest can be read, the oldest first.
+
+    Raises:
+        IndexStateError: there is neither a manifest nor a publication.
+    """
+    folders = (path.rsplit("/", 1)[-1] for path in store.list_folders("generations"))
+    numbers = sorted(int(name) for name in folders if name.isdecimal())
+    numbers = [number for number in numbers if store.exists(manifest_path(number))]
+    published = [
+        path for path in store.list("publications") if _stem(path).isdecimal()
+    ]  # others are no publications, to a reader too
+    if not numbers and not published:
+        raise IndexStateError(
+            f"{store.uri}: expected a committed index, found none.",
+            "Run python -m pipelines.embed_corpus first; an interrupted run commits at its end.",
+        )
+    for path, content in zip(published, store.read_many(published), strict=True):
+        _check_publication(path, content, numbers, problems)
+    manifests = dict(_manifests(store, numbers, problems))
+    for number, manifest in manifests.items():
+        _check_parent(number, manifest, manifests, numbers, problems)
+    return {number: _read_tables(store, m, problems) for number, m in manifests.items()}
+
+
+def chain_of(number: int, generations: Mapping[int, Generation]) -> list[Generation] | None:
+    """A generation and its ancestors, the newest first; None: one of them cannot be read."""
+    chain = [generations[number]]
+    while (parent := chain[-1].manifest.parent) is not None:
+        if parent not in generations or parent >= chain[-1].number:
+            return None
+        chain.append(generations[parent])
+    return chain
+
+
+def _read_table(store: Store, path: str, schema: pa.Schema, problems: Problems) -> pa.Table | None:
+    """A table of a generation; None and a problem where it is none."""
+    try:
+        table = pq.read_table(pa.BufferReader(store.read(path)))
+    except FileNotFoundError:
+        problems.add(path, "a file", "none")
+    except (StorageError, pa.ArrowException, OSError) as error:
+        problems.add(path, "a table", one_line(error))
+    else:
+        if not table.schema.equals(schema):
+            problems.add(path, f"columns {columns_of(schema)}", columns_of(table.schema))
+        elif any(column.null_count for column in table.columns):
+            problems.add(path, "a value in every field", "nulls")
+        else:
+            return table
+    return None
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, for a problem's line."""
+    return " ".join(str(error).split())[:200]
+
+
+def _check_publication(path: str, content: bytes, numbers: list[int], problems: Problems) -> None:
+    try:
+        number = Publication.model_validate_json(content).generation
+    except ValidationError as error:
+        problems.add(path, "a publication", f"something else ({error.errors()[0]['msg']})")
+        return
+    if number not in numbers:
+        problems.add(path, f"generation {number} to be there", "no manifest of it")
+
+
+def _manifests(
+    store: Store, numbers: list[int], problems: Problems
+) -> Iterator[tuple[int, Manifest]]:
+    for number in numbers:
+        path = manifest_path(number)
+        try:
+            manifest = read_manifest(store, number)
+        except (IndexStateError, StorageError) as error:
+            reason = error.message.removeprefix(f"{store.url(path)}: ").rstrip(".")
+            expects = reason.startswith("expected ")
+            problems.note(path, reason if expects else f"expected a manifest, found {reason}")
+            continue
+        if manifest.generation == number:
+            yield number, manifest
+        else:
+            problems.add(path, f"generation {number}", f"generation {manifest.generation}")
+
+
+def _check_parent(
+    number: int,
+    manifest: Manifest,
+    manifests: dict[int, Manifest],
+    numbers: list[int],
+    problems: Problems,
+) -> None:
+    path, parent = manifest_path(number), manifest.parent
+    if parent is None:
+        return
+    if parent not in numbers or parent >= number:
+        found = f"generation {parent}" if parent in numbers else f"{parent}, which has no manifest"
+        problems.add(path, "an earlier generation as parent", found)
+    elif parent in manifests:
+        expected = manifests[parent].index_fingerprint
+        if manifest.index_fingerprint != expected:
+            found = manifest.index_fingerprint
+            problems.add(path, f"index_fingerprint {expected} (generation {parent}'s)", found)
+
+
+def _read_tables(store: Store, manifest: Manifest, problems: Problems) -> Generation:
+    def read(record: TableRecord, schema: pa.Schema) -> pa.Table | None:
+        try:
+            found = hashlib.sha256(store.read(record.path)).hexdigest()
+        except (FileNotFoundError, StorageError):
+            found = record.sha256  # `_read_table` says why
+        if found == record.sha256:
+            return _read_table(store, record.path, schema, problems)
+        problems.add(record.path, f"sha256 {record.sha256} (the manifest's)", found)
+        return None
+
+    def files(record: TableRecord) -> list[FileRecord] | None:
+        table = read(record, FILES_SCHEMA)
+        return None if table is None else [FileRecord(**row) for row in table.to_pylist()]
+
+    tables = manifest.tables
+    return Generation(
+        manifest,
+        files(tables.parts),
+        files(tables.documents),
+        files(tables.rejects),
+        read(tables.deletions, DELETIONS_SCHEMA),
+    )
+
+
+def columns_of(schema: pa.Schema) -> str:
+    """A schema, for a problem's line."""
+    return ", ".join(f"{field.name}: {field.type}" for field in schema)
+
+
+def _stem(path: str) -> str:
+    return path.rsplit("/", 1)[-1].removesuffix(".json")

@@ -1,0 +1,123 @@
+"""Is an index what its manifests say? Every generation, table and file of it; all problems at once.
+
+python -m pipelines.verify_index s3://vectors/wiki           sizes: one request a file
+python -m pipelines.verify_index s3://vectors/wiki --deep    every byte, row and vector
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Annotated
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import typer
+
+from actors.errors import StorageError
+from pipelines.cli import exit_with_one_line
+from pipelines.committed import Generation, Problems, chain_of, one_line, read_committed
+from pipelines.records import FileRecord
+from pipelines.storage import Store, open_store
+from pipelines.verify_deep import check_deep
+
+_THREADS = 32
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was looked at, and what is wrong with it."""
+
+    generations: int
+    files: int
+    bytes: int
+    problems: Problems
+
+
+def verify(store: Store, *, deep: bool = False) -> Verified:
+    """Check an index against its manifests; `deep`: read every byte of it.
+
+    Raises:
+        IndexStateError: there is no index.
+    """
+    problems = Problems()
+    generations = read_committed(store, problems)
+    files = {file for generation in generations.values() for file in generation.files}
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for _ in pool.map(lambda file: _check_size(store, file, problems), files):
+            pass
+    for number in generations:
+        _check_deletions(number, generations, problems)
+    if deep:
+        check_deep(store, generations, problems)
+    size = sum(file.bytes for file in files)
+    return Verified(len(generations), len(files), size, problems)
+
+
+def _check_size(store: Store, file: FileRecord, problems: Problems) -> None:
+    try:
+        found = store.size(file.path)
+    except FileNotFoundError:
+        problems.add(file.path, "a file", "none")
+    except StorageError as error:
+        problems.add(file.path, "a file", one_line(error))
+    else:
+        if found != file.bytes:
+            problems.add(file.path, f"{file.bytes:,} bytes", f"{found:,}")
+
+
+def _check_deletions(
+    number: int, generations: Mapping[int, Generation], problems: Problems
+) -> None:
+    """Masked rows are rows of this generation or of its ancestors."""
+    chain, masked = chain_of(number, generations), generations[number].deletions
+    if chain is None or masked is None or any(generation.parts is None for generation in chain):
+        return
+    rows = {file.path: file.rows for generation in chain for file in generation.parts or []}
+    known = pc.index_in(masked["part"], pa.array(rows.keys(), pa.string()))
+    stops = pc.add(masked["first_row"], masked["n_rows"])
+    inside = pc.less_equal(stops, pa.array(rows.values(), pa.int64()).take(known))
+    good = pc.and_(pc.and_(pc.greater_equal(masked["first_row"], 0), inside), pc.is_valid(known))
+    path = generations[number].manifest.tables.deletions.path
+    for row in masked.filter(pc.invert(pc.fill_null(good, False))).to_pylist():
+        part, first, stop = row["part"], row["first_row"], row["first_row"] + row["n_rows"]
+        if part in rows:
+            problems.add(path, f"rows below {rows[part]:,} of {part}", f"[{first:,}, {stop:,})")
+        else:
+            problems.add(path, "parts of the generation or its ancestors", part)
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+_EPILOG = (
+    "Exit codes: 0 everything is as its manifests say; 1 something is not: each problem is a line "
+    "on stdout; 2 there is no index."
+)
+
+
+@app.command(epilog=_EPILOG)
+def main(
+    uri: Annotated[str, typer.Argument(help="The index: a local path or s3://...")],
+    deep: Annotated[
+        bool,
+        typer.Option(
+            "--deep",
+            help="Read every byte: checksums, ids, the ledger against the rows, counts, vectors.",
+        ),
+    ] = False,
+) -> None:
+    """Check every generation of an index against its files; nothing is changed."""
+    with exit_with_one_line():
+        found = verify(open_store(uri), deep=deep)
+        for line in found.problems.lines():
+            typer.echo(line)
+        held = f"{found.generations:,} generations, {found.files:,} files, {found.bytes:,} bytes"
+        if found.problems.count:
+            typer.echo(f"{found.problems.count:,} problems in {held}")
+            raise typer.Exit(1)
+        typer.echo(f"ok: {held}{', every byte read' if deep else '; --deep reads every byte'}")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,204 @@
+"""Faults in a running pipeline, on a real Ray cluster: what dies, hangs or comes too late."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray.cloudpickle
+from test_embed_corpus import _planned
+
+from actors.errors import EmbedError, LeaseHeldError
+from pipelines import data_path, read_slices, slices
+from pipelines.commit import commit
+from pipelines.done_records import read_done
+from pipelines.embed_corpus import embed_corpus
+from pipelines.encode_slices import SliceEncoder
+from pipelines.index import open_index
+from pipelines.last_words import DEATHS_ALONE, read_words
+from pipelines.lease import hold_lease
+from pipelines.records import Done
+from pipelines.storage import open_store
+from pipelines.verify_index import verify
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+KILLER, SLEEPER = "Zq Zq Zq", "Yv Yv Yv"
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, articles: pa.Table) -> Callable[..., Path]:
+    """30 articles in two row groups; some have another text."""
+
+    def write(texts: dict[int, str]) -> Path:
+        rows = articles.slice(0, 30).to_pylist()
+        for row, text in texts.items():
+            rows[row]["text"] = text
+        path = tmp_path / "docs" / "a.parquet"
+        path.parent.mkdir()
+        pq.write_table(pa.Table.from_pylist(rows, articles.schema), path, row_group_size=15)
+        return path
+
+    return write
+
+
+def assert_whole(uri: str) -> None:
+    assert verify(open_store(uri), deep=True).problems.lines() == []
+
+
+def ids(articles: pa.Table, *without: int) -> list[str]:
+    every = articles["id"].to_pylist()[:30]
+    return sorted(doc_id for row, doc_id in enumerate(every) if row not in without)
+
+
+class FatalEncoder(SliceEncoder):
+    """Its process dies of the text KILLER, and sleeps for ever over SLEEPER."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        encoder = self._encoder
+        killer, sleeper = (
+            encoder.passage_tokenizer.tokenize([text]).values.tobytes()
+            for text in (KILLER, SLEEPER)
+        )
+        forward = encoder._forward
+
+        def fatal(values: np.ndarray, offsets: np.ndarray, outputs: Any) -> Any:
+            rows = [values[a:b].tobytes() for a, b in itertools.pairwise(offsets.tolist())]
+            if killer in rows:
+                os.kill(os.getpid(), signal.SIGKILL)
+            while sleeper in rows:
+                time.sleep(1)
+            return forward(values, offsets, outputs)
+
+        encoder._forward = fatal  # type: ignore[method-assign]
+
+
+def test_passage_that_kills_its_actor_every_time_is_rejected_alone(
+    corpus: Any, articles: pa.Table, make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_path, "SliceEncoder", FatalEncoder)
+    config = make_config(corpus({8: KILLER}), slice={"documents": 10}, max_reject_fraction=0.1)
+    manifest = embed_corpus(config)
+    assert manifest.counts.rejects == {"encoder_error": 1}
+    index = open_index(config.index.uri)
+    assert sorted(index.documents()["doc_id"].to_pylist()) == ids(articles, 8)
+    [reject] = index.rejects().to_pylist()
+    assert (reject["doc_id"], reject["position"]) == (articles["id"][8].as_py(), 8)
+    assert reject["detail"].startswith("passage 0: the process died 3 times")
+    # One for each death and the one that lives.
+    processes = len(read_words(open_store(config.index.uri), manifest.run_id))
+    assert 1 + DEATHS_ALONE + 1 <= processes <= 2 + DEATHS_ALONE + 1
+    assert_whole(config.index.uri)
+
+
+def fatal_read_slices(*args: Any, **kwargs: Any) -> Iterator[pa.Table]:
+    """Its process dies of the text KILLER, three times."""
+    build = slices.BlockBuilder.build
+
+    def fatal(self: Any, batch: Any, *more: Any) -> Any:
+        if KILLER in batch.table["text"].to_pylist():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return build(self, batch, *more)
+
+    most = read_slices.MOST_READINGS
+    slices.BlockBuilder.build = fatal  # type: ignore[method-assign]
+    read_slices.MOST_READINGS = 3
+    try:
+        yield from read_slices.read_slices(*args, **kwargs)
+    finally:
+        slices.BlockBuilder.build = build  # type: ignore[method-assign]
+        read_slices.MOST_READINGS = most
+
+
+def test_unit_that_kills_its_reader_every_time_is_one_that_cannot_be_read(
+    corpus: Any, articles: pa.Table, make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = corpus({20: KILLER})
+    config = make_config(path, slice={"documents": 5})
+    with monkeypatch.context() as patch:
+        patch.setattr(data_path, "read_slices", fatal_read_slices)
+        with pytest.raises(EmbedError, match=r"1 of 2 units cannot be read .*row group 1"):
+            embed_corpus(config)
+    # Tried again by the same command; this time nothing kills.
+    manifest = embed_corpus(config)
+    assert (manifest.counts.documents, manifest.counts.rejects) == (30, {})
+
+
+def test_pipeline_in_which_nothing_moves_stops_naming_stage_and_slice(
+    corpus: Any, make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_path, "SliceEncoder", FatalEncoder)
+    config = make_config(corpus({18: SLEEPER}), slice={"documents": 5}, ray={"stuck_minutes": 0.3})
+    with pytest.raises(EmbedError, match=r"nothing moved for .* while encoding") as caught:
+        embed_corpus(config)
+    assert "slice 000001-0000000000 in " in caught.value.message
+    assert "run the same command again" in caught.value.remedy
+    monkeypatch.undo()
+    assert embed_corpus(config).counts.documents == 30
+
+
+def test_actor_and_reader_killed_from_outside_cost_nothing(
+    corpus: Any, articles: pa.Table, make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    psutil = pytest.importorskip("psutil")
+    config = make_config(corpus({}), slice={"documents": 3})
+    killed = []
+
+    def kill_some(self: Any, done: Done) -> None:
+        if len(killed) < 3:  # the actor that wrote this receipt, twice, and a reader
+            pid = int(done.encoder.worker.rpartition(":")[2])
+            names = {p.pid: p.name() for p in psutil.process_iter()}
+            readers = [p for p, name in names.items() if name.startswith("ray::MapBatches(read")]
+            pid = readers[0] if len(killed) == 1 and readers else pid
+            killed.append(names.get(pid))
+            if pid in names:
+                os.kill(pid, signal.SIGKILL)
+
+    monkeypatch.setattr("pipelines.metrics.RunMetrics.update", kill_some)
+    manifest = embed_corpus(config)
+    assert len(killed) == 3
+    assert (manifest.counts.documents, manifest.counts.rejects) == (30, {})
+    assert sorted(open_index(config.index.uri).documents()["doc_id"].to_pylist()) == ids(articles)
+    assert_whole(config.index.uri)
+
+
+def files_of(index: str) -> dict[Path, bytes]:
+    """Content of every file that is not overwritten now and then."""
+    paths = (path for path in Path(index).rglob("*.*") if not {"leases", "words"} & {*path.parts})
+    return {path: path.read_bytes() for path in paths}
+
+
+def test_zombie_of_a_killed_run_changes_nothing(corpus: Any, make_config: Any) -> None:
+    """It encodes and commits what another run has taken over and finished meanwhile."""
+    config = make_config(corpus({}), slice={"documents": 15}, model={"dtype": "float32"})
+    request, store, run = _planned(config)
+    run_id = run.plan.run_id
+    zombie = SliceEncoder(config, run_id, request.space_fingerprint, "dead session")
+    reader = slices.SliceReader(config)
+    with hold_lease(store, run_id, beat_seconds=60) as lease:
+        done = [zombie.encode(next(iter(reader.slices(run.units[0]))))]
+        # As if it were silent for long, on another host.
+        store.overwrite("leases/000001.released", b"")
+        manifest = embed_corpus(config)
+        before = files_of(config.index.uri)
+        late = zombie.encode(next(iter(reader.slices(run.units[1]))))
+        assert late == read_done(store, run_id)[1]  # the winner's record, not its own
+        with pytest.raises(LeaseHeldError, match="another run took over epoch 1"):
+            commit(store, config, request, run, [*done, late], lease.check, dict)
+    after = files_of(config.index.uri)
+    assert {path: after[path] for path in before} == before
+    assert (manifest.generation, manifest.counts.documents) == (1, 30)
+    assert len(read_done(store, run_id)) == 2
+    assert_whole(config.index.uri)
