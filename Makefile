@@ -1,5 +1,8 @@
 # make quickstart    an index of real articles, in .venv, from nothing but Python 3.11+
-# make test          the whole suite      make check   style, types      make lock   new pins
+# make check         style, types          make test    the suite, two files at a time
+# make slow          tests that take minutes
+# make chaos         a run that is killed 25 times, compared with one that is not (5 minutes)
+# make lock          new pins
 # make docs          the pages on configuration, from the docstrings
 PYTHON ?= python3
 VENV   := .venv
@@ -11,19 +14,26 @@ STAMP  := $(VENV)/.installed
 TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null || $(PYTHON) -c "import urllib.request as u; p='https://download.pytorch.org/whl/cpu'; u.urlopen(p+'/torch/', timeout=3); print(p)" 2>/dev/null)
 PIP_FLAGS   := --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: quickstart test check format docs lock bench-serve clean
+.PHONY: quickstart test slow check chaos format docs lock bench-serve clean
 
 quickstart: $(STAMP)
 	$(BIN)/python -m pipelines.embed_corpus conf/quickstart.yaml
 	$(BIN)/python -m pipelines.show_index out/quickstart
 
+# Two files at a time: much of a test is waiting for processes to start.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
 
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+chaos: $(STAMP)
+	PYTHONPATH=. $(BIN)/python tests/chaos.py
 
 format: $(STAMP)
 	$(BIN)/ruff format .

@@ -62,6 +62,9 @@ def load_head(path: Path, hidden_size: int, *, out_features: int | None) -> torc
     return linear.requires_grad_(False)
 
 
+_COLBERT_TOKENS = 4096
+
+
 class OutputHeads:
     """Turns the last hidden state of a packed micro-batch into `Vectors`."""
 
@@ -97,9 +100,24 @@ class OutputHeads:
         if "colbert" in outputs:
             keep_T = torch.ones(len(hidden_TH), dtype=torch.bool, device=hidden_TH.device)
             keep_T[packed.cu_seqlens[:-1].long()] = False
-            colbert_TD = self._finish(self._linears["colbert"](hidden_TH[keep_T]))
-            finite_N &= _all_by_passage(colbert_TD.isfinite().all(dim=1), packed.lengths_N - 1)
+            colbert_TD, finite_T = self._colbert(hidden_TH[keep_T])
+            finite_N &= _all_by_passage(finite_T, packed.lengths_N - 1)
         return Vectors(dense_ND, sparse_T, colbert_TD, finite_N)
+
+    def _colbert(self, hidden_TH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The vectors of tokens, and which of them are finite.
+
+        Some tokens at a time: in float32 those of a long passage are several times what is kept.
+        """
+        linear = self._linears["colbert"]
+        dim = min(self._truncate_dim or linear.out_features, linear.out_features)
+        made_TD = hidden_TH.new_empty((len(hidden_TH), dim), dtype=self._vector_dtype)
+        finite_T = torch.empty(len(hidden_TH), dtype=torch.bool, device=hidden_TH.device)
+        for start in range(0, len(hidden_TH), _COLBERT_TOKENS):
+            some = slice(start, start + _COLBERT_TOKENS)
+            made_TD[some] = self._finish(linear(hidden_TH[some]))
+            finite_T[some] = made_TD[some].isfinite().all(dim=1)
+        return made_TD, finite_T
 
     def _pool(self, hidden_TH: torch.Tensor, packed: PackedBatch) -> torch.Tensor:
         if self._pooling == "cls":

@@ -98,6 +98,7 @@ def receipts(
                 "run_id": run_id,
                 "space_fingerprint": request.space_fingerprint,
                 "session": session,
+                "actors": pool.most,
             },
             batch_size=1,
             batch_format="pyarrow",

@@ -42,13 +42,22 @@ class SliceEncoder:
     """Holds a model; turns slices into parts and done records."""
 
     def __init__(
-        self, config: RunConfig, run_id: str, space_fingerprint: str, session: str
+        self,
+        config: RunConfig,
+        run_id: str,
+        space_fingerprint: str,
+        session: str,
+        actors: int = 1,
     ) -> None:
-        """Load the model; `session`: of the run's driver.
+        """Load the model; `session`: of the run's driver; `actors`: of the whole pool.
 
         Raises:
             ModelError: it cannot be loaded, or this node's files are not the driver's.
+            EmbedError: too many processes died over that.
         """
+        self._store: Store = open_store(config.index.uri, config.index.storage_options)
+        self._worker = f"{socket.gethostname()}:{os.getpid()}"
+        self._words = LastWords(self._store, run_id, session, self._worker, actors)
         self._encoder: Encoder = load_encoder(config.encoder)
         info = self._encoder.info
         if info.space_fingerprint != space_fingerprint:
@@ -57,12 +66,10 @@ class SliceEncoder:
                 f"{space_fingerprint} (the driver's), found {info.space_fingerprint}.",
                 "Give every node the same model files.",
             )
-        self._store: Store = open_store(config.index.uri, config.index.storage_options)
         self._colbert_storage = config.index.colbert_storage
         self._run_id = run_id
-        self._worker = f"{socket.gethostname()}:{os.getpid()}"
-        self._words = LastWords(self._store, run_id, session, self._worker)
         self._turns = Turns(config.ray.slices_per_actor)
+        self._words.loaded()
 
     def __call__(self, row: pa.Table) -> pa.Table:
         """One slice (`Slice.to_row`) in, its receipt out: the done record as JSON.

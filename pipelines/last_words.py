@@ -30,6 +30,8 @@ Rows = tuple[int, int]
 PIECES = 64
 DEATHS_ALONE = 3
 """More than one: a machine that is taken away just then must not cost a passage."""
+MOST_STARTS = 8
+"""For each actor of the pool, in one session, of processes that die before they have a model."""
 MOST_DEATHS = 32
 """Of one slice in one session: several passages that kill are still found."""
 
@@ -41,6 +43,8 @@ class Words(Record):
     """host:pid."""
     at: dict[str, Rows]
     """Slices it was encoding, by name."""
+    loaded: bool = False
+    """Whether it got as far as having a model."""
 
 
 def pieces(n: int, deaths: Counter[Rows]) -> Iterator[Rows]:
@@ -65,18 +69,41 @@ def is_hopeless(piece: Rows, deaths: Counter[Rows]) -> bool:
 class LastWords:
     """Those of this process, and of the ones before it. Safe to share between threads."""
 
-    def __init__(self, store: Store, run_id: str, session: str, worker: str) -> None:
-        """Read what the processes before this one said last; `session`: of the run's driver."""
+    def __init__(
+        self, store: Store, run_id: str, session: str, worker: str, actors: int = 1
+    ) -> None:
+        """Read what the processes before this one said last, and say that this one has begun.
+
+        `session`: of the run's driver; `actors`: so many may be loading their models just now.
+
+        Raises:
+            EmbedError: too many died before they had a model.
+        """
         self._store, self._worker = store, worker
         self._path = words_path(run_id, session, new_nonce())
         self._heard: dict[str, Counter[Rows]] = defaultdict(Counter)
         self._deaths_now: Counter[str] = Counter()
+        starts = 0
         for path, words in read_words(store, run_id).items():
+            starts += Path(path).name.startswith(session) and not words.loaded
             for name, rows in words.at.items():
                 self._heard[name][rows] += 1
                 self._deaths_now[name] += Path(path).name.startswith(session)
+        if starts >= MOST_STARTS * actors:
+            raise EmbedError(
+                f"expected an encoder, found that {starts} processes died while they loaded it.",
+                "See whether the actors' memory is enough for the model, and Ray's logs.",
+            )
         self._at: dict[str, Rows] = {}
+        self._loaded = False
         self._lock = threading.Lock()
+        self._write()
+
+    def loaded(self) -> None:
+        """Say that this process has its model."""
+        with self._lock:
+            self._loaded = True
+            self._write()
 
     def deaths(self, name: str) -> Counter[Rows]:
         """How often a process died at which passages of a slice.
@@ -106,8 +133,11 @@ class LastWords:
             if rows:
                 self._at[name] = rows
             if write:
-                words = Words(worker=self._worker, at=self._at)
-                self._store.overwrite(self._path, words.to_bytes())
+                self._write()
+
+    def _write(self) -> None:
+        words = Words(worker=self._worker, at=self._at, loaded=self._loaded)
+        self._store.overwrite(self._path, words.to_bytes())
 
 
 def read_words(store: Store, run_id: str) -> dict[str, Words]:

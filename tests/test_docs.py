@@ -59,3 +59,19 @@ def test_docs_command_runs(command: str, out: Path) -> None:
 def test_docs_links_lead_to_files(page: Path) -> None:
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
         assert (page.parent / link).exists(), link
+
+
+def test_reliability_page_names_only_tests_that_exist() -> None:
+    """`test_x.py`: `words`, and `words` of the same row, are parts of the names of tests there."""
+    lines = (ROOT / "docs/reliability.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("| ")][1:]
+    named = [re.findall(r"`(\w+(?:\.py)?)`", row.rsplit("|", 2)[1]) for row in rows]
+    assert len(named) > 20
+    for words in named:
+        assert words
+        tests = ""
+        for word in words:
+            if word.endswith(".py"):
+                tests = (ROOT / "tests" / word).read_text()
+            else:
+                assert re.search(rf"def test_\w*{word}", tests), word

@@ -16,6 +16,7 @@ from actors.errors import EmbedError
 from pipelines.last_words import (
     DEATHS_ALONE,
     MOST_DEATHS,
+    MOST_STARTS,
     PIECES,
     LastWords,
     Turns,
@@ -35,7 +36,9 @@ def store(tmp_path):
 
 
 def one(store, session="s1", worker="host:1"):
-    return LastWords(store, "run", session, worker)
+    words = LastWords(store, "run", session, worker)
+    words.loaded()
+    return words
 
 
 # Pieces
@@ -163,6 +166,19 @@ def test_deaths_beyond_what_one_run_may_take_stop_it_naming_the_slice(store):
         one(store).deaths(SLICE)
     assert "run the same command again" in caught.value.remedy
     assert one(store, "s2").deaths(SLICE).total() == MOST_DEATHS + 1  # another try goes on
+
+
+def test_processes_that_die_before_they_have_a_model_end_the_run(store):
+    for _ in range(2 * MOST_STARTS):
+        LastWords(store, "run", "s1", "host:1", actors=2)
+    LastWords(store, "run", "s2", "host:1", actors=2)  # another try starts anew
+    with pytest.raises(EmbedError, match=f"{2 * MOST_STARTS} processes died while they loaded it"):
+        LastWords(store, "run", "s1", "host:1", actors=2)
+
+
+def test_processes_that_had_a_model_do_not_count_as_failed_starts(store):
+    for _ in range(MOST_STARTS + 2):
+        one(store)
 
 
 def test_describe_words_names_slices_and_workers_of_the_session(store):

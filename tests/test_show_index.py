@@ -1,29 +1,24 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import config_for
 from rich.console import Console
 from typer.testing import CliRunner
 
-from pipelines.config import RunConfig
 from pipelines.embed_corpus import embed_corpus
 from pipelines.index import open_index
 from pipelines.show_index import app, look
 
 
-@pytest.fixture
-def index(
-    ray_cluster: None,
-    tmp_path: Path,
-    articles: pa.Table,
-    make_config: Callable[..., RunConfig],
-) -> str:
-    pq.write_table(articles.slice(0, 3), tmp_path / "three.parquet")
-    config = make_config(tmp_path / "three.parquet")
+@pytest.fixture(scope="module")
+def index(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory, articles: pa.Table) -> str:
+    folder = tmp_path_factory.mktemp("show")
+    pq.write_table(articles.slice(0, 3), folder / "three.parquet")
+    config = config_for(folder / "three.parquet", index={"uri": str(folder / "index")})
     embed_corpus(config)
     return config.index.uri
 

@@ -1,0 +1,39 @@
+"""A short chaos; `make chaos` is the long one."""
+
+from __future__ import annotations
+
+import re
+
+import chaos
+import pytest
+
+
+def test_run_killed_at_random_moments_ends_with_the_undisturbed_runs_index(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code = chaos.main(["--kills", "5", "--documents", "250"])
+    said = capsys.readouterr().out
+    assert code == 0, said
+    assert re.search(r"kills survived: 5 .*lost 0, duplicated 0, rejected 0", said, re.S), said
+
+
+def test_differences_of_vectors_are_seen() -> None:
+    """What the comparison above rests on."""
+    table = chaos.pa.table(
+        {
+            "dense": chaos.pa.array([[1.0, 2.0]], chaos.pa.list_(chaos.pa.float32(), 2)),
+            "colbert": [[[1.0, 0.0]]],
+            "sparse": [{"indices": [3], "values": [0.5]}],
+        }
+    )
+    assert chaos.largest_difference(table, table) == 0
+    for name, value in {
+        "dense": [[1.0, 2.5]],
+        "colbert": [[[1.0, 0.25]]],
+        "sparse": [{"indices": [3], "values": [1.0]}],
+    }.items():
+        column = chaos.pa.array(value, table.schema.field(name).type)
+        other = table.set_column(table.schema.names.index(name), name, column)
+        assert chaos.largest_difference(table, other) >= 0.25
+    other = table.set_column(2, "sparse", [[{"indices": [4], "values": [0.5]}]])
+    assert chaos.largest_difference(table, other) == float("inf")
