@@ -33,7 +33,7 @@ _RULES = {
     "temporary": rf"(?:.*/)?\.[^/]+\.{_HEX}{{12}}\.tmp",
     "done": rf"runs/{_RUN}/done/{_SLICE}(?:\.unreadable)?\.json",
     "plan": rf"runs/{_RUN}/(?:plan\.json|units\.parquet)",
-    "words": rf"runs/{_RUN}/(?:words|readings)/.+",
+    "words": rf"runs/{_RUN}/(?:words|readings|digests)/.+",
     "rows": rf"(?:data|documents|rejects)/{_RUN}/(?:{_SLICE}|commit)-{_HEX}{{12}}\.parquet",
     "table": rf"generations/(?P<number>\d{{6,}})/(?:parts|documents|rejects|deletions)-{_HEX}{{12}}"
     r"\.parquet",

@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray.cloudpickle
+from fault_proxy import FaultProxy
+from s3_server import s3_bucket  # noqa: F401
 from test_embed_corpus import _planned
 
 from actors.errors import EmbedError, LeaseHeldError
@@ -172,6 +174,36 @@ def test_actor_and_reader_killed_from_outside_cost_nothing(
     assert (manifest.counts.documents, manifest.counts.rejects) == (30, {})
     assert sorted(open_index(config.index.uri).documents()["doc_id"].to_pylist()) == ids(articles)
     assert_whole(config.index.uri)
+
+
+def test_run_over_a_store_that_fails_now_and_then_is_as_over_one_that_does_not(
+    corpus: Any,
+    articles: pa.Table,
+    make_config: Any,
+    s3_bucket: Any,  # noqa: F811
+) -> None:
+    """A tenth of all requests for documents and index fails, in every way there is."""
+    bucket, options = s3_bucket
+    open_store(bucket, options).upload(corpus({}), "docs/a.parquet")
+    with FaultProxy(options["client_kwargs"]["endpoint_url"]) as proxy:
+        client = {**options["client_kwargs"], "endpoint_url": proxy.endpoint}
+        patience = {"read_timeout": 2, "connect_timeout": 2}
+        faulty = options | {"client_kwargs": client, "config_kwargs": patience}
+        proxy.inject_at_random(seed=6, rate=0.1)
+        config = make_config(
+            f"{bucket}/docs",
+            source={"storage_options": faulty},
+            index={"uri": f"{bucket}/index", "storage_options": faulty},
+            slice={"documents": 5},
+        )
+        manifest = embed_corpus(config)
+        assert proxy.injected.total() >= 5, proxy.injected
+        assert len(proxy.injected) >= 3
+    assert (manifest.counts.documents, manifest.counts.rejects) == (30, {})
+    found = open_index(f"{bucket}/index", options).documents()["doc_id"].to_pylist()
+    assert sorted(found) == ids(articles)
+    store = open_store(f"{bucket}/index", options)
+    assert verify(store, deep=True).problems.lines() == []
 
 
 def files_of(index: str) -> dict[Path, bytes]:

@@ -110,6 +110,8 @@ def cli(index: Path, *options: str) -> str:
 
 
 def test_sweep_dead_run_goes_and_the_index_stays(index):
+    for name in ("digests/0123456789ab.jsonl.gz", "words/a-b.json", "readings/a-000000/b"):
+        put(index, f"runs/{dead_run(index)}/{name}")
     dead = of_run(index, dead_run(index))
     rows = open_index(str(index)).to_table()
     assert swept(index) == dead
