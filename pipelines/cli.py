@@ -26,6 +26,7 @@ INTERRUPTED = 130
 LogFormat = Literal["text", "json"]
 Event = Literal["start", "progress", "warning", "done", "error", "interrupted"]
 
+_OURS = re.compile(r"\nactors\.errors\.\w+: (.+)$")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -142,7 +143,10 @@ def _explain(error: BaseException) -> tuple[str, str]:
     if known := find_cause(error):
         return known.message, known.remedy
     root = _innermost(error)
-    text = " ".join(_COLOUR.sub("", str(root)).split())
+    text = _COLOUR.sub("", str(root)).strip()
+    if ours := _OURS.search(text):  # what an actor could not start for comes as text only
+        return ours[1], ""
+    text = " ".join(text.split())
     if len(text) > 300:  # what a stack trace is about is at its end
         text = f"{text[:100]} ... {text[-200:]}"
     return f"{type(root).__name__}: {text}", "--verbose shows where; finished slices are kept."

@@ -31,7 +31,8 @@ PIECES = 64
 DEATHS_ALONE = 3
 """More than one: a machine that is taken away just then must not cost a passage."""
 MOST_STARTS = 8
-"""For each actor of the pool, in one session, of processes that die before they have a model."""
+"""For each actor of the pool, in one session: so many more may die before they have a model than
+after."""
 MOST_DEATHS = 32
 """Of one slice in one session: several passages that kill are still found."""
 
@@ -83,15 +84,17 @@ class LastWords:
         self._path = words_path(run_id, session, new_nonce())
         self._heard: dict[str, Counter[Rows]] = defaultdict(Counter)
         self._deaths_now: Counter[str] = Counter()
-        starts = 0
+        failed = 0  # less those that did not: a long run on machines that go away has both
         for path, words in read_words(store, run_id).items():
-            starts += Path(path).name.startswith(session) and not words.loaded
+            if Path(path).name.startswith(session):
+                failed += -1 if words.loaded else 1
             for name, rows in words.at.items():
                 self._heard[name][rows] += 1
                 self._deaths_now[name] += Path(path).name.startswith(session)
-        if starts >= MOST_STARTS * actors:
+        if failed >= MOST_STARTS * actors:
             raise EmbedError(
-                f"expected an encoder, found that {starts} processes died while they loaded it.",
+                f"expected the model to be loaded, found that {failed} more processes died over it "
+                "than did it.",
                 "See whether the actors' memory is enough for the model, and Ray's logs.",
             )
         self._at: dict[str, Rows] = {}

@@ -36,7 +36,6 @@ ROOT = Path(__file__).parent.parent
 SETTINGS = ("slice.documents=4", "model.dtype=float32", "ray.stuck_minutes=3")
 TOLERANCE = 2e-3  # fp16 as stored; a piece of a slice is another batch
 WEIGHTS = {"encoder": 5, "driver": 3, "reader": 3, "raylet": 1}
-SECONDS_BETWEEN = 4.0
 SHARE_OF_STARTS = 0.2
 MOST_SESSIONS = 100
 
@@ -44,11 +43,13 @@ MOST_SESSIONS = 100
 class Chaos:
     """A run that is killed until it has had enough, and finishes."""
 
-    def __init__(self, index: Path, documents: int, kills: int, seed: int) -> None:
+    def __init__(
+        self, index: Path, documents: int, kills: int, seconds_between: float, seed: int
+    ) -> None:
         self.kills: Counter[str] = Counter()
         self.sessions = 0
         self._arguments = command(index, documents)
-        self._wanted = kills
+        self._wanted, self._seconds_between = kills, seconds_between
         self._random = random.Random(seed)
         self._seen: dict[int, psutil.Process] = {}
 
@@ -71,7 +72,7 @@ class Chaos:
 
     def _disturb(self, driver: psutil.Popen) -> int:
         while driver.poll() is None:
-            pause = self._random.uniform(0, 2 * SECONDS_BETWEEN)
+            pause = self._random.uniform(0, 2 * self._seconds_between)
             with suppress(psutil.TimeoutExpired):
                 return driver.wait(pause)
             if self.kills.total() < self._wanted:
@@ -161,6 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--documents", type=int, default=1200)
+    parser.add_argument("--seconds-between", type=float, default=4.0, help="on average")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     options = parser.parse_args(arguments)
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -170,7 +172,8 @@ def main(arguments: list[str] | None = None) -> int:
         began = time.monotonic()
         subprocess.run(command(calm, options.documents), cwd=ROOT, check=True, capture_output=True)
         calm_seconds, began = time.monotonic() - began, time.monotonic()
-        chaos = Chaos(disturbed, options.documents, options.kills, options.seed)
+        kills, between = options.kills, options.seconds_between
+        chaos = Chaos(disturbed, options.documents, kills, between, options.seed)
         chaos.run()
         seconds = time.monotonic() - began
         problems = verify(open_store(str(disturbed)), deep=True).problems

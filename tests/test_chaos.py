@@ -11,7 +11,8 @@ import pytest
 def test_run_killed_at_random_moments_ends_with_the_undisturbed_runs_index(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    code = chaos.main(["--kills", "5", "--documents", "250"])
+    # So often that the run cannot be over before.
+    code = chaos.main(["--kills", "5", "--documents", "400", "--seconds-between", "2"])
     said = capsys.readouterr().out
     assert code == 0, said
     assert re.search(r"kills survived: 5 .*lost 0, duplicated 0, rejected 0", said, re.S), said

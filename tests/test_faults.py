@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import signal
@@ -16,12 +17,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray.cloudpickle
+import typer
 from fault_proxy import FaultProxy
+from rich.console import Console
 from s3_server import s3_bucket  # noqa: F401
 from test_embed_corpus import _planned
 
 from actors.errors import EmbedError, LeaseHeldError
-from pipelines import data_path, read_slices, slices
+from pipelines import data_path, encode_slices, last_words, read_slices, slices
+from pipelines.cli import Log, exit_with_one_line
 from pipelines.commit import commit
 from pipelines.done_records import read_done
 from pipelines.embed_corpus import embed_corpus
@@ -103,6 +107,33 @@ def test_passage_that_kills_its_actor_every_time_is_rejected_alone(
     processes = len(read_words(open_store(config.index.uri), manifest.run_id))
     assert 1 + DEATHS_ALONE + 1 <= processes <= 2 + DEATHS_ALONE + 1
     assert_whole(config.index.uri)
+
+
+class FatalLoader(SliceEncoder):
+    """Its process dies while it loads the model, three times at most."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        def die(_: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        last_words.MOST_STARTS = 3
+        encode_slices.load_encoder = die
+        super().__init__(*args, **kwargs)
+
+
+@pytest.mark.slow
+def test_actor_that_dies_whenever_it_loads_the_model_ends_the_run(
+    corpus: Any, make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_path, "SliceEncoder", FatalLoader)
+    said = io.StringIO()
+    log = Log(Console(file=said))
+    with pytest.raises(typer.Exit) as caught, exit_with_one_line(log):
+        embed_corpus(make_config(corpus({})))
+    assert caught.value.exit_code == 1
+    line = " ".join(said.getvalue().split())
+    assert line.startswith("error: expected the model to be loaded, found that 3 more processes")
+    assert line.endswith("See whether the actors' memory is enough for the model, and Ray's logs.")
 
 
 def fatal_read_slices(*args: Any, **kwargs: Any) -> Iterator[pa.Table]:

@@ -172,8 +172,14 @@ def test_processes_that_die_before_they_have_a_model_end_the_run(store):
     for _ in range(2 * MOST_STARTS):
         LastWords(store, "run", "s1", "host:1", actors=2)
     LastWords(store, "run", "s2", "host:1", actors=2)  # another try starts anew
-    with pytest.raises(EmbedError, match=f"{2 * MOST_STARTS} processes died while they loaded it"):
+    with pytest.raises(EmbedError, match=f"{2 * MOST_STARTS} more processes died over it"):
         LastWords(store, "run", "s1", "host:1", actors=2)
+
+
+def test_processes_that_die_loading_now_and_then_end_nothing(store):
+    for _ in range(3 * MOST_STARTS):
+        LastWords(store, "run", "s1", "host:1")
+        one(store)
 
 
 def test_processes_that_had_a_model_do_not_count_as_failed_starts(store):
