@@ -112,11 +112,13 @@ def main(
         found = verify(open_store(uri), deep=deep)
         for line in found.problems.lines():
             typer.echo(line)
-        held = f"{found.generations:,} generations, {found.files:,} files, {found.bytes:,} bytes"
+        held = f"generations: {found.generations:,}, files: {found.files:,} ({found.bytes:,} bytes)"
         if found.problems.count:
-            typer.echo(f"{found.problems.count:,} problems in {held}")
-            raise typer.Exit(1)
-        typer.echo(f"ok: {held}{', every byte read' if deep else '; --deep reads every byte'}")
+            typer.echo(f"problems: {found.problems.count:,}; {held}")
+        else:
+            typer.echo(f"ok; {held}{', every byte read' if deep else '; --deep reads every byte'}")
+    if found.problems.count:
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -158,7 +158,7 @@ def test_verify_undamaged_index_finds_nothing(whole, whole_bytes, deep):
 def test_verify_cli_undamaged_index_is_ok_and_exit_0(whole):
     result = CliRunner().invoke(app, [str(whole), "--deep"])
     assert result.exit_code == 0
-    assert result.stdout.splitlines()[-1].startswith("ok: 2 generations, ")
+    assert result.stdout.splitlines()[-1].startswith("ok; generations: 2, ")
 
 
 def test_verify_index_that_was_never_published_is_ok(index):
@@ -256,8 +256,9 @@ def test_verify_several_damages_all_are_listed(index):
     manifest_at(index, 2).write_text("{")
     result = CliRunner().invoke(app, [str(index), "--deep"])
     assert result.exit_code == 1
+    assert result.stderr == ""
     *lines, last = result.stdout.splitlines()
-    assert last.startswith("4 problems in 1 generations, ")
+    assert last.startswith("problems: 4; generations: 1, ")
     assert [line.partition(":")[0] for line in lines] == sorted(
         [part, ledger, "publications/000007.json", "generations/000002/manifest.json"]
     )
@@ -270,7 +271,7 @@ def test_verify_more_than_a_hundred_problems_are_counted(index):
     lines = result.stdout.splitlines()
     assert len(lines) == 102
     assert lines[100] == "... and 30 more"
-    assert lines[101].startswith("130 problems in ")
+    assert lines[101].startswith("problems: 130; ")
 
 
 # Manifests, publications and tables
