@@ -155,6 +155,7 @@ def fatal_read_slices(*args: Any, **kwargs: Any) -> Iterator[pa.Table]:
         read_slices.MOST_READINGS = most
 
 
+@pytest.mark.slow
 def test_unit_that_kills_its_reader_every_time_is_one_that_cannot_be_read(
     corpus: Any, articles: pa.Table, make_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
