@@ -222,10 +222,12 @@ def test_encode_slice_says_what_encoded_it(bench):
     assert (record.dtype, record.device, record.pooling) == ("float32", "cpu", "cls")
 
 
-def test_encode_slice_micro_batches_give_the_same_rows(bench):
+def test_encode_slice_micro_batches_give_the_same_rows(bench, tmp_path):
     small = bench([LONG, SENTENCE, LONG], model={"max_batch_tokens": 100})
     small = small.read(small.encode().part)
-    large = bench([LONG, SENTENCE, LONG], index={"uri": "unused"}, model={"max_batch_tokens": 9999})
+    large = bench(
+        [LONG, SENTENCE, LONG], index={"uri": str(tmp_path / "x")}, model={"max_batch_tokens": 9999}
+    )
     [piece] = large.slices
     whole = load_encoder(large.config.encoder).encode_passages(piece.passages)
     assert small["passage_id"].to_pylist() == piece.passages["passage_id"].to_pylist()
