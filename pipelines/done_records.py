@@ -33,7 +33,8 @@ class DoneRecords:
 
     def __init__(self, store: Store, run_id: str) -> None:
         self.store, self._run_id = store, run_id
-        self._known: dict[str, Done] | None = None
+        self._known: dict[str, Done] = {}
+        self._has_digests = False
         self._loose: list[Done] = []
         """Known, and in no digest yet."""
 
@@ -42,8 +43,9 @@ class DoneRecords:
 
         Of the records that a unit could not be read, one at most: where nothing was read beyond it.
         """
-        if self._known is None:
-            self._known = {self._path(done): done for done in self._read_digests()}
+        if not self._has_digests:
+            self._known |= {self._path(done): done for done in self._read_digests()}
+            self._has_digests = True
         paths = self.store.list(done_folder(self._run_id))
         new = [path for path in paths if path not in self._known]
         for content in self.store.read_many(new):
@@ -52,10 +54,9 @@ class DoneRecords:
 
     def add(self, done: Done) -> None:
         """Note one that an actor has written."""
-        known = self._known = self._known or {}
         path = self._path(done)
-        if path not in known:
-            known[path] = done
+        if path not in self._known:
+            self._known[path] = done
             self._loose.append(done)
             if len(self._loose) >= DIGEST_RECORDS:
                 self._write_digest()
@@ -76,11 +77,10 @@ class DoneRecords:
 
 
 def read_done(store: Store, run_id: str, unit: int | None = None) -> list[Done]:
-    """The done records of a run, or of one unit of it, as in `DoneRecords.read`."""
-    if unit is None:
-        return DoneRecords(store, run_id).read()
-    prefix = done_prefix(run_id, unit)
-    paths = [path for path in store.list(done_folder(run_id)) if path.startswith(prefix)]
+    """The done records of a run, or of one unit of it, as `DoneRecords.read`; writes nothing."""
+    paths = store.list(done_folder(run_id))
+    if unit is not None:
+        paths = [path for path in paths if path.startswith(done_prefix(run_id, unit))]
     return in_order(map(Done.model_validate_json, store.read_many(paths)))
 
 

@@ -87,8 +87,7 @@ class Watch:
 
 
 def _split(operators: Mapping[Any, Any]) -> tuple[list[Any], Any]:
-    pools = [op for op in operators if hasattr(op, "get_actor_info")]
-    encoders = next(op for op in pools if op.get_autoscaling_actor_pools())
+    encoders = next(op for op in operators if op.get_autoscaling_actor_pools())
     return [op for op in operators if op is not encoders], encoders
 
 

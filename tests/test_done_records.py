@@ -32,6 +32,10 @@ def write(store, *records):
         assert store.create_exclusive(path, record.to_bytes())
 
 
+def read_all(store):
+    return DoneRecords(store, "run").read()
+
+
 def reads_of(store, monkeypatch):
     """(records, paths of the single records that were read for them)."""
     read, paths = Store.read, []
@@ -42,7 +46,7 @@ def reads_of(store, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Store, "read", counted)
-        found = read_done(store, "run")
+        found = read_all(store)
     return found, [path for path in paths if path.startswith(done_folder("run"))]
 
 
@@ -51,6 +55,7 @@ def test_read_done_is_ordered_and_complete(store):
     assert read_done(store, "run") == RECORDS
     assert read_done(store, "another") == []
     assert read_done(store, "run", unit=2) == RECORDS[6:9]
+    assert store.list(digests_folder("run")) == []
 
 
 def test_records_of_digests_are_not_read_again(store, monkeypatch):
@@ -76,25 +81,25 @@ def test_records_of_receipts_go_into_digests_and_are_not_read_at_the_end(store, 
 
 def test_record_whose_file_is_gone_does_not_count_though_a_digest_has_it(store):
     write(store, *RECORDS)
-    read_done(store, "run")
+    read_all(store)
     store.delete(_path(RECORDS[0]))
-    assert read_done(store, "run") == RECORDS[1:]
+    assert read_all(store) == RECORDS[1:]
 
 
 def test_unreadable_record_and_the_one_read_later_are_told_apart_in_digests(store):
     failed = RECORDS[0].model_copy(update={"unreadable": True, "documents": 0, "last": True})
     rest = RECORDS[3:7]
     write(store, failed, *rest)
-    assert read_done(store, "run") == read_done(store, "run") == [failed, *rest]
+    assert read_all(store) == read_all(store) == [failed, *rest]
     write(store, RECORDS[0])
-    assert read_done(store, "run") == [RECORDS[0], *rest]
+    assert read_all(store) == [RECORDS[0], *rest]
 
 
 def test_records_on_s3_are_the_same(s3_bucket):  # noqa: F811
     uri, options = s3_bucket
     store = open_store(uri, options)
     write(store, *RECORDS)
-    assert read_done(store, "run") == read_done(store, "run") == RECORDS
+    assert read_all(store) == read_all(store) == RECORDS
 
 
 def _path(record):
