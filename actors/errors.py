@@ -10,9 +10,11 @@
     │   └── UnreadableUnitError a unit that is damaged or cannot be fetched; exit code 1
     ├── StorageError            an index location that cannot be used; exit code 2
     └── IndexStateError         an index whose state forbids the command; exit code 2
-        └── LeaseHeldError      another run is writing this index; exit code 2
+        ├── LeaseHeldError      another run is writing this index; exit code 2
+        └── GateError           a generation that must not be published as it is; exit code 3
 
-Exit code 2 means "nothing was started, change the request"; 1 means "a run failed".
+Exit code 2 means "nothing was started, change the request"; 1 means "a run failed"; 3 means
+"committed, and not live".
 """
 
 from __future__ import annotations
@@ -89,3 +91,9 @@ class IndexStateError(EmbedError):
 
 class LeaseHeldError(IndexStateError):
     """Another run is writing this index."""
+
+
+class GateError(IndexStateError):
+    """A generation is committed, and a check has kept it from being published."""
+
+    exit_code = 3

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,8 @@ from actors.tokenizer import TOKENS_COLUMN, TextTokenizer, TokenizedTexts
 from pipelines.chunking import Chunker, Passages
 from pipelines.config import RunConfig
 from pipelines.formats.base import DocumentBatch
-from pipelines.records import HASH, RejectCode, reject_table
+from pipelines.known_documents import NOT_READ_AS, Found, KnownDocuments
+from pipelines.records import HASH, UNCHANGED_SCHEMA, RejectCode, reject_table
 
 DOCUMENTS_SCHEMA = pa.schema(
     [
@@ -29,34 +31,61 @@ DOCUMENTS_SCHEMA = pa.schema(
         ("position", pa.int64()),
         ("n_rows", pa.int32()),
         ("n_tokens", pa.int64()),
+        ("old_part", pa.string()),
+        ("old_first_row", pa.int64()),
+        ("old_n_rows", pa.int64()),
     ]
 )
+"""Of documents that have passages; `old_...`: the rows that the index has of an edited one."""
+
+
+@dataclass(frozen=True)
+class DocumentTables:
+    """What becomes of some documents."""
+
+    passages: pa.Table
+    ledger: pa.Table
+    """Schema: DOCUMENTS_SCHEMA."""
+    rejects: pa.Table
+    unchanged: pa.Table
+    """Of those that the index has already: doc_id, unit, position."""
+
+    @staticmethod
+    def concat(tables: Sequence[DocumentTables]) -> DocumentTables:
+        """One after the other."""
+        return DocumentTables(
+            *(pa.concat_tables(each) for each in zip(*(t.each() for t in tables), strict=True))
+        )
+
+    def each(self) -> tuple[pa.Table, ...]:
+        """In the order of the fields."""
+        return self.passages, self.ledger, self.rejects, self.unchanged
 
 
 @dataclass(frozen=True)
 class DocumentBlock:
     """A batch of documents, chunked and tokenised; each array is cumulative: [documents + 1]."""
 
-    passages: pa.Table
-    ledger: pa.Table
-    rejects: pa.Table
-    rows: np.ndarray
-    good: np.ndarray
+    tables: DocumentTables
+    ends: tuple[np.ndarray, ...]
+    """Of each of the tables: rows."""
     tokens: np.ndarray
+    work: np.ndarray
+    """Documents that are not unchanged."""
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Passages."""
+        return self.ends[0]
 
     def __len__(self) -> int:
-        return len(self.rows) - 1
+        return len(self.tokens) - 1
 
-    def between(self, start: int, stop: int) -> tuple[pa.Table, pa.Table, pa.Table]:
-        """Passages, ledger and rejects of documents [start, stop)."""
-        bad = np.arange(len(self.good)) - self.good
-        return tuple(
-            table.slice(ends[start], ends[stop] - ends[start])
-            for table, ends in (
-                (self.passages, self.rows),
-                (self.ledger, self.good),
-                (self.rejects, bad),
-            )
+    def between(self, start: int, stop: int) -> DocumentTables:
+        """What documents [start, stop) became."""
+        parts = zip(self.tables.each(), self.ends, strict=True)
+        return DocumentTables(
+            *(table.slice(ends[start], ends[stop] - ends[start]) for table, ends in parts)
         )
 
 
@@ -74,41 +103,80 @@ class BlockBuilder:
         self._metadata = config.source.columns.metadata
         self._store_text = config.index.store_text
 
-    def build(self, batch: DocumentBatch, unit: int, position: int) -> DocumentBlock:
-        """The block of documents that begins at `position` of a unit."""
+    def build(
+        self,
+        batch: DocumentBatch,
+        unit: int,
+        position: int,
+        known: KnownDocuments | None = None,
+    ) -> DocumentBlock:
+        """The block of documents that begins at `position` of a unit.
+
+        `known`: what the index has already; documents that are in it as they are stay out.
+        """
         documents = batch.table
         ids, texts = documents["doc_id"].to_pylist(), documents["text"].to_pylist()
         faults = [
             batch.faults.get(row) or _fault(doc_id, text)
             for row, (doc_id, text) in enumerate(zip(ids, texts, strict=True))
         ]
-        is_good = np.array([fault is None for fault in faults], dtype=bool)
-        chosen = documents.filter(pa.array(is_good))
-        passages = self._chunker.passages(chosen["text"].to_pylist(), chosen["title"].to_pylist())
-        per_document = np.bincount(passages.document, minlength=chosen.num_rows)
+        good = np.array([fault is None for fault in faults], dtype=bool)
+        hashes = pa.array(self._document_hashes(documents.filter(pa.array(good))), HASH)
+        old, is_same = _OldRows.none(int(good.sum())), np.zeros(len(good), bool)
+        if known is not None:
+            rows = np.flatnonzero(good)
+            found = known.look_up(documents["doc_id"].take(pa.array(rows)), hashes)
+            held = found.unit != NOT_READ_AS  # by a unit that is not read, as it did not change
+            lost = held & found.known & (found.same | (found.unit < unit))
+            for row in rows[lost].tolist():
+                faults[row] = ("duplicate_id", "in a file that did not change")
+            is_same[rows[found.same & ~lost]] = True
+            chosen = ~lost & ~found.same
+            good[rows[~chosen]] = False
+            hashes = hashes.filter(pa.array(chosen))
+            old = _OldRows.of(found, known.parts, chosen)
+        taken = documents.filter(pa.array(good))
+        passages = self._chunker.passages(taken["text"].to_pylist(), taken["title"].to_pylist())
+        per_document = np.bincount(passages.document, minlength=taken.num_rows)
         tokens_of = np.bincount(
-            passages.document, weights=passages.tokens.lengths, minlength=chosen.num_rows
+            passages.document, weights=passages.tokens.lengths, minlength=taken.num_rows
         ).astype(np.int64)
-        good = _cumulative(is_good)
         rejects = [
             (ids[row], unit, position + row, *fault)
             for row, fault in enumerate(faults)
             if fault is not None
         ]
+        n_unchanged = int(is_same.sum())
+        unchanged = [
+            documents["doc_id"].filter(pa.array(is_same)),
+            pa.array(np.full(n_unchanged, unit, np.int32)),
+            pa.array(position + np.flatnonzero(is_same)),
+        ]
         ledger = [
-            chosen["doc_id"],
-            pa.array(self._document_hashes(chosen), HASH),
-            pa.array(position + np.flatnonzero(is_good)),
+            taken["doc_id"],
+            hashes,
+            pa.array(position + np.flatnonzero(good)),
             pa.array(per_document.astype(np.int32)),
             pa.array(tokens_of),
+            *old.columns(),
         ]
+        chosen_of, same_of = _cumulative(good), _cumulative(is_same)
+        every = np.arange(len(good) + 1)
         return DocumentBlock(
-            passages=self._passage_columns(chosen, passages, per_document),
-            ledger=pa.table(ledger, schema=DOCUMENTS_SCHEMA),
-            rejects=reject_table(rejects),
-            rows=_cumulative(per_document)[good],
-            good=good,
-            tokens=_cumulative(tokens_of)[good],
+            tables=DocumentTables(
+                passages=self._passage_columns(taken, passages, per_document),
+                ledger=pa.table(ledger, schema=DOCUMENTS_SCHEMA),
+                rejects=reject_table(rejects),
+                unchanged=pa.table(unchanged, schema=UNCHANGED_SCHEMA),
+            ),
+            ends=(
+                _cumulative(per_document)[chosen_of],
+                chosen_of,
+                every - chosen_of - same_of,
+                same_of,
+            ),
+            tokens=_cumulative(tokens_of)[chosen_of],
+            work=every - same_of,
         )
 
     def _passage_columns(
@@ -142,6 +210,29 @@ class BlockBuilder:
         names = ["title", "text", *self._metadata]
         values = zip(*(_plain(documents[name]) for name in names), strict=True)
         return [_hash(json.dumps(row, ensure_ascii=False, default=str).encode()) for row in values]
+
+
+@dataclass(frozen=True)
+class _OldRows:
+    """Which rows the index has of documents: none, or those of an earlier version."""
+
+    part: Sequence[str | None]
+    first_row: np.ndarray
+    n_rows: np.ndarray
+
+    @staticmethod
+    def none(documents: int) -> _OldRows:
+        zeros = np.zeros(documents, np.int64)
+        return _OldRows([None] * documents, zeros, zeros)
+
+    @staticmethod
+    def of(found: Found, parts: Sequence[str], chosen: np.ndarray) -> _OldRows:
+        part = [parts[p] if p >= 0 else None for p in found.part[chosen].tolist()]
+        first_row, n_rows = (a[chosen].astype(np.int64) for a in (found.first_row, found.n_rows))
+        return _OldRows(part, first_row, n_rows)
+
+    def columns(self) -> list[pa.Array]:
+        return [pa.array(self.part, pa.string()), pa.array(self.first_row), pa.array(self.n_rows)]
 
 
 def _plain(column: pa.ChunkedArray) -> list[Any]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from actors.errors import ConfigError
 from actors.tokenizer import TextTokenizer, TokenizedTexts, encoder_input
-from pipelines.config import ChunkConfig
+from pipelines.config_sections import ChunkConfig
 from pipelines.splitter import (
     CountTokens,
     Span,

@@ -15,7 +15,7 @@ import ray
 import ray.data
 
 from actors.errors import ConfigError, StorageError
-from pipelines.config import RayConfig
+from pipelines.config_sections import RayConfig
 from pipelines.storage import Store
 
 # A local cluster counts more CPUs than a small machine has: a reading task, an actor and Ray's own

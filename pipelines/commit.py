@@ -6,23 +6,20 @@ repeated after a crash; tables have unique names, so that a losing committer spo
 
 from __future__ import annotations
 
-import json
 import platform
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 
 from actors.errors import EmbedError, IndexStateError
 from pipelines.config import RunConfig
 from pipelines.duplicates import find_duplicates, read_columns
-from pipelines.generations import highest_generation, publish, read_chain, read_manifest
-from pipelines.index import Index
+from pipelines.generations import highest_generation, read_manifest
+from pipelines.inheritance import NOTHING, Inheritance
 from pipelines.layout import generation_path, manifest_path, new_nonce
 from pipelines.output import write_table
 from pipelines.plan import Request, Run, incomplete_units
@@ -39,8 +36,9 @@ from pipelines.records import (
     Tables,
     reject_table,
 )
-from pipelines.replay import NOTHING, Inheritance, inherit
 from pipelines.storage import Store
+
+Inherit = Callable[[Sequence[Done], pa.Table], Inheritance]
 
 _PACKAGES = ("packvec", "ray", "torch", "transformers", "tokenizers", "pyarrow")
 
@@ -52,11 +50,12 @@ def commit(
     run: Run,
     done: Sequence[Done],
     check_lease: Callable[[], None],
-    this_run: Callable[[], Mapping[str, Any]],
+    inherit: Inherit | None = None,
 ) -> Manifest:
-    """Make a finished run the live generation of its index.
+    """Make a finished run a generation of its index; nobody reads it before it is published.
 
-    `this_run`: what the report says of this process's own work (`Progress.report`).
+    `inherit`: what it takes over from the generation it adds to, given the done records and the
+    documents of the run that lost their id within it (LOST_SCHEMA).
 
     Raises:
         EmbedError: a unit is not complete or cannot be read, or too many documents were rejected.
@@ -71,10 +70,10 @@ def commit(
         )
     _check_readable(config, run, done)
     lost = find_duplicates(store, done)
-    inherited = _inherit(store, run, done, lost)
+    inherited = inherit(done, lost) if inherit else NOTHING
     lost = pa.concat_tables([lost, inherited.lost])
     rejects = _count_rejects(done, lost, inherited)
-    _check_rejects(config, run, sum(r.documents for r in done) + inherited.documents, rejects)
+    _check_rejects(config, run, sum(r.embedded for r in done) + inherited.documents, rejects)
     check_lease()
     number = highest_generation(store) + 1
     tables = _write_tables(store, number, run.plan.run_id, done, lost, inherited)
@@ -90,46 +89,29 @@ def commit(
                 "Nothing of it was changed; run again to see what differs.",
             )
         manifest = winner
-    finish(store, config, manifest, done, this_run)
     return manifest
 
 
-def finish(
-    store: Store,
-    config: RunConfig,
-    manifest: Manifest,
-    done: Sequence[Done],
-    this_run: Callable[[], Mapping[str, Any]],
-) -> None:
-    """What follows the manifest: make it live, and write what people read later.
-
-    Also for a run that died between its manifest and its publication.
-    """
-    publish(store, manifest.generation)
-    _write_report(store, config, manifest, done, this_run())
-
-
-def _inherit(store: Store, run: Run, done: Sequence[Done], lost: pa.Table) -> Inheritance:
-    if run.plan.parent is None:
-        return NOTHING
+def embedded_rows(store: Store, done: Sequence[Done], lost: pa.Table) -> pa.Table:
+    """The ledger rows of a run, less those of documents that lost their id."""
     ledgers = [read_columns(store, r.ledger.path, None) for r in done if r.ledger]
-    embedded = pa.concat_tables([LEDGER_SCHEMA.empty_table(), *ledgers])
     keys = ["unit", "position"]
-    embedded = embedded.join(lost.select(keys), keys, join_type="left anti")
-    return inherit(Index(store, read_chain(store, run.plan.parent)), embedded)
+    every = pa.concat_tables([LEDGER_SCHEMA.empty_table(), *ledgers])
+    return every.join(lost.select(keys), keys, join_type="left anti")
 
 
 def _count_rejects(done: Sequence[Done], lost: pa.Table, inherited: Inheritance) -> Counter[str]:
-    counts = Counter(inherited.final_rejects["code"].to_pylist())
+    counts = Counter(inherited.rejects["code"].to_pylist())
     for record in done:
         counts.update(record.rejects)
-    if doubles := lost.num_rows + inherited.replaced.num_rows:
-        counts["duplicate_id"] += doubles
+    if lost.num_rows:
+        counts["duplicate_id"] += lost.num_rows
     return counts
 
 
 def _check_readable(config: RunConfig, run: Run, done: Sequence[Done]) -> None:
-    bad = [run.units[record.unit] for record in done if record.unreadable]
+    units = {unit.number: unit for unit in run.units}
+    bad = [units[record.unit] for record in done if record.unreadable]
     if bad and not config.allow_unreadable_units:
         raise EmbedError(
             f"{len(bad)} of {len(run.units)} units cannot be read (first: {bad[0]}): not "
@@ -139,9 +121,11 @@ def _check_readable(config: RunConfig, run: Run, done: Sequence[Done]) -> None:
         )
 
 
-def _check_rejects(config: RunConfig, run: Run, documents: int, rejects: Counter[str]) -> None:
+def _check_rejects(config: RunConfig, run: Run, embedded: int, rejects: Counter[str]) -> None:
+    """`embedded`: documents that are in the index, or could be but for their id."""
     limit = config.max_reject_fraction
     rejected = rejects.total() - rejects["unreadable_unit"]  # these have a switch of their own
+    documents = embedded + rejected
     if rejected > limit * documents:
         codes = ", ".join(f"{n:,} {code}" for code, n in rejects.most_common())
         raise EmbedError(
@@ -165,18 +149,19 @@ def _write_tables(
     parts = [record.part for record in done if record.part]
     ledgers = [record.ledger for record in done if record.ledger]
     rejects = [record.reject_file for record in done if record.reject_file]
-    masked = pa.concat_tables([lost, inherited.replaced])
+    unchanged = [record.unchanged_file for record in done if record.unchanged_file]
     names = ("doc_id", "unit", "position")
-    doubles = zip(*(masked[name].to_pylist() for name in names), strict=True)
+    doubles = zip(*(lost[name].to_pylist() for name in names), strict=True)
     rows = reject_table((*row, "duplicate_id", "in another slice") for row in doubles)
-    rows = pa.concat_tables([rows, inherited.final_rejects])
+    rows = pa.concat_tables([rows, inherited.rejects])
     if rows.num_rows:
         rejects.append(write_table(store, rows, f"rejects/{run_id}/commit-{nonce}.parquet"))
     deletions = [
         pa.Table.from_pylist(
             [row.model_dump() for r in done for row in r.masked], DELETIONS_SCHEMA
         ),
-        masked.select(DELETIONS_SCHEMA.names).cast(DELETIONS_SCHEMA),
+        _with_rows(lost).select(DELETIONS_SCHEMA.names).cast(DELETIONS_SCHEMA),
+        inherited.masked,
     ]
 
     def put(name: str, table: pa.Table) -> TableRecord:
@@ -188,7 +173,12 @@ def _write_tables(
         documents=put("documents", _files_table(ledgers)),
         rejects=put("rejects", _files_table(rejects)),
         deletions=put("deletions", pa.concat_tables(deletions)),
+        unchanged=put("unchanged", _files_table(unchanged)) if unchanged else None,
     )
+
+
+def _with_rows(lost: pa.Table) -> pa.Table:
+    return lost.filter(pc.is_valid(lost["part"]))
 
 
 def _files_table(files: Sequence[FileRecord]) -> pa.Table:
@@ -207,23 +197,15 @@ def _manifest(
     number: int,
     tables: Tables,
 ) -> Manifest:
-    encoder = done[0].encoder
-    passages = sum(record.passages for record in done)
+    passages, reused = (sum(getattr(r, name) for r in done) for name in ("passages", "reused"))
+    lost = _with_rows(lost)
     return Manifest(
         generation=number,
         parent=run.plan.parent,
         run_id=run.plan.run_id,
-        space_fingerprint=encoder.space_fingerprint,
+        space_fingerprint=request.space_fingerprint,
         index_fingerprint=request.index_fingerprint,
-        model=ModelRecord(
-            name=config.model.name,
-            revision=config.model.revision,
-            dim=encoder.dim,
-            colbert_dim=encoder.colbert_dim,
-            max_length=encoder.max_length,
-            pooling=encoder.pooling,
-            dtypes=sorted({record.encoder.dtype for record in done}),
-        ),
+        model=_model(store, config, run, done),
         outputs=list(config.outputs),
         vector_dtype=config.model.vector_dtype,
         colbert_storage=config.index.colbert_storage,
@@ -232,9 +214,12 @@ def _manifest(
             passages=passages - sum(lost["n_rows"].to_pylist()),
             tokens=sum(record.tokens for record in done) - sum(lost["n_tokens"].to_pylist()),
             truncated=sum(record.truncated for record in done) - _truncated(store, lost),
-            encoded=passages,
+            encoded=passages - reused,
+            reused=reused,
             unchanged=inherited.documents,
-            deleted=inherited.replaced.num_rows,
+            deleted=inherited.deleted,
+            replaced=inherited.replaced,
+            edited=sum(record.edited for record in done),
             rejects=dict(sorted(rejects.items())),
         ),
         started=run.plan.created,
@@ -242,6 +227,22 @@ def _manifest(
         versions={"python": platform.python_version()}
         | {name: _version(name) for name in _PACKAGES},
         tables=tables,
+    )
+
+
+def _model(store: Store, config: RunConfig, run: Run, done: Sequence[Done]) -> ModelRecord:
+    if not done:  # nothing but deletions
+        assert run.plan.parent is not None
+        return read_manifest(store, run.plan.parent).model
+    encoder = done[0].encoder
+    return ModelRecord(
+        name=config.model.name,
+        revision=config.model.revision,
+        dim=encoder.dim,
+        colbert_dim=encoder.colbert_dim,
+        max_length=encoder.max_length,
+        pooling=encoder.pooling,
+        dtypes=sorted({record.encoder.dtype for record in done}),
     )
 
 
@@ -262,42 +263,3 @@ def _truncated(store: Store, lost: pa.Table) -> int:
             firsts, counts = ranges["first_row"].to_pylist(), ranges["n_rows"].to_pylist()
             total += sum(int(flags[a : a + n].sum()) for a, n in zip(firsts, counts, strict=True))
     return total
-
-
-def read_report(store: Store, generation: int) -> dict[str, Any]:
-    """report.json of a generation; empty where a run died before it wrote one."""
-    try:
-        report: dict[str, Any] = json.loads(store.read(_report_path(generation)))
-    except FileNotFoundError:
-        return {}
-    return report
-
-
-def _report_path(generation: int) -> str:
-    return generation_path(generation, "report.json")
-
-
-def _write_report(
-    store: Store,
-    config: RunConfig,
-    manifest: Manifest,
-    done: Sequence[Done],
-    this_run: Mapping[str, Any],
-) -> None:
-    """What a person reads later; not part of the commit."""
-    seconds = sum(record.seconds for record in done)
-    report = {
-        "generation": manifest.generation,
-        "run_id": manifest.run_id,
-        "started": manifest.started,
-        "ended": manifest.ended,
-        "slices": len(done),
-        "encoder_seconds": round(seconds, 3),
-        "counts": manifest.counts.model_dump(),
-        "bytes": sum(record.part.bytes for record in done if record.part),
-        **this_run,
-    }
-    number = manifest.generation
-    configuration = yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True)
-    store.overwrite(generation_path(number, "config.yaml"), configuration.encode())
-    store.overwrite(_report_path(number), json.dumps(report, indent=1).encode())

@@ -70,6 +70,7 @@ class Generation:
     documents: list[FileRecord] | None
     rejects: list[FileRecord] | None
     deletions: pa.Table | None
+    unchanged: list[FileRecord] | None
 
     @property
     def number(self) -> int:
@@ -79,7 +80,8 @@ class Generation:
     @property
     def files(self) -> list[FileRecord]:
         """Every file its tables list."""
-        return [*(self.parts or []), *(self.documents or []), *(self.rejects or [])]
+        tables = (self.parts, self.documents, self.rejects, self.unchanged)
+        return [file for table in tables for file in table or []]
 
 
 def read_committed(store: Store, problems: Problems) -> dict[int, Generation]:
@@ -199,7 +201,9 @@ def _read_tables(store: Store, manifest: Manifest, problems: Problems) -> Genera
         problems.add(record.path, f"sha256 {record.sha256} (the manifest's)", found)
         return None
 
-    def files(record: TableRecord) -> list[FileRecord] | None:
+    def files(record: TableRecord | None) -> list[FileRecord] | None:
+        if record is None:
+            return []
         table = read(record, FILES_SCHEMA)
         return None if table is None else [FileRecord(**row) for row in table.to_pylist()]
 
@@ -210,6 +214,7 @@ def _read_tables(store: Store, manifest: Manifest, problems: Problems) -> Genera
         files(tables.documents),
         files(tables.rejects),
         read(tables.deletions, DELETIONS_SCHEMA),
+        files(tables.unchanged),
     )
 
 

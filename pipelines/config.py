@@ -1,4 +1,4 @@
-"""The configuration of a run: each part owns its section, the run's configuration is their sum.
+"""The configuration of a run: the sum of its sections, read from YAML and checked.
 
     config = load_config("conf/wiki.yaml", ["slice.documents=500"])
     python -m pipelines.config          (every key, its default and meaning)
@@ -12,173 +12,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ValidationError, model_validator
 
-from actors.config import OUTPUTS, ModelConfig, Output
+from actors.config import ModelConfig, Output
 from actors.errors import ConfigError
 from pipelines.config_keys import refuse_unknown_keys
-
-Count = Annotated[int, Field(ge=1)]
-Character = Annotated[str, Field(min_length=1, max_length=1)]
-
-
-OUTPUT_COLUMNS = (
-    *("doc_id", "passage_id", "passage_no", "text", "title", "n_tokens", "truncated"),
-    *("char_start", "char_end", "passage_hash", "input_ids", *OUTPUTS),
+from pipelines.config_sections import (
+    ChunkConfig,
+    Count,
+    GateConfig,
+    IndexConfig,
+    RayConfig,
+    Section,
+    Share,
+    SliceConfig,
+    SourceConfig,
 )
-"""Names that a metadata column cannot have."""
-
-
-class Section(BaseModel):
-    """A part of the configuration; frozen, so that what was validated stays valid."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Columns(Section):
-    """Which source columns mean what; inside of structs and JSON objects by dotted path."""
-
-    id: str | None = "id"
-    """Unique id of a document (string or integer); null where there is none: then an id is the
-    file's name and the position in it, and a document that moves is a new one to re-indexing."""
-    text: str = "text"
-    """What is embedded."""
-    title: str | None = None
-    """Kept beside each passage; there are no titles when not given."""
-    metadata: tuple[str, ...] = ()
-    """Columns copied into every output row."""
-
-    @field_validator("metadata")
-    @classmethod
-    def _check_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            if name in OUTPUT_COLUMNS or names.count(name) > 1:
-                raise ValueError(f"names no output column has already, each once, not {name!r}")
-        return names
-
-
-class CsvConfig(Section):
-    """How CSV and TSV files are written."""
-
-    delimiter: Character | None = None
-    """Between fields; when not given: a comma, in TSV files a tab."""
-    quote: Character | None = '"'
-    """Around fields that hold a delimiter or a line end; null where quotes mean nothing."""
-
-
-class SourceConfig(Section):
-    """The documents: files on this machine or anywhere fsspec reads (s3://, gs://, az://,
-    https://).
-    """
-
-    uri: str | tuple[str, ...]
-    """A file, a folder (every file below it of the one format), a glob, or a list of these."""
-    format: Literal["auto", "parquet", "jsonl", "csv", "tsv", "text", "lines", "wikiextractor"] = (
-        "auto"
-    )
-    """"auto": by extension, else by how a file begins; "text": a document a file; "lines": a
-    document a line. All but Parquet may be compressed (.gz, .zst, .bz2)."""
-    columns: Columns = Columns()
-    csv: CsvConfig = CsvConfig()
-    limit: Count | None = None
-    """Only the first N documents in plan order."""
-    storage_options: dict[str, Any] = {}
-    """Passed to fsspec (keys, endpoint); never stored with the index."""
-
-    @field_validator("uri", mode="before")
-    @classmethod
-    def _check_uri(cls, uri: Any) -> Any:
-        several = isinstance(uri, list | tuple) and all(isinstance(each, str) for each in uri)
-        if not uri or not (isinstance(uri, str) or several):
-            raise ValueError("a string or a list of strings")
-        return uri
-
-    @property
-    def uris(self) -> tuple[str, ...]:
-        """One or several."""
-        return (self.uri,) if isinstance(self.uri, str) else self.uri
-
-    @property
-    def described(self) -> str:
-        """For messages."""
-        first, *more = self.uris
-        return f"{first} and {len(more)} more" if more else first
-
-
-class IndexConfig(Section):
-    """Where the vectors go and how they are stored."""
-
-    uri: str
-    """The folder to write: a local path, s3://, gs://, az:// or abfs://."""
-    store_text: bool = True
-    """Keep each passage's text in the index."""
-    colbert_storage: Literal["values", "bytes"] = "values"
-    """"values": readable by every Parquet reader; "bytes": raw fp16, many times faster to write."""
-    storage_options: dict[str, Any] = {}
-    """Passed to fsspec (keys, endpoint); never stored with the index."""
-
-
-class ChunkConfig(Section):
-    """How a document becomes passages."""
-
-    by: Literal["none", "tokens"] = "tokens"
-    """"tokens": passages of at most `max_tokens`, cut at headings, paragraphs, sentences, words;
-    "none": the document is one passage, truncated at the model's max_length."""
-    max_tokens: Count | None = None
-    """Special tokens included; the model's max_length when not given."""
-    overlap: Annotated[int, Field(ge=0)] = 0
-    """At most so many tokens are repeated from the end of the passage before."""
-    title_prefix: bool = False
-    """Put the document's title and a newline before every passage for the encoder; counted in
-    max_tokens, never stored in `text`. A title longer than half of max_tokens is cut, and the
-    passages marked `truncated`."""
-    markup: Literal["auto", "plain", "markdown"] = "auto"
-    """Which headings passages are cut at: "auto": Markdown's `# Title`; "markdown": underlined
-    ones too; "plain": none."""
-
-
-class SliceConfig(Section):
-    """The unit of work, retry, commit and resume: cut at whichever limit comes first."""
-
-    documents: Count = 1000
-    """At most so many documents; a slice never spans two row groups of the source."""
-    max_tokens: Count | None = None
-    """The document that reaches so many tokens is a slice's last; when not given: 131,072 with
-    ColBERT (256 MB at 1,024 dimensions), 1,048,576 without."""
-
-
-class RayConfig(Section):
-    """Where and how wide the run is executed; never part of what decides the result."""
-
-    address: str | None = None
-    """An existing cluster; RAY_ADDRESS when not given, else a local one is started."""
-    actors: Count | None = None
-    """Encoder actors; one per GPU when not given, one on a machine without."""
-    min_actors: Count | None = None
-    """Instead of `actors`, on a cluster that grows and shrinks: so many (1) must fit to start."""
-    max_actors: Count | None = None
-    """Instead of `actors`: grow up to so many while the run lasts; when not given, as many as fit
-    when it starts."""
-    gpus_per_actor: Annotated[float, Field(ge=0)] | None = None
-    """1 when the cluster has GPUs, else 0."""
-    cpus_per_actor: Count | None = None
-    """1 beside a GPU; without one: how many threads an actor computes with (2)."""
-    slices_per_actor: Count = 2
-    """Slices an actor holds at once: one encodes while the others are written."""
-    stuck_minutes: Annotated[float, Field(gt=0)] = 60.0
-    """A run in which nothing moves for so long stops and says where; longer than a slice takes."""
-
-    @model_validator(mode="after")
-    def _check_actors(self) -> RayConfig:
-        least, most = self.min_actors or 1, self.max_actors
-        if self.actors and (self.min_actors or most):
-            raise ValueError("actors: expected it, or min_actors and max_actors, got both")
-        if most and most < least:
-            raise ValueError(f"max_actors: expected at least min_actors ({least}), got {most}")
-        return self
 
 
 class RunConfig(Section):
@@ -191,12 +43,13 @@ class RunConfig(Section):
     """The vectors to compute, all in one forward pass, and to store: one or more, each once."""
     chunk: ChunkConfig = ChunkConfig()
     slice: SliceConfig = SliceConfig()
+    gate: GateConfig = GateConfig()
     ray: RayConfig = RayConfig()
-    max_reject_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
+    max_reject_fraction: Share = 0.01
     """A run with a larger share of rejected documents is not committed; nothing it did is lost."""
     allow_unreadable_units: bool = False
     """Commit without the units (row groups, files, byte ranges) that cannot be read; each is a
-    reject, and is tried again by --replay-rejects."""
+    reject, and is tried again by re-indexing and --replay-rejects."""
     confirm_bytes: Count | None = 1_000_000_000_000
     """A run that would write more than so many bytes (as --dry-run estimates) asks first, or needs
     --yes; null: never."""

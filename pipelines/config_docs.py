@@ -25,8 +25,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from actors.config import ModelConfig
-from pipelines.config import Character, ChunkConfig, RunConfig
+from pipelines.config import RunConfig
 from pipelines.config_keys import section_keys
+from pipelines.config_sections import Character, ChunkConfig
 
 _COLUMNS = 100
 _TYPES = {str: "string", int: "integer", float: "number", bool: "true or false", dict: "mapping"}
@@ -39,7 +40,7 @@ _YAML_INTRO = """\
 _MARKDOWN_INTRO = """\
 # Configuration
 
-<!-- Written by `make docs` from the docstrings in pipelines/config.py and actors/config.py. -->
+<!-- Written by `make docs` from the docstrings of the sections. -->
 
 One YAML file describes one run; `conf/` has examples. Only three keys are required:
 

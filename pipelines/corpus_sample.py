@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipelines.config import SourceConfig
+from pipelines.config_sections import SourceConfig
 from pipelines.corpus_sizes import UnitSizes, open_access, unit_sizes
 from pipelines.formats.base import Access, DocumentBatch, compression_of
 from pipelines.sample_reader import Place, Read, SampleReader, joined

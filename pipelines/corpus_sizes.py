@@ -11,7 +11,8 @@ from typing import Any
 import fsspec
 import numpy as np
 
-from pipelines.config import SourceConfig, absolute_uri
+from pipelines.config import absolute_uri
+from pipelines.config_sections import SourceConfig
 from pipelines.formats.base import Access, compression_of
 from pipelines.formats.parquet_files import ChunkSize, text_sizes
 from pipelines.listing import SourceFile, is_http

@@ -18,6 +18,7 @@ from pipelines.cluster import Pool, has_room, pool_for
 from pipelines.config import RunConfig
 from pipelines.done_records import DoneRecords
 from pipelines.encode_slices import SliceEncoder
+from pipelines.known_on_ray import KnownRefs
 from pipelines.last_words import describe_words
 from pipelines.layout import new_nonce
 from pipelines.metrics import RunMetrics
@@ -37,6 +38,7 @@ def encode_units(
     todo: pa.Table,
     records: DoneRecords,
     progress: Progress,
+    known: KnownRefs | None = None,
 ) -> None:
     """Encode what is left to do; where machines are gone for good, with as many actors as fit.
 
@@ -54,7 +56,9 @@ def encode_units(
         )
         try:
             with watched(watch):
-                for receipt in _stream(receipts(config, request, run_id, session, todo, pool)):
+                for receipt in _stream(
+                    receipts(config, request, run_id, session, todo, pool, known)
+                ):
                     records.add(receipt)
                     progress.update(receipt)
                     metrics.update(receipt)
@@ -76,17 +80,23 @@ def _stream(dataset: ray.data.Dataset) -> Iterator[Done]:
 
 
 def receipts(
-    config: RunConfig, request: Request, run_id: str, session: str, todo: pa.Table, pool: Pool
+    config: RunConfig,
+    request: Request,
+    run_id: str,
+    session: str,
+    todo: pa.Table,
+    pool: Pool,
+    known: KnownRefs | None,
 ) -> ray.data.Dataset:
     """The data path: units in, one row for each slice out, once it is written and recorded.
 
-    `session`: a name of this try of the run.
+    `session`: a name of this try of the run; `known`: what re-indexing compares with.
     """
     return (
         ray.data.from_arrow([todo.slice(row, 1) for row in range(todo.num_rows)])
         .map_batches(  # read + chunk + tokenise: one unit in, its slices out, each its own block
             read_slices,
-            fn_kwargs={"config": config, "run_id": run_id, "session": session},
+            fn_kwargs={"config": config, "run_id": run_id, "session": session, "known": known},
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=1,

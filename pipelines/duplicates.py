@@ -17,6 +17,7 @@ from pipelines.records import LEDGER_SCHEMA, Done
 from pipelines.storage import Store
 
 LOST_SCHEMA = pa.schema([field for field in LEDGER_SCHEMA if field.name != "doc_hash"])
+"""`part` is null of a document that the run found unchanged: it has no rows to mask."""
 
 _THREADS = 16
 
@@ -26,7 +27,8 @@ def find_duplicates(store: Store, done: Sequence[Done]) -> pa.Table:
 
     Two passes: 64-bit hashes of all ids (8 bytes a document), then only rows whose hash repeats.
     """
-    paths = [record.ledger.path for record in done if record.ledger]
+    found = [file for record in done for file in (record.ledger, record.unchanged_file) if file]
+    paths = [file.path for file in found]
     with ThreadPoolExecutor(_THREADS) as pool:
         hashes = list(pool.map(lambda p: _id_hashes(read_columns(store, p, ["doc_id"])), paths))
         every = np.sort(np.concatenate(hashes)) if hashes else np.empty(0, np.uint64)
@@ -58,4 +60,8 @@ def _id_hashes(table: pa.Table) -> np.ndarray:
 
 def _with_hash_in(table: pa.Table, repeated: np.ndarray) -> pa.Table:
     rows = table.filter(pa.array(np.isin(_id_hashes(table), repeated)))
-    return rows.select(LOST_SCHEMA.names)
+    columns = [
+        rows[field.name] if field.name in rows.column_names else pa.nulls(len(rows), field.type)
+        for field in LOST_SCHEMA
+    ]
+    return pa.table(columns, schema=LOST_SCHEMA)

@@ -22,20 +22,14 @@ from pipelines.cli import (
     log_to_stderr,
     silent,
 )
-from pipelines.cluster import ray_session, refuse_local_index
-from pipelines.commit import commit, finish, read_report
 from pipelines.config import RunConfig, load_config
-from pipelines.data_path import encode_units
-from pipelines.done_records import DoneRecords
 from pipelines.dry_run import dry_run
-from pipelines.estimate import about_documents
-from pipelines.generations import highest_generation, read_manifest
-from pipelines.lease import Lease, hold_lease
-from pipelines.listing import Listing
+from pipelines.lease import hold_lease
 from pipelines.permit import Permit
-from pipelines.plan import Request, load_plan, plan_run, todo_table
+from pipelines.plan import Request, load_plan
 from pipelines.progress import Progress
 from pipelines.records import Manifest
+from pipelines.run import carry_out
 from pipelines.slices import check_chunking
 from pipelines.source import Source
 from pipelines.storage import open_store
@@ -48,16 +42,18 @@ def embed_corpus(
     fresh: bool = False,
     replay_rejects: bool = False,
     permit: Permit | None = None,
+    publishes: bool = True,
     verbose: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Run the pipeline to its commit; returns the live manifest.
+    """Run the pipeline to its commit; returns the new manifest, or the live one if all is done.
 
-    `permit`: who may agree to a run above `confirm_bytes`; by default nobody. `progress` says how
-    it goes; without one nothing is said.
+    `permit`: who may agree to a run above `confirm_bytes`; by default nobody. `publishes`: make the
+    new generation live. `progress` says how it goes; without one nothing is said.
 
     Raises:
         EmbedError: one of its kinds, each with a remedy; nothing staged is ever lost.
+        GateError: the new generation is committed and not live, and why.
     """
     with progress or Progress(silent()) as progress:
         progress.stage("looking for model and documents")
@@ -82,51 +78,26 @@ def embed_corpus(
                     if task.parent is None and load_plan(store, task.run_id) is None:
                         task = task.pinned()
                         (permit or Permit()).check(config, files, source, task.pin()[0], progress)
-                    return _run(config, request, task, listing, lease, progress, verbose)
+                    return carry_out(
+                        config,
+                        request,
+                        task,
+                        listing,
+                        lease,
+                        progress,
+                        verbose=verbose,
+                        publishes=publishes,
+                    )
         progress.already_committed(task.generation, store.uri)
         return task
-
-
-def _run(
-    config: RunConfig,
-    request: Request,
-    task: Task,
-    listing: Listing,
-    lease: Lease,
-    progress: Progress,
-    verbose: bool,
-) -> Manifest:
-    store = lease.store
-    newest = highest_generation(store)
-    records = DoneRecords(store, task.run_id)
-    done = records.read()
-    if newest and (manifest := read_manifest(store, newest)).run_id == task.run_id:
-        progress.start(task.run_id, manifest.counts.documents, done)  # died after its manifest
-        finish(store, config, manifest, done, progress.report)
-    else:
-        progress.stage("planning")
-        run = plan_run(store, config, request, task.pin, listing.files, task.run_id, task.parent)
-        documents, about = run.plan.documents, False
-        if documents is None and task.parent is None:
-            documents, about = about_documents(config, Source(config.source), run.units), True
-        progress.start(task.run_id, documents, done, about=about)
-        todo = todo_table(run.units, done)
-        if todo.num_rows:
-            progress.stage("starting Ray")
-            with ray_session(config.ray, verbose=verbose):
-                refuse_local_index(store)
-                encode_units(config, request, run, todo, records, progress)
-        progress.stage("committing")
-        manifest = commit(store, config, request, run, records.read(), lease.check, progress.report)
-    progress.committed(read_report(store, manifest.generation), store.uri)
-    return manifest
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 _EPILOG = (
     "Exit codes: 0 done, or already committed; 1 the run failed; 2 the request cannot be started "
-    "as it is; 130 interrupted (Ctrl-C, SIGTERM).\n\n"
+    "as it is; 3 committed and not live, as the gate found something; 130 interrupted (Ctrl-C, "
+    "SIGTERM).\n\n"
     "Example: python -m pipelines.embed_corpus conf/debug.yaml --limit 100 "
     "--set index.uri=out/small"
 )

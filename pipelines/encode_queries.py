@@ -24,7 +24,8 @@ import typer
 from actors.encoder import Encoder, load_encoder
 from actors.errors import ConfigError, EncodeError, SourceError, StorageError
 from pipelines.cli import exit_with_one_line, log_to_stderr
-from pipelines.config import RunConfig, SourceConfig, load_config
+from pipelines.config import RunConfig, load_config
+from pipelines.config_sections import SourceConfig
 from pipelines.formats.registry import FORMATS
 from pipelines.output import PartWriter, stored_rows
 from pipelines.source import Source, Unit

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from actors.encoder import EncodedBatch, Encoder, load_encoder
 from actors.errors import DeviceError, ModelError
@@ -25,7 +26,7 @@ from pipelines.config import RunConfig
 from pipelines.last_words import DEATHS_ALONE, LastWords, Turns, is_hopeless, pieces
 from pipelines.layout import done_path, new_nonce, slice_name, unreadable_path
 from pipelines.local_files import scratch_folder
-from pipelines.output import PartWriter, describe_file, stored_rows, write_table
+from pipelines.output import PartWriter, describe_file, side_by_side, stored_vectors, write_table
 from pipelines.records import (
     LEDGER_SCHEMA,
     Done,
@@ -36,6 +37,7 @@ from pipelines.records import (
 )
 from pipelines.slices import Slice
 from pipelines.storage import Store, open_store
+from pipelines.vector_sources import VectorSources
 
 
 class SliceEncoder:
@@ -96,6 +98,8 @@ class SliceEncoder:
         documents = placed.ledger(work, part)
         rejects = pa.concat_tables([work.rejects, placed.rejects(work)])
         kept = np.flatnonzero(placed.document_ok[placed.document])
+        own = np.intersect1d(kept, placed.encoded)
+        edited = pc.is_valid(work.ledger["old_part"]).to_numpy()
         info = self._encoder.info
         done = Done(
             run_id=self._run_id,
@@ -109,11 +113,15 @@ class SliceEncoder:
             passages=len(kept),
             tokens=int(work.passages["n_tokens"].to_numpy()[kept].sum()),
             truncated=int(work.passages["truncated"].to_numpy()[kept].sum()),
+            reused=len(kept) - len(own),
+            unchanged=work.unchanged.num_rows,
+            edited=int(edited[np.unique(placed.document[own])].sum()),
             rejects=Counter(rejects["code"].to_pylist()),
             masked=placed.masked(work, part),
             part=part,
             ledger=_write_rows(self._store, documents, f"documents/{name}"),
             reject_file=_write_rows(self._store, rejects, f"rejects/{name}"),
+            unchanged_file=_write_rows(self._store, work.unchanged, f"unchanged/{name}"),
             encoder=EncoderRecord(
                 space_fingerprint=info.space_fingerprint,
                 dim=info.dim,
@@ -137,27 +145,37 @@ class SliceEncoder:
         if not work.passages.num_rows:
             return None, placed
         passages = work.passages.drop_columns([TOKENS_COLUMN])
-        nothing = stored_rows(passages.slice(0, 0), self._encoder.empty(), self._colbert_storage)
+        empty = self._encoder.empty()
+        sources = VectorSources(
+            self._store, passages["passage_hash"], work.edited(), empty, self._colbert_storage
+        )
+        placed.encoded = sources.to_encode
+        types = side_by_side(
+            passages.slice(0, 0), stored_vectors(empty, self._colbert_storage)
+        ).schema
         with scratch_folder() as scratch:
             local = scratch / "part.parquet"
-            with PartWriter(local, nothing.schema) as writer:
-                for batch in self._batches(work):
+            with PartWriter(local, types) as writer:
+                for batch in sources.put_together(self._batches(work, sources)):
                     keep = placed.place(batch.start, batch.stop, batch.failures, writer.rows)
-                    rows = passages.slice(batch.start, batch.stop - batch.start)
-                    vectors = batch.columns
-                    if not keep.all():
-                        rows, vectors = (t.filter(pa.array(keep)) for t in (rows, vectors))
-                    writer.write(stored_rows(rows, vectors, self._colbert_storage))
+                    rows = side_by_side(
+                        passages.slice(batch.start, batch.stop - batch.start), batch.columns
+                    )
+                    writer.write(rows if keep.all() else rows.filter(pa.array(keep)))
             if not writer.rows:
                 return None, placed
             record = describe_file(local, path, writer.rows)
             self._store.upload(local, path)
         return record, placed
 
-    def _batches(self, work: Slice) -> Iterator[EncodedBatch]:
-        """The vectors of a slice, in order; with care where a process has died on it."""
+    def _batches(self, work: Slice, sources: VectorSources) -> Iterator[EncodedBatch]:
+        """The vectors that are to be computed, in order; with care where a process died on it."""
         name = slice_name(work.unit, work.first_document)
         tokens = work.passages[TOKENS_COLUMN].combine_chunks()
+        if not sources.is_plain:
+            tokens = tokens.take(pa.array(sources.to_encode))
+        if not len(tokens):
+            return
         deaths = self._words.deaths(name)
         careful = bool(deaths)
         with self._turns.take(alone=careful):
@@ -192,12 +210,16 @@ class _Placed:
     """int64 [passages]: row in the part, -1 where not written."""
     reasons: dict[int, str]
     """Document -> why it failed."""
+    encoded: np.ndarray
+    """int64: the passages that went through the model."""
 
     @staticmethod
     def of(work: Slice) -> _Placed:
         n_rows = work.ledger["n_rows"].to_numpy()
         document = np.repeat(np.arange(len(n_rows)), n_rows)
-        return _Placed(document, np.ones(len(n_rows), bool), np.full(len(document), -1), {})
+        nothing = np.zeros(0, np.int64)
+        n = len(document)
+        return _Placed(document, np.ones(len(n_rows), bool), np.full(n, -1), {}, nothing)
 
     def place(self, start: int, stop: int, failures: dict[int, str], first: int) -> np.ndarray:
         """Give rows [start, stop) their places from `first` on; which of them to write."""

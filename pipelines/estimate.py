@@ -188,12 +188,14 @@ def _tokenise(
     of_rows = float((measure * weights)[rows].sum())
     scale = float((measure * weights).sum()) / of_rows if of_rows else 0.0
     passages, tokens, truncated = (counts.sum(axis=0) * scale).tolist()
-    ids = [doc_id for block in blocks for doc_id in block.ledger["doc_id"].to_pylist()]
+    ids = [doc_id for block in blocks for doc_id in block.tables.ledger["doc_id"].to_pylist()]
     return _Counted(
         totals=(passages, tokens, truncated),
         documents=count,
-        rejects=Counter(code for block in blocks for code in block.rejects["code"].to_pylist()),
-        passages=pa.concat_tables([block.passages for block in blocks]).combine_chunks(),
+        rejects=Counter(
+            code for block in blocks for code in block.tables.rejects["code"].to_pylist()
+        ),
+        passages=pa.concat_tables([block.tables.passages for block in blocks]).combine_chunks(),
         is_all=count == len(lengths) and bool((grown == 1).all()) and len(set(ids)) == len(ids),
     )
 
@@ -212,7 +214,7 @@ def _batches(documents: DocumentBatch, rows: np.ndarray) -> Iterator[DocumentBat
 
 def _per_document(block: DocumentBlock) -> np.ndarray:
     """Passages, tokens and truncated passages: int64 [documents, 3]."""
-    truncated = np.cumsum([0, *block.passages["truncated"].to_pylist()])
+    truncated = np.cumsum([0, *block.tables.passages["truncated"].to_pylist()])
     return np.stack(
         [np.diff(ends) for ends in (block.rows, block.tokens, truncated[block.rows])], 1
     )

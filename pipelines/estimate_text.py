@@ -48,6 +48,14 @@ def describe(estimate: Mapping[str, Any]) -> str:
     return "\n".join([*(f"{name:<{width}}{value}" for name, value in lines), *e["notes"]])
 
 
+def in_short(estimate: Mapping[str, Any]) -> str:
+    """`Estimate.to_json` in a few words."""
+    e = estimate
+    tokens, size = f"~{_rounded(e['tokens'])} tokens", f"~{byte_count(e['total_bytes'])}"
+    hours = "" if e["hours"] is None else f", {_time(e)}"
+    return f"{tokens}, {size}{hours}"
+
+
 def _time(e: Mapping[str, Any]) -> str:
     actors = "1 actor" if e["actors"] == 1 else f"{e['actors']:,} actors"
     if e["hours"] is None:

@@ -88,13 +88,32 @@ def live_generation(store: Store) -> int | None:
     return published[max(published)] if published else None
 
 
-def publish(store: Store, generation: int) -> None:
-    """Make a generation the live one.
+def committed_by(store: Store, run_id: str, after: int = 0) -> Manifest | None:
+    """The generation above `after` that a run has committed, published or not."""
+    for number in range(highest_generation(store), after, -1):
+        if store.exists(manifest_path(number)):
+            manifest = read_manifest(store, number)
+            if manifest.run_id == run_id:
+                return manifest
+    return None
+
+
+def publish(store: Store, generation: int, over: int | None = None) -> None:
+    """Make a generation the live one; `over`: only if that one is live now.
 
     Raises:
-        IndexStateError: another writer published at the same moment.
+        IndexStateError: another one is live, or another writer published at the same moment.
     """
-    number = max(publications(store), default=0) + 1
+    published = publications(store)
+    number = max(published, default=0) + 1
+    live = published[number - 1] if published else None
+    if over is not None and live != over:
+        raise IndexStateError(
+            f"{store.uri}: generation {live} was published while generation {generation}, which "
+            f"adds to {over}, was made.",
+            "It is committed, and not live. Run again, or publish it: "
+            f"python -m pipelines.publish_generation {store.uri} {generation}",
+        )
     content = Publication(generation=generation).model_dump_json().encode()
     if not store.create_exclusive(publication_path(number), content):
         raise IndexStateError(

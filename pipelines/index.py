@@ -75,19 +75,20 @@ class Index:
     """A generation with its ancestors; made by `open_index`. Rows come in no promised order."""
 
     def __init__(self, store: Store, chain: Sequence[Manifest]) -> None:
-        self._store = store
-        self._chain = chain
+        self.store = store
+        self.chain = chain
+        """Manifests: of the generation that is read, then its ancestors'."""
 
     @property
     def info(self) -> Manifest:
         """The manifest of the generation that is read."""
-        return self._chain[0]
+        return self.chain[0]
 
     @cached_property
     def schema(self) -> pa.Schema:
         """Columns of the view; ColBERT as numbers, whichever way it is stored."""
         for part in self._parts:
-            with self._store.open_input(part.path) as file:
+            with self.store.open_input(part.path) as file:
                 return self._as_numbers(pq.ParquetFile(file).schema_arrow.empty_table()).schema
         return self._schema_without_parts()
 
@@ -118,15 +119,12 @@ class Index:
         """The ledger: a row for each live document, or for those of the given ids."""
         found = [LEDGER_SCHEMA.empty_table()]
         masked = {(part.path, first) for part in self._parts for first, _ in part.masked}
-        for manifest in reversed(self._chain):
-            for path in self._paths(manifest.tables.documents):
-                table = self._read_file(path)
-                if ids is not None:
-                    table = table.filter(pc.is_in(table["doc_id"], ids))
-                rows = zip(table["part"].to_pylist(), table["first_row"].to_pylist(), strict=True)
-                found.append(
-                    table.filter(pa.array([row not in masked for row in rows], pa.bool_()))
-                )
+        for _, path in self.ledgers():
+            table = self._read_file(path)
+            if ids is not None:
+                table = table.filter(pc.is_in(table["doc_id"], ids))
+            rows = zip(table["part"].to_pylist(), table["first_row"].to_pylist(), strict=True)
+            found.append(table.filter(pa.array([row not in masked for row in rows], pa.bool_())))
         return pa.concat_tables(found)
 
     def rejects(self) -> pa.Table:
@@ -134,16 +132,37 @@ class Index:
         paths = self._paths(self.info.tables.rejects)
         return pa.concat_tables([REJECTS_SCHEMA.empty_table(), *map(self._read_file, paths)])
 
+    def ledgers(self) -> Iterator[tuple[Manifest, str]]:
+        """Files of LEDGER_SCHEMA and the generation each is of, the oldest generation first."""
+        for manifest in reversed(self.chain):
+            for path in self._paths(manifest.tables.documents):
+                yield manifest, path
+
+    def unchanged(self) -> Iterator[tuple[Manifest, str]]:
+        """As `ledgers`: files of UNCHANGED_SCHEMA."""
+        for manifest in reversed(self.chain):
+            if manifest.tables.unchanged:
+                for path in self._paths(manifest.tables.unchanged):
+                    yield manifest, path
+
+    def deletions(self) -> Iterator[tuple[Manifest, pa.Table]]:
+        """Tables of DELETIONS_SCHEMA, the newest generation's first."""
+        for manifest in self.chain:
+            yield manifest, self._read_table(manifest.tables.deletions)
+
+    @cached_property
+    def part_paths(self) -> list[str]:
+        """All parts, the oldest first; also those that are masked altogether."""
+        return [path for m in reversed(self.chain) for path in self._paths(m.tables.parts)]
+
     @cached_property
     def _parts(self) -> list[_Part]:
         masked: dict[str, list[tuple[int, int]]] = defaultdict(list)
-        for manifest in self._chain:
-            deletions = self._read_table(manifest.tables.deletions)
+        for _, deletions in self.deletions():
             columns = (deletions[name].to_pylist() for name in ("part", "first_row", "n_rows"))
             for part, first, n in zip(*columns, strict=True):
                 masked[part].append((first, first + n))
-        paths = [path for m in reversed(self._chain) for path in self._paths(m.tables.parts)]
-        return [_Part(path, tuple(sorted(masked[path]))) for path in paths]
+        return [_Part(path, tuple(sorted(masked[path]))) for path in self.part_paths]
 
     def _batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         for part in self._parts:
@@ -151,7 +170,7 @@ class Index:
 
     def _read_part(self, part: _Part, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         position = 0
-        with self._store.open_input(part.path) as file:
+        with self.store.open_input(part.path) as file:
             parquet = pq.ParquetFile(file, pre_buffer=True)
             for batch in parquet.iter_batches(_BATCH_ROWS, columns=schema.names):
                 table = pa.Table.from_batches([batch])
@@ -176,7 +195,7 @@ class Index:
         unknown = [name for name in columns if name not in self.schema.names]
         if unknown:
             raise IndexStateError(
-                f"{self._store.uri}: expected columns among {', '.join(self.schema.names)}, "
+                f"{self.store.uri}: expected columns among {', '.join(self.schema.names)}, "
                 f"got {unknown[0]!r}."
             )
         return pa.schema([self.schema.field(name) for name in columns])
@@ -197,16 +216,16 @@ class Index:
         return self._read_table(table)["path"].to_pylist()  # type: ignore[no-any-return]
 
     def _read_table(self, table: TableRecord) -> pa.Table:
-        data = self._store.read(table.path)
+        data = self.store.read(table.path)
         if hashlib.sha256(data).hexdigest() != table.sha256:
             raise StorageError(
-                f"{self._store.url(table.path)}: its checksum is not the manifest's.",
+                f"{self.store.url(table.path)}: its checksum is not the manifest's.",
                 "The file was damaged or replaced; open an older generation.",
             )
         return pq.read_table(pa.BufferReader(data))
 
     def _read_file(self, path: str) -> pa.Table:
-        with self._store.open_input(path) as file:
+        with self.store.open_input(path) as file:
             return pq.read_table(file)
 
 

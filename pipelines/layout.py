@@ -4,7 +4,7 @@
     runs/<run_id>/done/<slice>.json              the commit of one slice
     runs/<run_id>/digests/                       copies of these: done_records.py
     runs/<run_id>/words/, readings/              what processes were at
-    data|documents|rejects/<run_id>/<slice>-<nonce>.parquet
+    data|documents|rejects|unchanged/<run_id>/<slice>-<nonce>.parquet
     generations/<number>/manifest.json           the commit of a run
     publications/<number>.json                   which generation is live
 

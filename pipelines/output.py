@@ -28,15 +28,25 @@ _ROW_GROUP_BYTES = 8 << 20  # many row groups: writing one of 256 MB peaks at te
 _REPEATING = ("doc_id", "title")
 
 
+def stored_vectors(vectors: pa.Table, colbert: ColbertStorage) -> pa.Table:
+    """An encoder's columns as a part stores them."""
+    if colbert == "bytes" and "colbert" in vectors.column_names:
+        column = colbert_to_bytes(vectors["colbert"].combine_chunks())
+        at = vectors.column_names.index("colbert")
+        vectors = vectors.set_column(at, "colbert", column)
+    return vectors
+
+
 def stored_rows(passages: pa.Table, vectors: pa.Table, colbert: ColbertStorage) -> pa.Table:
-    """Passage columns and their vectors, side by side, as a part stores them."""
-    table = passages
+    """Passage columns and an encoder's columns as the rows of a part."""
+    return side_by_side(passages, stored_vectors(vectors, colbert))
+
+
+def side_by_side(passages: pa.Table, vectors: pa.Table) -> pa.Table:
+    """Passage columns and their stored vectors: the rows of a part."""
     for name in vectors.column_names:
-        column = vectors[name].combine_chunks()
-        if name == "colbert" and colbert == "bytes":
-            column = colbert_to_bytes(column)
-        table = table.append_column(name, column)
-    return table
+        passages = passages.append_column(vectors.schema.field(name), vectors[name])
+    return passages
 
 
 def colbert_to_bytes(column: pa.ListArray) -> pa.ListArray:

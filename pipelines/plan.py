@@ -19,11 +19,12 @@ import pyarrow.parquet as pq
 from actors.errors import SourceChangedError
 from actors.fingerprint import fingerprint, space_parts
 from actors.model_files import ModelFiles
-from pipelines.config import ChunkConfig, RunConfig
+from pipelines.config import RunConfig
+from pipelines.config_sections import ChunkConfig
 from pipelines.formats.base import Piece
 from pipelines.layout import plan_path, units_path
 from pipelines.listing import SourceFile
-from pipelines.records import UNITS_SCHEMA, Done, Plan
+from pipelines.records import UNITS_SCHEMA, Done, Plan, RunKind
 from pipelines.source import Unit
 from pipelines.storage import Store
 
@@ -118,6 +119,7 @@ def plan_run(
     files: Sequence[SourceFile],
     run_id: str,
     parent: int | None = None,
+    kind: RunKind = "embed",
 ) -> Run:
     """Pin what the run reads, or take up the plan an earlier try pinned.
 
@@ -135,6 +137,7 @@ def plan_run(
         known = [unit.documents_wanted for unit in units]
         plan = Plan(
             run_id=run_id,
+            kind=kind,
             parent=parent,
             request=request.parts,
             listing=listing,
@@ -214,6 +217,7 @@ def _unit_columns(units: Sequence[Unit]) -> list[list[Any]]:
         [unit.format for unit in units],
         [unit.documents for unit in units],
         [unit.wanted for unit in units],
+        [[{"run_id": run, "unit": n} for run, n in unit.origins] for unit in units],
         [[_piece_row(piece) for piece in unit.pieces] for unit in units],
     ]
 
@@ -248,7 +252,9 @@ def unit_of(row: Mapping[str, Any]) -> Unit:
         for piece in row["pieces"]
     )
     wanted = tuple((start, stop) for start, stop in row["wanted"])
-    return Unit(row["unit"], row["format"], tuple(pieces), row["documents"], wanted)
+    # Indexes that were written before there was re-indexing have no such column.
+    origins = tuple((origin["run_id"], origin["unit"]) for origin in row.get("origins") or ())
+    return Unit(row["unit"], row["format"], tuple(pieces), row["documents"], wanted, origins)
 
 
 def _flatten(parts: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -167,6 +167,12 @@ class Progress:
         text = f"already committed: generation {generation} of {uri}"
         self.log.say("done", text, index=uri, already_committed=True, generation=generation)
 
+    def nothing_to_do(self, generation: int, uri: str) -> None:
+        """The end of re-indexing over a source that did not change."""
+        self.stop()
+        text = f"nothing to do: generation {generation} of {uri} is what its source is"
+        self.log.say("done", text, index=uri, already_committed=True, generation=generation)
+
     def remember(self, config: RunConfig) -> None:
         """Keep this machine's speed for the next --dry-run, where enough was encoded to tell."""
         numbers = self.numbers()

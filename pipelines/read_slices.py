@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from pipelines.config import RunConfig
 from pipelines.done_records import read_done
+from pipelines.known_on_ray import KnownRefs
 from pipelines.layout import new_nonce, readings_folder
 from pipelines.plan import unit_of
 from pipelines.slices import Slice, SliceReader, unreadable_slice
@@ -27,10 +28,18 @@ Ray reads again what was lost with one."""
 
 
 def read_slices(
-    batch: pa.Table, config: RunConfig, run_id: str, session: str
+    batch: pa.Table,
+    config: RunConfig,
+    run_id: str,
+    session: str,
+    known: KnownRefs | None = None,
 ) -> Iterator[pa.Table]:
-    """Rows of `todo_table` in, one-row tables (`Slice.to_row`) out; `session`: of the driver."""
+    """Rows of `todo_table` in, one-row tables (`Slice.to_row`) out.
+
+    `session`: of the driver; `known`: what the index has, to leave out what did not change.
+    """
     reader = _cached_reader(config.model_dump_json())
+    documents = known.get() if known else None
     store = open_store(config.index.uri, config.index.storage_options)
     for row in batch.to_pylist():
         unit = unit_of(row)
@@ -38,7 +47,7 @@ def read_slices(
             yield _given_up(store, run_id, unit).to_row()
             continue
         for start, stop in row["todo"]:
-            for piece in reader.slices(unit, start, stop):
+            for piece in reader.slices(unit, start, stop, documents):
                 yield piece.to_row()
 
 

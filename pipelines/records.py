@@ -49,6 +49,10 @@ REJECTS_SCHEMA = pa.schema(
         ("final", pa.bool_()),
     ]
 )
+UNCHANGED_SCHEMA = pa.schema(
+    [("doc_id", pa.string()), ("unit", pa.int32()), ("position", pa.int64())]
+)
+"""Documents that a run read and found as the index has them: where they are now."""
 FILES_SCHEMA = pa.schema(
     [("path", pa.string()), ("rows", pa.int64()), ("bytes", pa.int64()), ("sha256", pa.string())]
 )
@@ -66,6 +70,7 @@ UNITS_SCHEMA = pa.schema(
         ("format", pa.string()),
         ("documents", pa.int64()),
         ("wanted", pa.list_(pa.list_(pa.int64()))),
+        ("origins", pa.list_(pa.struct([("run_id", pa.string()), ("unit", pa.int32())]))),
         (
             "pieces",
             pa.list_(
@@ -86,8 +91,9 @@ UNITS_SCHEMA = pa.schema(
     ]
 )
 """`documents` is null where only reading tells; `wanted` are ranges of documents, null for the end
-of the unit; `name` is the file's in derived ids; `start` and `stop` are rows where there is a row
-group, else bytes."""
+of the unit; none at all where the unit is as earlier runs read it: `origins` says which ones, and
+as which unit of theirs. `name` is the file's in derived ids; `start` and `stop` are rows where
+there is a row group, else bytes."""
 
 RejectCode = Literal[
     "null_text",
@@ -172,11 +178,18 @@ class Done(Record):
     passages: int
     tokens: int
     truncated: int
+    reused: int = 0
+    """Passages whose vectors come from the index, or from an equal passage of the slice."""
+    unchanged: int = 0
+    """Documents that are in the index as they are."""
+    edited: int = 0
+    """Documents that the index had otherwise, and of which a passage was encoded."""
     rejects: dict[str, int]
     masked: list[MaskedRows]
     part: FileRecord | None
     ledger: FileRecord | None
     reject_file: FileRecord | None
+    unchanged_file: FileRecord | None = None
     encoder: EncoderRecord
     seconds: float
 
@@ -185,12 +198,23 @@ class Done(Record):
         """Where the unit's next slice begins."""
         return self.first_document + self.documents
 
+    @property
+    def files(self) -> list[FileRecord]:
+        """What it wrote."""
+        files = (self.part, self.ledger, self.reject_file, self.unchanged_file)
+        return [file for file in files if file]
+
+
+RunKind = Literal["embed", "replay", "reindex", "compact"]
+
 
 class Plan(Record):
     """What a run reads and what it was asked: pinned when it starts."""
 
     format_version: int = FORMAT_VERSION
     run_id: str
+    kind: RunKind | None = None
+    """None in indexes older than re-indexing: a first run, or with a parent a replay."""
     parent: int | None
     request: dict[str, Any]
     listing: str
@@ -231,11 +255,17 @@ class Counts(Record):
     tokens: int
     truncated: int
     encoded: int
-    """Passages that went through the model."""
+    """Passages that went through the model, masked ones included."""
     reused: int = 0
+    """Passages whose vectors come from the index, or from an equal passage of the same slice."""
     unchanged: int = 0
     """Documents of its ancestors that stay live."""
     deleted: int = 0
+    """Documents of its ancestors that are in the corpus no more."""
+    replaced: int = 0
+    """Documents of its ancestors whose rows those of this generation stand for."""
+    edited: int = 0
+    """Of the replaced ones, those of which a passage was encoded."""
     rejects: dict[str, int]
     """All that is not in the index, those of its ancestors that are still true included."""
 
@@ -247,6 +277,12 @@ class Tables(Record):
     documents: TableRecord
     rejects: TableRecord
     deletions: TableRecord
+    unchanged: TableRecord | None = None
+    """Files of UNCHANGED_SCHEMA; none where nothing was compared."""
+
+    def records(self) -> list[TableRecord]:
+        """All that there are."""
+        return [table for _, table in self if table is not None]
 
 
 class Manifest(Record):
@@ -262,6 +298,8 @@ class Manifest(Record):
     outputs: list[str]
     vector_dtype: str
     colbert_storage: str
+    compacts: int | None = None
+    """The generation whose live view this one holds, rewritten; it has no parent then."""
     counts: Counts
     started: str
     ended: str

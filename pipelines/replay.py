@@ -7,16 +7,17 @@ and takes over the rejects that are final.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.duplicates import LOST_SCHEMA
 from pipelines.index import Index
+from pipelines.inheritance import Inheritance
 from pipelines.plan import load_units
-from pipelines.records import REJECTS_SCHEMA, Manifest
+from pipelines.records import DELETIONS_SCHEMA, Manifest, reject_table
 from pipelines.source import Unit
 from pipelines.storage import Store
 
@@ -44,25 +45,6 @@ def units_to_replay(store: Store, live: Manifest, rejects: pa.Table) -> list[Uni
     ]
 
 
-@dataclass(frozen=True)
-class Inheritance:
-    """What a generation takes over from the one it adds to."""
-
-    documents: int
-    """Of the parent and its ancestors, those that stay live."""
-    final_rejects: pa.Table
-    """Schema: REJECTS_SCHEMA."""
-    replaced: pa.Table
-    """Ledger rows (LOST_SCHEMA) of live documents that lose their id to one of this run."""
-    lost: pa.Table
-    """Ledger rows (LOST_SCHEMA) of this run that lose theirs to a live document."""
-
-
-NOTHING = Inheritance(
-    0, REJECTS_SCHEMA.empty_table(), LOST_SCHEMA.empty_table(), LOST_SCHEMA.empty_table()
-)
-
-
 def inherit(parent: Index, embedded: pa.Table) -> Inheritance:
     """`embedded`: ledger rows of this run; of equal ids the lowest (unit, position) stays."""
     ids = embedded["doc_id"].combine_chunks()
@@ -72,11 +54,20 @@ def inherit(parent: Index, embedded: pa.Table) -> Inheritance:
     lost = [doc_id in old and old[doc_id] < new[doc_id] for doc_id in new]
     rejects = parent.rejects()
     counts = parent.info.counts
+    gone = before.filter(pa.array(replaced, pa.bool_()))
+    names = ("doc_id", "unit", "position")
+    doubles = zip(*(gone[name].to_pylist() for name in names), strict=True)
     return Inheritance(
-        documents=counts.documents + counts.unchanged - sum(replaced),
-        final_rejects=rejects.filter(rejects["final"]),
-        replaced=_rows(before, replaced),
-        lost=_rows(embedded, lost),
+        documents=counts.documents + counts.unchanged - gone.num_rows,
+        rejects=pa.concat_tables(
+            [
+                reject_table((*row, "duplicate_id", "in another slice") for row in doubles),
+                rejects.filter(rejects["final"]),
+            ]
+        ),
+        masked=gone.select(DELETIONS_SCHEMA.names).cast(DELETIONS_SCHEMA),
+        lost=embedded.filter(pa.array(lost, pa.bool_())).select(LOST_SCHEMA.names),
+        deleted=gone.num_rows,
     )
 
 
@@ -85,7 +76,3 @@ def _places(ledger: pa.Table) -> dict[str, tuple[int, int]]:
     rows: Iterable[tuple[str, int, int]]
     rows = zip(*(ledger[name].to_pylist() for name in names), strict=True)
     return {doc_id: (unit, position) for doc_id, unit, position in rows}
-
-
-def _rows(ledger: pa.Table, chosen: Sequence[bool]) -> pa.Table:
-    return ledger.filter(pa.array(chosen, pa.bool_())).select(LOST_SCHEMA.names)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.errors import UnreadableUnitError
-from pipelines.config import SourceConfig
+from pipelines.config_sections import SourceConfig
 from pipelines.corpus_sizes import Beginnings
 from pipelines.formats.base import Access, DocumentBatch, is_damage
 from pipelines.formats.registry import FORMATS

@@ -14,14 +14,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from actors.errors import UnreadableUnitError
 from actors.model_files import ModelFiles, resolve_model
 from actors.tokenizer import TOKENS_COLUMN
-from pipelines.blocks import DOCUMENTS_SCHEMA, BlockBuilder, DocumentBlock
+from pipelines.blocks import DOCUMENTS_SCHEMA, BlockBuilder, DocumentBlock, DocumentTables
 from pipelines.config import RunConfig
-from pipelines.records import PASSAGE_SCHEMA, reject_table
+from pipelines.known_documents import KnownDocuments
+from pipelines.records import PASSAGE_SCHEMA, UNCHANGED_SCHEMA, reject_table
 from pipelines.source import Source, Unit
+
+_UNCHANGED_PER_DOCUMENT = 100
+"""A slice's limit is on documents that have to be done; of all, it has so many times more."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,10 @@ class Slice:
     passages: pa.Table
     """Output columns without vectors, and `input_ids`; rows in document order."""
     ledger: pa.Table
-    """doc_id, doc_hash, position, n_rows, n_tokens of each document that has passages."""
+    """Of each document that has passages; schema: DOCUMENTS_SCHEMA."""
     rejects: pa.Table
+    unchanged: pa.Table
+    """Of documents that the index has as they are; schema: UNCHANGED_SCHEMA."""
     unreadable: bool = False
     """The unit could not be read from here on; the one reject says why."""
 
@@ -54,6 +61,7 @@ class Slice:
                 "passages": _nest(self.passages),
                 "ledger": _nest(self.ledger),
                 "rejects": _nest(self.rejects),
+                "unchanged": _nest(self.unchanged),
             }
         )
 
@@ -70,7 +78,14 @@ class Slice:
             passages=_unnest(row["passages"]),
             ledger=_unnest(row["ledger"]),
             rejects=_unnest(row["rejects"]),
+            unchanged=_unnest(row["unchanged"]),
         )
+
+    def edited(self) -> list[tuple[str, int, int]]:
+        """Part, first row and rows of what the index has of documents that are other ones now."""
+        old = self.ledger.filter(pc.is_valid(self.ledger["old_part"]))
+        names = ("old_part", "old_first_row", "old_n_rows")
+        return list(zip(*(old[name].to_pylist() for name in names), strict=True))
 
 
 class SliceReader:
@@ -83,16 +98,23 @@ class SliceReader:
         self._source = Source(config.source)
         self._builder = BlockBuilder(config, resolve_model(config.encoder))
 
-    def slices(self, unit: Unit, start: int = 0, stop: int | None = None) -> Iterator[Slice]:
+    def slices(
+        self,
+        unit: Unit,
+        start: int = 0,
+        stop: int | None = None,
+        known: KnownDocuments | None = None,
+    ) -> Iterator[Slice]:
         """The slices of documents [start, stop) of a unit; `start` must be a slice's first.
 
-        Where the unit cannot be read, the last slice is one that says so.
+        `known`: what the index has already. Where the unit cannot be read, the last slice is one
+        that says so.
         """
         limits = self._config.slice.documents, self._config.slice_max_tokens
         pending = _Pending(unit, start, *limits)
         try:
             for batch in self._source.read(unit, start, stop):
-                block = self._builder.build(batch, unit.number, pending.next_document)
+                block = self._builder.build(batch, unit.number, pending.next_document, known)
                 done = 0
                 while done < len(block):
                     if pending.is_full:  # only now it is known not to be the last
@@ -117,8 +139,8 @@ class _Pending:
         self.documents = 0
         self._unit = unit
         self._max_documents, self._max_tokens = max_documents, max_tokens
-        self._tokens = 0
-        self._blocks: list[tuple[pa.Table, pa.Table, pa.Table]] = []
+        self._tokens = self._work = 0
+        self._blocks: list[DocumentTables] = []
 
     @property
     def next_document(self) -> int:
@@ -128,30 +150,40 @@ class _Pending:
     @property
     def is_full(self) -> bool:
         """A limit is reached: the document that reaches the token limit still belongs to it."""
-        return self.documents >= self._max_documents or self._tokens >= self._max_tokens
+        return (
+            self._work >= self._max_documents
+            or self.documents >= self._max_documents * _UNCHANGED_PER_DOCUMENT
+            or self._tokens >= self._max_tokens
+        )
 
     def take(self, block: DocumentBlock, start: int) -> int:
         """Add documents of a block, from `start` on, as many as fit; returns where it stopped."""
-        reached = block.tokens[start] + self._max_tokens - self._tokens
+        tokens = block.tokens[start] + self._max_tokens - self._tokens
+        work = block.work[start] + self._max_documents - self._work
         stop = min(
-            start + self._max_documents - self.documents,
-            max(int(np.searchsorted(block.tokens, reached)), start + 1),
+            start + self._max_documents * _UNCHANGED_PER_DOCUMENT - self.documents,
+            max(int(np.searchsorted(block.work, work)), start + 1),
+            max(int(np.searchsorted(block.tokens, tokens)), start + 1),
             len(block),
         )
         self._blocks.append(block.between(start, stop))
         self.documents += stop - start
+        self._work += int(block.work[stop] - block.work[start])
         self._tokens += int(block.tokens[stop] - block.tokens[start])
         return stop
 
     def close(self, *, last: bool) -> Slice:
         """The slice; the next one begins after it."""
-        passages, ledger, rejects = (
-            pa.concat_tables(tables) for tables in zip(*self._blocks, strict=True)
-        )
+        tables = DocumentTables.concat(self._blocks)
         number = self._unit.number
-        passages, ledger, rejects = _without_duplicates(number, passages, ledger, rejects)
-        full = Slice(number, self.first, self.documents, last, passages, ledger, rejects)
-        self.first, self.documents, self._tokens, self._blocks = self.next_document, 0, 0, []
+        passages, ledger, rejects = _without_duplicates(
+            number, tables.passages, tables.ledger, tables.rejects
+        )
+        full = Slice(
+            number, self.first, self.documents, last, passages, ledger, rejects, tables.unchanged
+        )
+        self.first, self._blocks = self.next_document, []
+        self.documents = self._work = self._tokens = 0
         return full
 
 
@@ -159,8 +191,8 @@ def unreadable_slice(unit: int, first: int, reason: str) -> Slice:
     """What stands for the documents of a unit from `first` on when they cannot be read."""
     rejects = reject_table([(None, unit, first, "unreadable_unit", reason)])
     nothing = PASSAGE_SCHEMA.append(pa.field(TOKENS_COLUMN, pa.list_(pa.int32()))).empty_table()
-    ledger = DOCUMENTS_SCHEMA.empty_table()
-    return Slice(unit, first, 0, True, nothing, ledger, rejects, unreadable=True)
+    ledger, unchanged = DOCUMENTS_SCHEMA.empty_table(), UNCHANGED_SCHEMA.empty_table()
+    return Slice(unit, first, 0, True, nothing, ledger, rejects, unchanged, unreadable=True)
 
 
 def check_chunking(config: RunConfig, files: ModelFiles) -> None:

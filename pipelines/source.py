@@ -17,7 +17,8 @@ import fsspec
 import pyarrow as pa
 
 from actors.errors import EmbedError, SourceError, UnreadableUnitError
-from pipelines.config import SourceConfig, absolute_uri
+from pipelines.config import absolute_uri
+from pipelines.config_sections import SourceConfig
 from pipelines.formats.base import Access, DocumentBatch, FileFacts, Format, Piece, check_present
 from pipelines.formats.registry import FORMATS, choose_format
 from pipelines.listing import Found, Listing, SourceFile, common_folder, find_files
@@ -38,7 +39,10 @@ class Unit:
     documents: int | None
     """How many of them, counted from the first, belong to the run; None: all, however many."""
     wanted: tuple[tuple[int, int | None], ...] = ((0, None),)
-    """The ranges of documents to embed, None for the end: parts of it when rejects are replayed."""
+    """The ranges of documents to read, None for the end: parts of it when rejects are replayed,
+    none when it is as it was."""
+    origins: tuple[tuple[str, int], ...] = ()
+    """Where nothing is wanted: the runs that have read it, and its number in each."""
 
     @property
     def documents_wanted(self) -> int | None:
@@ -94,8 +98,11 @@ class Source:
             name, files = choose_format(self._config, self._access, from_folder)
         return Listing(files, name, common_folder([place.base for place in found]))
 
-    def units(self, listing: Listing) -> list[Unit]:
+    def units(self, listing: Listing, known: Mapping[str, pa.DataType] | None = None) -> list[Unit]:
         """The units in the order of the files, up to `limit` documents.
+
+        `known`: the fields that the index has already, by name; it is not asked again whether there
+        are such, or documents at all, but files must have them in these types.
 
         Raises:
             SourceError: no documents, a file not of the format, a configured column that is absent
@@ -104,7 +111,7 @@ class Source:
         units: list[Unit] = []
         left = self._config.limit
         present: dict[str, pa.DataType] = {}
-        for pieces in self._pieces(listing, present):
+        for pieces in self._pieces(listing, present, known):
             unit = Unit(len(units), listing.format, pieces, _sum(p.documents for p in pieces))
             if left is not None:
                 documents = unit.documents
@@ -113,6 +120,8 @@ class Source:
             units.append(unit)
             if left == 0:
                 break
+        if known is not None:
+            return units
         if present:
             check_present(self._config, present, f"the first lines of {self._config.described}")
         if not any(piece.file.size for unit in units for piece in unit.pieces):
@@ -168,14 +177,17 @@ class Source:
                 ) from None
 
     def _pieces(
-        self, listing: Listing, present: dict[str, pa.DataType]
+        self,
+        listing: Listing,
+        present: dict[str, pa.DataType],
+        known: Mapping[str, pa.DataType] | None,
     ) -> Iterator[tuple[Piece, ...]]:
         """The pieces of each unit; adds to `present` the fields that any file has.
 
         Files are looked at as far as units are asked for.
         """
         reader, columns = self._format(listing.format), self._config.columns
-        types: Mapping[str, pa.DataType] | None = None
+        types = known
 
         def look(file: SourceFile) -> FileFacts:
             with self._store_faults(file.path):
@@ -187,7 +199,8 @@ class Source:
                 if facts.present is not None:
                     present.update(facts.present)
                     types = types or facts.present
-                    _check_types(columns.metadata, facts.present, file, types, listing.files[0])
+                    first = listing.files[0].path if known is None else "the index"
+                    _check_types(columns.metadata, facts.present, file, types, first)
                 yield from facts.pieces
 
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -251,7 +264,7 @@ def _check_types(
     found: Mapping[str, pa.DataType],
     file: SourceFile,
     expected: Mapping[str, pa.DataType],
-    first: SourceFile,
+    first: str,
 ) -> None:
     """Metadata goes into the index as it is: two types would be two schemas in one index."""
     for i, name in enumerate(metadata):
@@ -259,7 +272,7 @@ def _check_types(
         if None not in kinds and kinds[0] != kinds[1]:
             raise SourceError(
                 f"source.columns.metadata[{i}]: expected {kinds[1]} for {name!r} in {file.path}, "
-                f"as in {first.path}, found {kinds[0]}.",
+                f"as in {first}, found {kinds[0]}.",
                 "Give the column one type in all files, or leave it out.",
             )
 

@@ -29,13 +29,15 @@ from pipelines.stored_files import StoredFile
 _HEX = "[0-9a-f]"
 _RUN = f"(?P<run>{_HEX}{{16}})"
 _SLICE = r"\d{6,}-\d{10,}"
+_FOLDERS = "data|documents|rejects|unchanged"
 _RULES = {
     "temporary": rf"(?:.*/)?\.[^/]+\.{_HEX}{{12}}\.tmp",
     "done": rf"runs/{_RUN}/done/{_SLICE}(?:\.unreadable)?\.json",
     "plan": rf"runs/{_RUN}/(?:plan\.json|units\.parquet)",
     "words": rf"runs/{_RUN}/(?:words|readings|digests)/.+",
-    "rows": rf"(?:data|documents|rejects)/{_RUN}/(?:{_SLICE}|commit)-{_HEX}{{12}}\.parquet",
-    "table": rf"generations/(?P<number>\d{{6,}})/(?:parts|documents|rejects|deletions)-{_HEX}{{12}}"
+    "rows": rf"(?:{_FOLDERS})/{_RUN}/(?:{_SLICE}|commit)-{_HEX}{{12}}\.parquet",
+    "table": rf"generations/(?P<number>\d{{6,}})/(?:parts|documents|rejects|deletions|unchanged)"
+    rf"-{_HEX}{{12}}"
     r"\.parquet",
     "manifest": r"generations/\d{6,}/manifest\.json",
     "report": r"generations/(?P<number>\d{6,})/(?:config\.yaml|report\.json|report\.html)",
@@ -44,7 +46,7 @@ _RULES = {
 }
 """Every file an index has; see layout.py."""
 _PATTERNS = {kind: re.compile(rule) for kind, rule in _RULES.items()}
-_OF_RUN = re.compile(rf"(?:runs|data|documents|rejects)/{_RUN}/.+")
+_OF_RUN = re.compile(rf"(?:runs|{_FOLDERS})/{_RUN}/.+")
 
 # In the order of their removal. Done records before all else of a run: a crash in between must
 # never leave one whose part is gone. The plan before the units: it is made anew from them.
@@ -113,9 +115,7 @@ def find_garbage(store: Store, epoch: int, age: timedelta) -> Garbage:
     now = next(f.file.modified for f in known if f.path == f"leases/{epoch:06d}.json")
     generations = _read_committed(store, known)
     referred = {file.path for g in generations.values() for file in g.files}
-    referred |= {
-        table.path for generation in generations.values() for _, table in generation.manifest.tables
-    }
+    referred |= {table.path for g in generations.values() for table in g.manifest.tables.records()}
     old = [f for f in known if f.file.modified <= now - age and f.path not in referred]
     paths = {f.path for f in known}
     garbage = Garbage(unknown=[file.path for file in files if file.path not in paths])
@@ -197,7 +197,7 @@ def _used_by_slices(store: Store, paths: list[str]) -> set[str]:
                 f"({error.errors()[0]['msg']}).",
                 "Nothing was removed. Delete the file if its slice shall be done again.",
             ) from error
-        used |= {file.path for file in (done.part, done.ledger, done.reject_file) if file}
+        used |= {file.path for file in done.files}
     return used
 
 

@@ -10,7 +10,7 @@ from pipelines.generations import live_generation, publications, read_chain, rea
 from pipelines.index import Index
 from pipelines.listing import Listing
 from pipelines.plan import Request, load_plan
-from pipelines.records import Manifest, Plan
+from pipelines.records import Manifest, Plan, RunKind
 from pipelines.replay import units_to_replay
 from pipelines.source import Source, Unit
 from pipelines.storage import Store
@@ -25,6 +25,7 @@ class Task:
     """The generation it adds to."""
     pin: Callable[[], tuple[Sequence[Unit], str]]
     """Its units, and the hash of the listing they come from."""
+    kind: RunKind = "embed"
 
     def pinned(self) -> Task:
         """The same task, its files looked at once."""
@@ -83,7 +84,7 @@ def _replay(
     def pin() -> tuple[Sequence[Unit], str]:
         return units_to_replay(store, live, rejects), plan.listing
 
-    return Task(request.run_id(replay=live.generation), live.generation, pin)
+    return Task(request.run_id(replay=live.generation), live.generation, pin, "replay")
 
 
 def _live(store: Store, request: Request) -> tuple[Manifest | None, Plan | None]:

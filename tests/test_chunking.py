@@ -19,7 +19,7 @@ from actors.prompts import Prompt
 from actors.tiny_model import ensure_tiny_m3
 from actors.tokenizer import TextTokenizer, encoder_input
 from pipelines.chunking import Chunker, Passages
-from pipelines.config import ChunkConfig
+from pipelines.config_sections import ChunkConfig
 
 MAX_LENGTH = 64
 BARE = Tokenizer.from_file(str(ensure_tiny_m3() / "tokenizer.json"))

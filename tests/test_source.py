@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.errors import SourceChangedError, SourceError, UnreadableUnitError
-from pipelines.config import SourceConfig
+from pipelines.config_sections import SourceConfig
 from pipelines.formats.base import Piece
 from pipelines.listing import Listing, SourceFile
 from pipelines.source import Source, Unit

@@ -9,8 +9,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from actors.config import OUTPUTS, ModelConfig, Output
 from actors.errors import ConfigError
-from pipelines.config import ChunkConfig, Count, Section, describe_invalid
+from pipelines.config import describe_invalid
 from pipelines.config_keys import refuse_unknown_keys
+from pipelines.config_sections import ChunkConfig, Count, Section
 
 Kind = Literal["query", "passage"]
 

@@ -20,7 +20,7 @@ from ray.serve import Application
 from ray.serve.config import BackpressureConfig
 
 from actors.encoder import Encoder, load_encoder
-from pipelines.config import ChunkConfig
+from pipelines.config_sections import ChunkConfig
 from pipelines.endpoint.api import create_api
 from pipelines.endpoint.config import EndpointConfig, parse_endpoint_config
 from pipelines.endpoint.guard import App, read_keys

@@ -18,7 +18,7 @@ from actors.config import Output
 from actors.encoder import Encoder
 from actors.errors import EncodeError
 from actors.text_vectors import TextVectors
-from pipelines.config import ChunkConfig
+from pipelines.config_sections import ChunkConfig
 from pipelines.endpoint.cache import VectorCache
 from pipelines.endpoint.config import EndpointConfig
 from pipelines.endpoint.errors import ApiError, TextFault

@@ -12,7 +12,8 @@ from actors.config import ModelConfig, Output
 from actors.errors import IndexStateError
 from actors.fingerprint import fingerprint, space_parts
 from actors.model_files import resolve_model
-from pipelines.config import ChunkConfig, parse_config
+from pipelines.config import parse_config
+from pipelines.config_sections import ChunkConfig
 from pipelines.endpoint.config import EndpointConfig, ServedIndex
 from pipelines.generations import live_generation, read_manifest
 from pipelines.plan import differences, load_plan

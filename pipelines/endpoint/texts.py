@@ -13,7 +13,7 @@ import numpy as np
 from actors.encoder import Encoder
 from actors.tokenizer import TextTokenizer, TokenizedTexts, encoder_input
 from pipelines.chunking import Chunker
-from pipelines.config import ChunkConfig
+from pipelines.config_sections import ChunkConfig
 from pipelines.endpoint.config import Kind
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import pyarrow as pa
 
 from actors.errors import SourceError
-from pipelines.config import SourceConfig
+from pipelines.config_sections import SourceConfig
 from pipelines.listing import SourceFile, is_http, is_local, name_in
 from pipelines.local_files import local_disk
 from pipelines.records import RejectCode

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import pyarrow as pa
 
 from actors.errors import SourceError
-from pipelines.config import SourceConfig
+from pipelines.config_sections import SourceConfig
 from pipelines.formats.base import (
     Access,
     DocumentBatch,

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from actors.errors import SourceError
-from pipelines.config import SourceConfig
+from pipelines.config_sections import SourceConfig
 from pipelines.formats.base import (
     Access,
     DocumentBatch,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from actors.errors import SourceError
-from pipelines.config import SourceConfig
+from pipelines.config_sections import SourceConfig
 from pipelines.formats.base import COMPRESSIONS, Access, Format, is_damage
 from pipelines.formats.csv_files import CsvFiles
 from pipelines.formats.line_files import JsonLines, TextLines

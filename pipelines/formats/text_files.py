@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pyarrow as pa
 
-from pipelines.config import SourceConfig
+from pipelines.config_sections import SourceConfig
 from pipelines.formats.base import (
     Access,
     DocumentBatch,

@@ -1,0 +1,294 @@
+"""Bring an index up to its source: embed what is new or changed, delete what is gone.
+
+    python -m pipelines.reindex conf/wiki.yaml
+
+    compare -> read what changed + chunk + tokenise -> encode + write -> commit -> gate -> publish
+
+Adds a generation to the live one; its cost follows the change. For schedulers: over an unchanged
+source it does nothing, and a run that died is gone on with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import typer
+
+from actors.errors import ConfigError, GateError, IndexStateError
+from actors.model_files import ModelFiles, resolve_model
+from pipelines.cli import (
+    LogFormat,
+    ask_on_terminal,
+    exit_with_one_line,
+    log_to_stderr,
+    silent,
+)
+from pipelines.config import RunConfig, load_config
+from pipelines.embed_corpus import embed_corpus
+from pipelines.estimate import estimate_run
+from pipelines.estimate_text import in_short
+from pipelines.generations import (
+    committed_by,
+    live_generation,
+    publications,
+    read_chain,
+)
+from pipelines.index import Index
+from pipelines.inventory import (
+    for_now,
+    inventory,
+    plan_of,
+    unchanged_units,
+    units_now,
+)
+from pipelines.lease import hold_lease
+from pipelines.listing import Listing
+from pipelines.permit import Permit
+from pipelines.plan import Request, differences, load_plan
+from pipelines.progress import Progress
+from pipelines.records import Manifest
+from pipelines.run import carry_out
+from pipelines.slices import check_chunking
+from pipelines.source import Source, Unit
+from pipelines.speed import recall_speed
+from pipelines.storage import Store, open_store
+from pipelines.supersede import newest_places
+from pipelines.tasks import Task
+
+
+def reindex(
+    config: RunConfig,
+    *,
+    permit: Permit | None = None,
+    publishes: bool = True,
+    verbose: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Make the index what its source is now; returns the manifest of the newest state.
+
+    `permit`: who may agree to embedding everything again where the configuration has become another
+    one; by default nobody. `publishes`: make the new generation live.
+
+    Raises:
+        EmbedError: one of its kinds, each with a remedy; nothing staged is ever lost.
+        GateError: the new generation is committed and not live, and why.
+    """
+    permit = permit or Permit()
+    with progress or Progress(silent()) as progress:
+        progress.stage("looking for model and documents")
+        config = config.with_absolute_paths()
+        files = resolve_model(config.encoder)
+        check_chunking(config, files)
+        request = Request.of(config, files)
+        source = Source(config.source)
+        listing = source.list_files()
+        store = open_store(config.index.uri, config.index.storage_options)
+        live = read_chain(store, _live_number(store))
+        if request.index_fingerprint == live[0].index_fingerprint:
+            task = next_task_of(store, request, source, listing)
+            if isinstance(task, Task):
+                with hold_lease(store, task.run_id) as lease:
+                    # Again: while this run waited for the lease another may have committed.
+                    task = next_task_of(store, request, source, listing)
+                    if isinstance(task, Task):
+                        if load_plan(store, task.run_id) is None:
+                            task = task.pinned()
+                            wanted = [unit for unit in task.pin()[0] if unit.wanted]
+                            permit.check(config, files, source, wanted, progress)
+                        return carry_out(
+                            config,
+                            request,
+                            task,
+                            listing,
+                            lease,
+                            progress,
+                            verbose=verbose,
+                            publishes=publishes,
+                        )
+            progress.nothing_to_do(task.generation, store.uri)
+            return task
+        _agree_to_everything(config, request, files, source, listing, live[0], permit, progress)
+    # Not within: that is a run of its own, with its own progress.
+    return embed_corpus(
+        config,
+        fresh=True,
+        permit=replace(permit, yes=True),
+        publishes=publishes,
+        verbose=verbose,
+        progress=Progress(progress.log),
+    )
+
+
+def next_task_of(
+    store: Store, request: Request, source: Source, listing: Listing
+) -> Task | Manifest:
+    """The task, or the live generation where there is nothing to do.
+
+    Raises:
+        GateError: what there is to do has been done, published, and taken back.
+    """
+    chain = read_chain(store, _live_number(store))
+    live, plan, index = chain[0], plan_of(store, chain[0]), Index(store, chain)
+    before = inventory(store, chain)
+    rejects = index.rejects()
+    kept = unchanged_units(listing, before)
+    reads_alike = not _reading_differs(request, plan.request)
+    # How many documents a limit leaves of a file depends on the files before it.
+    comparable = kept if reads_alike and request.parts["source"]["limit"] is None else []
+    again = for_now(rejects) | _shadowed(index, rejects, before, kept)
+    if plan.listing == listing.hash and reads_alike and not again:
+        return live
+    run_id = request.run_id(reindex=live.generation, listing=listing.hash)
+    committed = committed_by(store, run_id, live.generation)
+    if committed and committed.generation in publications(store).values():
+        raise GateError(
+            f"{store.uri}: generation {committed.generation} holds this state of the source, and "
+            f"was taken back: generation {live.generation} is live.",
+            "Nothing is done until the source changes; to make it live again: "
+            f"python -m pipelines.publish_generation {store.uri} {committed.generation}",
+        )
+
+    def pin() -> tuple[Sequence[Unit], str]:
+        types = {field.name: field.type for field in index.schema}
+        return units_now(source, listing, before if comparable else [], again, types), listing.hash
+
+    return Task(run_id, live.generation, pin, "reindex")
+
+
+def _live_number(store: Store) -> int:
+    number = live_generation(store)
+    if number is None:
+        raise IndexStateError(
+            f"{store.uri}: expected a committed index to bring up to date, found none.",
+            "Run python -m pipelines.embed_corpus first.",
+        )
+    return number
+
+
+def _reading_differs(request: Request, before: dict[str, object]) -> bool:
+    """Whether the same files would give other documents than they gave."""
+    now, then = dict(request.parts["source"]), before["source"]
+    assert isinstance(then, dict)
+    return bool(differences(now | {"uri": ""}, then | {"uri": ""}))
+
+
+def _shadowed(
+    index: Index, rejects: pa.Table, before: Sequence[Unit], kept: Sequence[Unit]
+) -> set[int]:
+    """Units with documents whose id another one had, in a file that is not as it was any more: now
+    they may be the only ones.
+    """
+    numbers = pa.array([unit.number for unit in kept], pa.int32())
+    doubles = rejects.filter(
+        pc.and_(pc.equal(rejects["code"], "duplicate_id"), pc.is_in(rejects["unit"], numbers))
+    )
+    if not doubles.num_rows:
+        return set()
+    still = {origin for unit in kept for origin in unit.origins}
+    places = newest_places(index, doubles["doc_id"].unique().to_pylist())
+    held = {p["doc_id"] for p in places if (p["run_id"], p["unit"]) in still}
+    rows = zip(doubles["doc_id"].to_pylist(), doubles["unit"].to_pylist(), strict=True)
+    return {unit for doc_id, unit in rows if doc_id not in held}
+
+
+def _agree_to_everything(
+    config: RunConfig,
+    request: Request,
+    files: ModelFiles,
+    source: Source,
+    listing: Listing,
+    live: Manifest,
+    permit: Permit,
+    progress: Progress,
+) -> None:
+    """Return if everything may be embedded again.
+
+    Raises:
+        ConfigError: it may not.
+    """
+    plan = plan_of(open_store(config.index.uri, config.index.storage_options), live)
+    parts = (request.parts, plan.request)
+    mine, theirs = (
+        {**each, "source": {"columns": each["source"]["columns"]}, "slice": {}} for each in parts
+    )
+    others = differences(mine, theirs)
+    said = (
+        f"everything must be embedded again: {', '.join(others[:6])} "
+        f"{'is' if len(others) == 1 else 'are'} not what generation {live.generation} of "
+        f"{config.index.uri} was made with"
+    )
+    if permit.yes:
+        return
+    progress.stage("estimating its size")
+    units = source.units(listing)
+    estimate = estimate_run(config, files, source, units, speed=recall_speed(config))
+    with progress.paused():
+        if permit.ask and permit.ask(f"{estimate.to_text()}\n{said}. Go on?"):
+            return
+    raise ConfigError(
+        f"{said}: {in_short(estimate.to_json())}.",
+        "--yes agrees to it; another index.uri keeps this index as it is.",
+    )
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+_EPILOG = (
+    "Exit codes: 0 done, or nothing to do; 1 the run failed, the same command goes on with it; 2 "
+    "it cannot be started as it is, or another run is writing the index; 3 committed and not live, "
+    "as the gate found something; 130 interrupted."
+)
+
+
+@app.command(epilog=_EPILOG)
+def main(
+    config: Annotated[
+        Path, typer.Argument(help="A YAML file, such as those in conf/.", show_default=False)
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set a key of CONFIG. May be repeated."),
+    ] = None,
+    no_publish: Annotated[
+        bool,
+        typer.Option(
+            "--no-publish",
+            help="Commit the new generation, and leave the live one live; "
+            "pipelines.publish_generation makes it live.",
+        ),
+    ] = False,
+    yes: Annotated[
+        bool,
+        typer.Option(
+            "--yes",
+            help="Start also what is larger than confirm_bytes, and embed everything again where "
+            "model, outputs or chunking have become others.",
+        ),
+    ] = False,
+    log_format: Annotated[
+        LogFormat, typer.Option(help="What stderr says: text, or json (one object a line).")
+    ] = "text",
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Also Ray's own log, and stack traces of errors.")
+    ] = False,
+) -> None:
+    """Embed what is new or changed in the documents CONFIG names, and delete what is gone."""
+    with log_to_stderr(log_format) as log:
+        progress = Progress(log)
+        with exit_with_one_line(log, verbose=verbose, kept=progress.kept):
+            reindex(
+                load_config(config, overrides or []),
+                permit=Permit(yes=yes, ask=ask_on_terminal()),
+                publishes=not no_publish,
+                verbose=verbose,
+                progress=progress,
+            )
+
+
+if __name__ == "__main__":
+    app()
