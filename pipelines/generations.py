@@ -10,7 +10,7 @@ import json
 
 from pydantic import BaseModel, ValidationError
 
-from actors.errors import IndexStateError
+from actors.errors import GateError, IndexStateError
 from pipelines.layout import manifest_path, publication_path
 from pipelines.records import FORMAT_VERSION, Manifest
 from pipelines.storage import Store
@@ -102,13 +102,13 @@ def publish(store: Store, generation: int, over: int | None = None) -> None:
     """Make a generation the live one; `over`: only if that one is live now.
 
     Raises:
-        IndexStateError: another one is live, or another writer published at the same moment.
+        GateError: another one is live. IndexStateError: another writer published at this moment.
     """
     published = publications(store)
     number = max(published, default=0) + 1
     live = published[number - 1] if published else None
     if over is not None and live != over:
-        raise IndexStateError(
+        raise GateError(
             f"{store.uri}: generation {live} was published while generation {generation}, which "
             f"adds to {over}, was made.",
             "It is committed, and not live. Run again, or publish it: "

@@ -25,7 +25,7 @@ _MENTION = np.dtype(
     [
         *(("id", "u8"), ("check", "u8"), ("hash_a", "u8"), ("hash_b", "u8")),
         *(("part", "i4"), ("first_row", "i4"), ("n_rows", "i4"), ("unit", "i4")),
-        *(("generation", "i4"), ("kind", "i1")),
+        *(("generation", "i4"), ("old_unit", "i4"), ("position", "i8"), ("kind", "i1")),
     ]
 )
 
@@ -171,14 +171,14 @@ class Mentions:
         """By bucket. `units`: new number of each unit of that run, or NOT_READ_AS."""
         rows = self._rows(table, generation, _LEDGER)
         rows["hash_a"], rows["hash_b"] = _halves(table["doc_hash"])
-        rows["unit"] = _renumbered(table["unit"].to_numpy(), units)
+        self._see(rows, table, units)
         self._place(rows, table)
         return self._by_bucket(rows)
 
     def of_unchanged(self, table: pa.Table, generation: int, units: np.ndarray) -> list[np.ndarray]:
         """By bucket; `units`: as for a ledger."""
         rows = self._rows(table, generation, _UNCHANGED)
-        rows["unit"] = _renumbered(table["unit"].to_numpy(), units)
+        self._see(rows, table, units)
         return self._by_bucket(rows)
 
     def of_deletions(self, table: pa.Table, generation: int) -> list[np.ndarray]:
@@ -192,6 +192,11 @@ class Mentions:
         rows["id"], rows["check"] = id_hashes(table["doc_id"])
         rows["generation"], rows["kind"] = generation, kind
         return rows
+
+    def _see(self, rows: np.ndarray, table: pa.Table, units: np.ndarray) -> None:
+        rows["old_unit"] = table["unit"].to_numpy()
+        rows["unit"] = _renumbered(rows["old_unit"], units)
+        rows["position"] = table["position"].to_numpy()
 
     def _place(self, rows: np.ndarray, table: pa.Table) -> None:
         part = pc.index_in(table["part"], value_set=self._parts)
@@ -207,20 +212,19 @@ class Mentions:
 def resolve(mentions: Iterable[np.ndarray]) -> Bucket:
     """Of everything that is said of the documents of one bucket: those that are live, and where.
 
-    Rows that are deleted are not live; a document is where its newest mention has it.
+    Rows that are deleted are not live. A document is where its newest live mention has it; of one
+    generation's, the first in the order of the corpus, as the others lost their id to it.
     """
     every = np.concatenate([np.zeros(0, _MENTION), *mentions])
-    dead = _dead(every)
-    every, dead = every[every["kind"] != _DELETED], dead[every["kind"] != _DELETED]
-    order = np.lexsort((every["generation"], every["check"], every["id"]))
-    every, dead = every[order], dead[order]
+    every = every[(every["kind"] != _DELETED) & ~_dead(every)]
+    place = [-every["position"], -every["old_unit"].astype(np.int64), every["generation"]]
+    every = every[np.lexsort((*place, every["check"], every["id"]))]
     next_differs = (every["id"][1:] != every["id"][:-1]) | (
         every["check"][1:] != every["check"][:-1]
     )
-    last = np.append(next_differs, [True] * bool(len(every)))
-    document = np.cumsum(last) - last
-    unit = every["unit"][last][document]
-    live = (every["kind"] == _LEDGER) & ~dead
+    last = np.append(next_differs, np.ones(min(len(every), 1), bool))
+    unit = every["unit"][last][np.cumsum(last) - last]
+    live = every["kind"] == _LEDGER
     every, unit = every[live], unit[live]
     names = ("hash_a", "hash_b", "part", "first_row", "n_rows")
     columns = {name: np.ascontiguousarray(every[name]) for name in names}

@@ -6,7 +6,7 @@ split what they find into buckets, and one task a bucket resolves it: the driver
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -26,8 +26,8 @@ BUCKET_DOCUMENTS = 10_000_000
 _FILES_IN_TASK = 64
 _THREADS = 16
 _COLUMNS = {
-    "ledger": ["doc_id", "doc_hash", "unit", "part", "first_row", "n_rows"],
-    "unchanged": ["doc_id", "unit"],
+    "ledger": ["doc_id", "doc_hash", "unit", "position", "part", "first_row", "n_rows"],
+    "unchanged": ["doc_id", "unit", "position"],
 }
 
 
@@ -55,20 +55,28 @@ class _Job:
 
 def put_known(index: Index, numbering: Numbering, storage_options: Mapping[str, Any]) -> KnownRefs:
     """The live documents of an index, with the units they have in the plan that is made."""
-    counts, store, parts = index.info.counts, index.store, index.part_paths
-    documents = counts.documents + counts.unchanged
-    buckets = 1 << max(-(-documents // BUCKET_DOCUMENTS) - 1, 0).bit_length()
-    mentions = Mentions(parts, buckets)
-    deleted = [mentions.of_deletions(t, m.generation) for m, t in index.deletions()]
-    jobs = list(_jobs(index, numbering))
+    counts = index.info.counts
+    buckets = buckets_for(counts.documents + counts.unchanged)
     if buckets == 1:
-        with ThreadPoolExecutor(_THREADS) as pool:
-            found = list(pool.map(lambda job: _read(store, mentions, job), jobs))
-        refs = [ray.put(resolve(rows[0] for rows in [*deleted, *found]))]
-        return KnownRefs(tuple(refs), ray.put(parts))
-    return KnownRefs(
-        tuple(_on_cluster(store, storage_options, jobs, deleted, parts, buckets)), ray.put(parts)
-    )
+        refs = [ray.put(gather(index, numbering))]
+    else:
+        refs = _on_cluster(index, numbering, storage_options, buckets)
+    return KnownRefs(tuple(refs), ray.put(index.part_paths))
+
+
+def buckets_for(documents: int) -> int:
+    """A power of two, so that none has more than BUCKET_DOCUMENTS, or few more."""
+    return 1 << max(-(-documents // BUCKET_DOCUMENTS) - 1, 0).bit_length()
+
+
+def gather(index: Index, numbering: Numbering) -> Bucket:
+    """All live documents in one bucket, by this process."""
+    mentions = Mentions(index.part_paths, 1)
+    deleted = (mentions.of_deletions(t, m.generation)[0] for m, t in index.deletions())
+    with ThreadPoolExecutor(_THREADS) as pool:
+        jobs = _jobs(index, numbering)
+        found = list(pool.map(lambda job: _read(index.store, mentions, job)[0], jobs))
+    return resolve([*deleted, *found])
 
 
 def _jobs(index: Index, numbering: Numbering) -> Iterator[_Job]:
@@ -88,19 +96,16 @@ def _read(store: Store, mentions: Mentions, job: _Job) -> list[np.ndarray]:
 
 
 def _on_cluster(
-    store: Store,
-    storage_options: Mapping[str, Any],
-    jobs: Sequence[_Job],
-    deleted: Sequence[Sequence[np.ndarray]],
-    parts: Sequence[str],
-    buckets: int,
+    index: Index, numbering: Numbering, storage_options: Mapping[str, Any], buckets: int
 ) -> list[ray.ObjectRef[Bucket]]:
     read = ray.remote(num_cpus=1, num_returns=buckets)(_read_all)
     merge = ray.remote(num_cpus=1)(_merge)
-    left, found, shared = iter(jobs), [], ray.put(list(parts))
-    while group := list(islice(left, _FILES_IN_TASK)):
-        found.append(read.remote(store.uri, dict(storage_options), group, shared, buckets))
-    found += [[ray.put(rows) for rows in each] for each in deleted]
+    mentions, jobs = Mentions(index.part_paths, buckets), _jobs(index, numbering)
+    deleted = [mentions.of_deletions(t, m.generation) for m, t in index.deletions()]
+    found = [[ray.put(rows) for rows in each] for each in deleted]
+    uri, shared = index.store.uri, ray.put(index.part_paths)
+    while group := list(islice(jobs, _FILES_IN_TASK)):
+        found.append(read.remote(uri, dict(storage_options), group, shared, buckets))
     return [merge.remote(*(rows[bucket] for rows in found)) for bucket in range(buckets)]
 
 

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from pipelines.config import RunConfig
 from pipelines.done_records import read_done
-from pipelines.known_on_ray import KnownRefs
 from pipelines.layout import new_nonce, readings_folder
 from pipelines.plan import unit_of
 from pipelines.slices import Slice, SliceReader, unreadable_slice
 from pipelines.source import Unit
 from pipelines.storage import Store, open_store
+
+if TYPE_CHECKING:
+    from pipelines.known_on_ray import KnownRefs
 
 MOST_READINGS = 8
 """Of one unit in one session. More than one: machines that are taken away end a process too, and

@@ -115,13 +115,25 @@ def _kept_for_now(store: Store, path: str) -> pa.Table:
 
 
 def newest_places(index: Index, ids: Sequence[str]) -> list[dict[str, Any]]:
-    """doc_id, run_id, unit and position where each of these was last seen; reads all ledgers."""
+    """doc_id, run_id, unit and position where each of these live documents was last seen.
+
+    Reads all ledgers. Of one generation's rows the first counts: others lost their id to it.
+    """
     if not ids:
         return []
-    wanted, newest = pa.array(ids, pa.string()), {}
-    files = [*index.ledgers(), *index.unchanged()]
-    for manifest, path in sorted(files, key=lambda file: file[0].generation):
-        table = read_columns(index.store, path, ["doc_id", "unit", "position"])
+    wanted, gone = pa.array(ids, pa.string()), set()
+    for _, table in index.deletions():
+        rows = table.filter(pc.is_in(table["doc_id"], wanted)).to_pylist()
+        gone |= {(row["part"], row["first_row"]) for row in rows}
+    newest: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {}
+    for manifest, path in [*index.ledgers(), *index.unchanged()]:
+        table = read_columns(index.store, path, None)
         for row in table.filter(pc.is_in(table["doc_id"], wanted)).to_pylist():
-            newest[row["doc_id"]] = row | {"run_id": manifest.run_id}
-    return list(newest.values())
+            doc_id, unit, position = row["doc_id"], row["unit"], row["position"]
+            if (row.get("part"), row.get("first_row")) in gone:
+                continue
+            place = (manifest.generation, -unit, -position)
+            if doc_id not in newest or place > newest[doc_id][0]:
+                found = {"doc_id": doc_id, "unit": unit, "position": position}
+                newest[doc_id] = (place, found | {"run_id": manifest.run_id})
+    return [row for _, row in newest.values()]

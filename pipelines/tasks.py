@@ -104,5 +104,6 @@ def _differs(store: Store, number: int, differences: Sequence[str]) -> IndexStat
     return IndexStateError(
         f"{store.uri} holds generation {number} of another request; what differs: "
         f"{', '.join(differences[:6])}{', ...' if len(differences) > 6 else ''}.",
-        "Use another index.uri, or --fresh to start over beside it.",
+        "python -m pipelines.reindex brings it up to its source; --fresh starts over beside it; or "
+        "use another index.uri.",
     )

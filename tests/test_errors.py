@@ -65,7 +65,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, invoke: Any) -> Any:
         Path("run.yaml").write_text(yaml.safe_dump(raw))
         with monkeypatch.context() as patch:
             patch.setattr(ray, "init", never)
-            patch.setattr("pipelines.embed_corpus.ray_session", never)
+            patch.setattr("pipelines.run.ray_session", never)
             return invoke("run.yaml", *options)
 
     return make

@@ -13,7 +13,7 @@ import pytest
 from reading import place, source_of  # noqa: F401
 
 from actors.errors import SourceChangedError
-from pipelines import embed_corpus as module
+from pipelines import run as module
 from pipelines.cli import find_cause
 from pipelines.embed_corpus import embed_corpus
 from pipelines.generations import live_generation
