@@ -1,7 +1,8 @@
 # make quickstart    an index of real articles, in .venv, from nothing but Python 3.11+
 # make check         style, types          make test    the suite, two files at a time
 # make slow          tests that take minutes
-# make chaos         a run that is killed 25 times, compared with one that is not (5 minutes)
+# make chaos         runs that are killed over and over, compared with undisturbed ones (10 minutes)
+# make bench-reindex what re-indexing costs beside a full build (20 minutes)
 # make lock          new pins
 # make docs          the pages on configuration, from the docstrings
 PYTHON ?= python3
@@ -14,7 +15,7 @@ STAMP  := $(VENV)/.installed
 TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null || $(PYTHON) -c "import urllib.request as u; p='https://download.pytorch.org/whl/cpu'; u.urlopen(p+'/torch/', timeout=3); print(p)" 2>/dev/null)
 PIP_FLAGS   := --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: quickstart test slow check chaos format docs lock bench-serve clean
+.PHONY: quickstart test slow check chaos format docs lock bench-serve bench-reindex clean
 
 quickstart: $(STAMP)
 	$(BIN)/python -m pipelines.embed_corpus conf/quickstart.yaml
@@ -34,6 +35,7 @@ check: $(STAMP)
 
 chaos: $(STAMP)
 	PYTHONPATH=. $(BIN)/python tests/chaos.py
+	PYTHONPATH=. $(BIN)/python tests/chaos_reindex.py
 
 format: $(STAMP)
 	$(BIN)/ruff format .
@@ -57,6 +59,9 @@ lock: $(STAMP)
 
 bench-serve: $(STAMP)
 	$(BIN)/python -m benchmarks.serve
+
+bench-reindex: $(STAMP)
+	$(BIN)/python -m benchmarks.reindex
 
 clean:
 	rm -rf $(VENV) out

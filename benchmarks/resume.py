@@ -18,9 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.model_files import resolve_model
-from pipelines import embed_corpus as command
+from pipelines import run as run_module
 from pipelines.config import RunConfig, parse_config
 from pipelines.done_records import DoneRecords
+from pipelines.embed_corpus import embed_corpus
 from pipelines.layout import digests_folder, done_path
 from pipelines.plan import Request, plan_run
 from pipelines.records import Done, EncoderRecord, FileRecord
@@ -87,10 +88,10 @@ def seconds_to_start(config: RunConfig) -> float:
     def stop(*_: object, **__: object) -> None:
         raise StartError
 
-    command.ray_session = stop  # type: ignore[assignment]
+    run_module.ray_session = stop  # type: ignore[assignment]
     began = time.perf_counter()
     try:
-        command.embed_corpus(config)
+        embed_corpus(config)
     except StartError:
         return time.perf_counter() - began
     raise AssertionError("expected something left to do")

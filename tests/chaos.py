@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -44,11 +45,11 @@ class Chaos:
     """A run that is killed until it has had enough, and finishes."""
 
     def __init__(
-        self, index: Path, documents: int, kills: int, seconds_between: float, seed: int
+        self, arguments: Sequence[str], kills: int, seconds_between: float, seed: int
     ) -> None:
         self.kills: Counter[str] = Counter()
         self.sessions = 0
-        self._arguments = command(index, documents)
+        self._arguments = arguments
         self._wanted, self._seconds_between = kills, seconds_between
         self._random = random.Random(seed)
         self._seen: dict[int, psutil.Process] = {}
@@ -173,7 +174,7 @@ def main(arguments: list[str] | None = None) -> int:
         subprocess.run(command(calm, options.documents), cwd=ROOT, check=True, capture_output=True)
         calm_seconds, began = time.monotonic() - began, time.monotonic()
         kills, between = options.kills, options.seconds_between
-        chaos = Chaos(disturbed, options.documents, kills, between, options.seed)
+        chaos = Chaos(command(disturbed, options.documents), kills, between, options.seed)
         chaos.run()
         seconds = time.monotonic() - began
         problems = verify(open_store(str(disturbed)), deep=True).problems

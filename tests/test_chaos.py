@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import chaos
+import chaos_reindex
 import pytest
 
 
@@ -16,6 +17,17 @@ def test_run_killed_at_random_moments_ends_with_the_undisturbed_runs_index(
     said = capsys.readouterr().out
     assert code == 0, said
     assert re.search(r"kills survived: 5 .*lost 0, duplicated 0, rejected 0", said, re.S), said
+
+
+@pytest.mark.slow
+def test_reindexing_and_compaction_killed_at_random_moments_show_the_old_or_the_new_view(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = {"--kills": 3, "--compactions": 3, "--documents": 200, "--seconds-between": 2}
+    code = chaos_reindex.main([str(word) for pair in options.items() for word in pair])
+    said = capsys.readouterr().out
+    assert code == 0, said
+    assert re.search(r"re-indexing: 3 kills", said), said
 
 
 def test_differences_of_vectors_are_seen() -> None:

@@ -1,0 +1,237 @@
+"""What re-indexing costs when 0, 1, 10 and 100 % of a corpus change, beside a full build.
+
+    python -m benchmarks.reindex                  # `make bench-reindex`
+    python -m benchmarks.reindex --documents 400  # a quick look
+
+The corpus is the bundled articles in several versions that start at different words, so that no two
+passages are equal. Of a change of n %, n % of the documents get a new sentence, n % go and as many
+come; in every case but the first all files are written anew, with the documents shuffled across
+them. One Ray cluster for all. Start-up (the actor loads its model, whatever the change) is measured
+by re-indexing a corpus of one document, before and after, and taken off every figure.
+
+After 1 % the live view is compared with a fresh build of that state of the corpus.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.cluster import ray_session
+from pipelines.config import RunConfig, load_config
+from pipelines.embed_corpus import embed_corpus
+from pipelines.index import open_index
+from pipelines.records import Counts
+from pipelines.reindex import reindex
+
+_ROOT = Path(__file__).parent.parent
+_ARTICLES = _ROOT / "conf/data/simplewiki-1200.parquet"
+_RESULTS = _ROOT / "benchmarks/results/reindex.json"
+_FILES = 16
+_WORDS_APART = 7
+_TOLERANCE = 2e-3
+
+Rows = list[dict[str, Any]]
+
+
+class Corpus:
+    """The documents of a corpus, some of them held back for later."""
+
+    def __init__(self, folder: Path, documents: int, seed: int = 7) -> None:
+        self._folder, self._random = folder, random.Random(seed)
+        articles = pq.read_table(_ARTICLES)
+        self._schema = articles.schema.remove_metadata()
+        rows = list(_versions(articles.to_pylist(), 2 * documents))
+        self.rows, self._later = rows[:documents], rows[documents:]
+        folder.mkdir(parents=True)
+        self.write()
+
+    def change(self, share: float) -> None:
+        """Edit, delete and add so large a share of the documents each; shuffle all of them."""
+        n = int(share * len(self.rows))
+        self._random.shuffle(self.rows)
+        gone, edited = self.rows[:n], self.rows[n : 2 * n] if share < 1 else self.rows
+        for row in edited:
+            row["text"] += f" One more sentence, number {self._random.random()}."
+        if share < 1:
+            self.rows = [row for row in self.rows if row not in gone]
+            self.rows += [self._later.pop() for _ in range(n)]
+        self._random.shuffle(self.rows)
+        self.write()
+
+    def write(self) -> None:
+        """All files anew."""
+        for number in range(_FILES):
+            table = pa.Table.from_pylist(self.rows[number::_FILES], self._schema)
+            pq.write_table(table, self._folder / f"{number:03d}.parquet", row_group_size=1000)
+
+
+def _versions(articles: Rows, documents: int) -> Iterator[dict[str, Any]]:
+    """Articles over and over, each time from some words later on: other passages throughout."""
+    for number in range(documents):
+        version, article = divmod(number, len(articles))
+        row = articles[article]
+        text = row["text"]
+        words = text.split(" ", version * _WORDS_APART)
+        # Each version reads otherwise from its first token on.
+        yield row | {
+            "id": f"{row['id']}-{version}",
+            "text": f"Version {version}. {words[-1]}" if version else text,
+        }
+
+
+def config_for(folder: Path, source: Path, index: str) -> RunConfig:
+    """The quickstart's configuration over another corpus."""
+    return load_config(
+        _ROOT / "conf/quickstart.yaml",
+        [
+            f"source.uri={source}",
+            f"index.uri={folder / index}",
+            "gate.max_deleted=1",
+            "gate.max_changed=1",
+        ],
+    )
+
+
+def timed(action: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds, and what it returns."""
+    began = time.perf_counter()
+    result = action()
+    return time.perf_counter() - began, result
+
+
+def start_up(folder: Path, name: str) -> list[float]:
+    """Seconds of two runs that have next to nothing to do but load the model."""
+    source = folder / name
+    source.mkdir()
+    table = pq.read_table(_ARTICLES).slice(0, 1).select(["id", "url", "title", "text"])
+    pq.write_table(table.slice(0, 1), source / "one.parquet")
+    config = config_for(folder, source, f"{name}-index")
+    seconds = [timed(lambda: embed_corpus(config))[0]]
+    short = table.set_column(3, "text", pa.array(["Another text."]))
+    pq.write_table(short, source / "one.parquet")
+    return [*seconds, timed(lambda: reindex(config))[0]]
+
+
+@contextmanager
+def _workplace() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="reindex-") as folder:
+        yield Path(folder)
+
+
+def largest_difference(one: RunConfig, other: RunConfig) -> float:
+    """Between dense vectors of two indexes; Inf where they do not have the same passages."""
+    columns = ["passage_id", "passage_hash", "title", "dense"]
+    tables = [
+        open_index(c.index.uri).to_table(columns=columns).sort_by("passage_id")
+        for c in (one, other)
+    ]
+    if not tables[0].drop_columns(["dense"]).equals(tables[1].drop_columns(["dense"])):
+        return float("inf")
+    numbers = [t["dense"].combine_chunks().flatten().to_numpy().astype(np.float32) for t in tables]
+    return float(np.abs(numbers[0] - numbers[1]).max())
+
+
+def measure(documents: int, shares: Sequence[float]) -> dict[str, Any]:
+    """All cases, one after the other."""
+    rows: list[dict[str, Any]] = []
+    with _workplace() as folder:
+        corpus = Corpus(folder / "corpus", documents)
+        config = config_for(folder, folder / "corpus", "index")
+        with ray_session(config.ray):
+            starts = start_up(folder, "first")
+            full, manifest = timed(lambda: embed_corpus(config))
+            _note(rows, "full build", full, manifest.counts)
+            seconds, manifest = timed(lambda: reindex(config))
+            _note(rows, "0 %, nothing touched", seconds, None)
+            for share in shares:
+                corpus.change(share)
+                seconds, manifest = timed(lambda: reindex(config))
+                touched = ", all touched and shuffled"
+                _note(rows, f"{share:.0%}{touched}".replace("%", " %"), seconds, manifest.counts)
+                if share == 0.01:
+                    fresh = config_for(folder, folder / "corpus", "fresh")
+                    again, _ = timed(lambda fresh=fresh: embed_corpus(fresh))
+                    _note(rows, "full build again", again, None)
+                    difference = largest_difference(config, fresh)
+            starts += start_up(folder, "last")
+    start = statistics.median(starts)
+    whole = statistics.median([row["seconds"] for row in rows if "full" in row["case"]]) - start
+    for row in rows:
+        pays = "nothing touched" not in row["case"]
+        row["without_start_up"] = round(max(row["seconds"] - start * pays, 0.0), 2)
+        row["of_full_build"] = round(row["without_start_up"] / whole, 4)
+    return {
+        "benchmark": "reindex",
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": {"cpus": os.cpu_count(), "processor": _processor()},
+        "python": platform.python_version(),
+        "documents": documents,
+        "start_up_seconds": [round(seconds, 2) for seconds in starts],
+        "largest_difference_after_1_percent": difference,
+        "rows": rows,
+    }
+
+
+def _note(rows: list[dict[str, Any]], case: str, seconds: float, counts: Counts | None) -> None:
+    names = ("encoded", "reused", "unchanged", "replaced", "deleted")
+    found = {name: getattr(counts, name) for name in names} if counts else {}
+    rows.append({"case": case, "seconds": round(seconds, 2), **found})
+    sys.stderr.write(f"{rows[-1]}\n")
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def table(result: dict[str, Any]) -> str:
+    """For the terminal and docs/reindexing.md."""
+    lines = [
+        "| change | seconds | without start-up | of a full build | passages encoded | reused |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        encoded, reused = (f"{row[n]:,}" if n in row else "" for n in ("encoded", "reused"))
+        lines.append(
+            f"| {row['case']} | {row['seconds']:.1f} | {row['without_start_up']:.1f} | "
+            f"{row['of_full_build']:.1%} | {encoded} | {reused} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print, write benchmarks/results/reindex.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--documents", type=int, default=6000)
+    options = parser.parse_args()
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    result = measure(options.documents, [0.0, 0.01, 0.1, 1.0])
+    _RESULTS.parent.mkdir(exist_ok=True)
+    _RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    difference = result["largest_difference_after_1_percent"]
+    sys.stdout.write(f"{table(result)}\nafter 1 %: largest difference {difference:.1e}\n")
+    if difference > _TOLERANCE:
+        sys.exit("the live view is not that of a fresh build")
+
+
+if __name__ == "__main__":
+    main()
