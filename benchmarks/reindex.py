@@ -246,8 +246,8 @@ def main() -> None:
     difference = result["largest_difference_after_1_percent"]
     changed = result["passages_changed_by_1_percent"]
     sys.stdout.write(
-        f"{table(result)}\nafter 1 %: {changed} passages changed; the live view beside a fresh build: "
-        f"the same passages, largest difference of a number {difference:.1e}\n"
+        f"{table(result)}\nafter 1 %: {changed} passages changed; beside a fresh build: the same "
+        f"passages, largest difference of a number {difference:.1e}\n"
     )
     if difference > _TOLERANCE:
         sys.exit("the live view is not that of a fresh build")
