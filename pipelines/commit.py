@@ -73,7 +73,8 @@ def commit(
     inherited = inherit(done, lost) if inherit else NOTHING
     lost = pa.concat_tables([lost, inherited.lost])
     rejects = _count_rejects(done, lost, inherited)
-    _check_rejects(config, run, sum(r.embedded for r in done) + inherited.documents, rejects)
+    embedded = sum(record.embedded for record in done) - _with_rows(lost).num_rows
+    _check_rejects(config, run, embedded + inherited.documents, rejects)
     check_lease()
     number = highest_generation(store) + 1
     tables = _write_tables(store, number, run.plan.run_id, done, lost, inherited)
@@ -122,7 +123,7 @@ def _check_readable(config: RunConfig, run: Run, done: Sequence[Done]) -> None:
 
 
 def _check_rejects(config: RunConfig, run: Run, embedded: int, rejects: Counter[str]) -> None:
-    """`embedded`: documents that are in the index, or could be but for their id."""
+    """`embedded`: documents that are in the index."""
     limit = config.max_reject_fraction
     rejected = rejects.total() - rejects["unreadable_unit"]  # these have a switch of their own
     documents = embedded + rejected

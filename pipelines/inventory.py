@@ -18,16 +18,9 @@ from actors.errors import IndexStateError
 from pipelines.known_documents import NOT_READ_AS
 from pipelines.listing import Listing, SourceFile
 from pipelines.plan import load_plan, load_units
-from pipelines.records import Manifest, Plan, RunKind
+from pipelines.records import Manifest, Plan
 from pipelines.source import Source, Unit
 from pipelines.storage import Store
-
-
-def kind_of(plan: Plan) -> RunKind:
-    """What kind of run a plan is of."""
-    if plan.kind is None:
-        return "embed" if plan.parent is None else "replay"
-    return plan.kind
 
 
 def plan_of(store: Store, manifest: Manifest) -> Plan:
@@ -46,30 +39,27 @@ def plan_of(store: Store, manifest: Manifest) -> Plan:
     return plan
 
 
-def inventory(store: Store, chain: Sequence[Manifest]) -> list[Unit]:
-    """All units of the corpus as the first of a chain (the newest) has it, each with origins.
+def inventory(store: Store, manifest: Manifest) -> list[Unit]:
+    """All units of the corpus as a generation has it, each with its origins.
 
     Raises:
-        IndexStateError: a plan is gone.
+        FileNotFoundError: the run's units are gone.
     """
-    replays = []
-    for manifest in chain:
-        units = load_units(store, manifest.run_id)
-        if kind_of(plan_of(store, manifest)) != "replay":
-            break
-        replays.append((manifest.run_id, units))
-    found = {
-        unit.number: unit
-        if unit.origins
-        else replace(unit, origins=((manifest.run_id, unit.number),))
+    run_id = manifest.run_id
+    return [
+        unit if unit.origins else replace(unit, origins=((run_id, unit.number),))
+        for unit in load_units(store, run_id)
+    ]
+
+
+def read_again(units: Sequence[Unit], again: Collection[int]) -> list[Unit]:
+    """The units of an inventory, of which the numbered ones are wanted whole, and nothing else."""
+    return [
+        replace(unit, wanted=((0, None),), origins=())
+        if unit.number in again
+        else replace(unit, wanted=())
         for unit in units
-    }
-    for run_id, again in reversed(replays):
-        for unit in again:
-            whole = found[unit.number]
-            origins = (*whole.origins, (run_id, unit.number))
-            found[unit.number] = replace(whole, origins=origins)
-    return [found[number] for number in sorted(found)]
+    ]
 
 
 def units_now(
@@ -91,12 +81,7 @@ def units_now(
     rank = {file.path: number for number, file in enumerate(listing.files)}
     covered = {piece.file.path for unit in kept for piece in unit.pieces}
     new = [file for file in listing.files if file.path not in covered]
-    units = [
-        replace(unit, wanted=((0, None),), origins=())
-        if unit.number in again
-        else replace(unit, wanted=())
-        for unit in kept
-    ]
+    units = read_again(kept, again)
     if new:
         units += source.units(replace(listing, files=new), types)
 

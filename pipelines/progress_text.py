@@ -43,12 +43,22 @@ def summary(report: Mapping[str, Any], uri: str) -> str:
     """The last lines of a run, from its report.json."""
     counts, this_run, kept = report["counts"], report["this_run"], report["kept"]
     rejects = ", ".join(f"{n:,} {code}" for code, n in counts["rejects"].items()) or "none"
+    published = "" if report.get("published", True) else ", not published"
+    names = ("encoded", "reused", "unchanged", "replaced", "deleted")
+    encoded, reused, unchanged, replaced, deleted = (counts.get(name, 0) for name in names)
+    compared = (
+        f"{encoded:,} passages encoded, {reused:,} reused; documents: {unchanged:,} unchanged, "
+        f"{replaced:,} replaced, {deleted:,} deleted\n"
+    )
+    if not (unchanged or deleted or reused):
+        compared = ""
     before = f"; {kept['tokens']:,} tokens kept from an earlier try" if kept["slices"] else ""
     return (
-        f"committed generation {report['generation']} of {uri}\n"
+        f"committed generation {report['generation']} of {uri}{published}\n"
         f"{counts['documents']:,} documents, {counts['passages']:,} passages "
         f"({counts['truncated']:,} truncated), {counts['tokens']:,} tokens, "
         f"{report['bytes'] / 1e6:,.1f} MB, rejects: {rejects}\n"
+        f"{compared}"
         f"this run: {this_run['tokens']:,} tokens in {duration(report['seconds'])}, "
         f"{report['tokens_per_second']:,.0f} tokens/s, start and commit included{before}\n"
         f"look at it: python -m pipelines.show_index {shlex.quote(uri)}"

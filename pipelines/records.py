@@ -205,7 +205,7 @@ class Done(Record):
         return [file for file in files if file]
 
 
-RunKind = Literal["embed", "replay", "reindex", "compact"]
+RunKind = Literal["embed", "reindex", "compact"]
 
 
 class Plan(Record):
@@ -213,8 +213,7 @@ class Plan(Record):
 
     format_version: int = FORMAT_VERSION
     run_id: str
-    kind: RunKind | None = None
-    """None in indexes older than re-indexing: a first run, or with a parent a replay."""
+    kind: RunKind = "embed"
     parent: int | None
     request: dict[str, Any]
     listing: str

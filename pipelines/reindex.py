@@ -134,7 +134,7 @@ def next_task_of(
     """
     chain = read_chain(store, _live_number(store))
     live, plan, index = chain[0], plan_of(store, chain[0]), Index(store, chain)
-    before = inventory(store, chain)
+    before = inventory(store, live)
     rejects = index.rejects()
     kept = unchanged_units(listing, before)
     reads_alike = not _reading_differs(request, plan.request)

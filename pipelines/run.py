@@ -8,7 +8,7 @@ from typing import Any
 
 from actors.errors import GateError
 from pipelines.cluster import ray_session, refuse_local_index
-from pipelines.commit import Inherit, commit, embedded_rows
+from pipelines.commit import Inherit, commit
 from pipelines.config import RunConfig
 from pipelines.data_path import encode_units
 from pipelines.done_records import DoneRecords
@@ -23,7 +23,6 @@ from pipelines.listing import Listing
 from pipelines.plan import Request, Run, plan_run, todo_table
 from pipelines.progress import Progress
 from pipelines.records import Done, Manifest
-from pipelines.replay import inherit
 from pipelines.report import read_report, write_report
 from pipelines.source import Source
 from pipelines.storage import Store
@@ -87,14 +86,14 @@ def _encode_and_commit(
 ) -> Manifest:
     store = lease.store
     todo = todo_table(run.units, records.read())
-    needs_ray = bool(todo.num_rows) or task.kind == "reindex"
+    needs_ray = bool(todo.num_rows) or task.parent is not None
     if needs_ray:
         progress.stage("starting Ray")
     with ray_session(config.ray, verbose=verbose) if needs_ray else nullcontext():
         if needs_ray:
             refuse_local_index(store)
         parent = None if task.parent is None else Index(store, read_chain(store, task.parent))
-        known, inherits = _inheritance(config, run, task, parent, progress)
+        known, inherits = _inheritance(config, run, parent, progress)
         if todo.num_rows:
             encode_units(config, request, run, todo, records, progress, known)
         progress.stage("committing")
@@ -102,19 +101,17 @@ def _encode_and_commit(
 
 
 def _inheritance(
-    config: RunConfig, run: Run, task: Task, parent: Index | None, progress: Progress
+    config: RunConfig, run: Run, parent: Index | None, progress: Progress
 ) -> tuple[KnownRefs | None, Inherit | None]:
     """What reading tasks compare with, and what the commit takes over from the parent."""
     if parent is None:
         return None, None
-    if task.kind == "replay":
-        return None, lambda done, lost: inherit(parent, embedded_rows(parent.store, done, lost))
     progress.stage("looking at what the index has")
     numbering = Numbering(run.units)
     known = put_known(parent, numbering, config.index.storage_options)
 
     def compare(done: Sequence[Done], lost: Any) -> Any:
-        before = inventory(parent.store, parent.chain)
+        before = inventory(parent.store, parent.info)
         return Comparison(parent, before, numbering, known.get()).inherit(done, lost)
 
     return known, compare

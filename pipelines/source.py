@@ -39,8 +39,7 @@ class Unit:
     documents: int | None
     """How many of them, counted from the first, belong to the run; None: all, however many."""
     wanted: tuple[tuple[int, int | None], ...] = ((0, None),)
-    """The ranges of documents to read, None for the end: parts of it when rejects are replayed,
-    none when it is as it was."""
+    """The ranges of documents to read, None for the end; none when it is as it was."""
     origins: tuple[tuple[str, int], ...] = ()
     """Where nothing is wanted: the runs that have read it, and its number in each."""
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from actors.errors import ConfigError, IndexStateError
 from pipelines.generations import live_generation, publications, read_chain, read_manifest
 from pipelines.index import Index
+from pipelines.inventory import for_now, inventory, read_again
 from pipelines.listing import Listing
 from pipelines.plan import Request, load_plan
 from pipelines.records import Manifest, Plan, RunKind
-from pipelines.replay import units_to_replay
 from pipelines.source import Source, Unit
 from pipelines.storage import Store
 
@@ -77,14 +77,14 @@ def _replay(
             f"{store.uri}: expected a committed index whose rejects to replay, found none.",
             "Run without --replay-rejects; what was rejected for now is tried again by itself.",
         )
-    rejects = Index(store, read_chain(store, live.generation)).rejects()
-    if all(rejects["final"].to_pylist()):
+    again = for_now(Index(store, read_chain(store, live.generation)).rejects())
+    if not again:
         return live
 
     def pin() -> tuple[Sequence[Unit], str]:
-        return units_to_replay(store, live, rejects), plan.listing
+        return read_again(inventory(store, live), again), plan.listing
 
-    return Task(request.run_id(replay=live.generation), live.generation, pin, "replay")
+    return Task(request.run_id(replay=live.generation), live.generation, pin, "reindex")
 
 
 def _live(store: Store, request: Request) -> tuple[Manifest | None, Plan | None]:

@@ -56,7 +56,7 @@ def test_reindex_on_a_cluster_and_s3_encodes_what_changed(s3_bucket, tmp_path, a
     )
     assert counts.encoded == len(new - old) < counts.passages
     chain = read_chain(after.store, 2)
-    numbering = Numbering(inventory(after.store, chain))
+    numbering = Numbering(inventory(after.store, chain[0]))
     whole = gather(Index(after.store, chain), numbering)
     refs = put_known(Index(after.store, chain), numbering, options)
     assert len(refs.buckets) == 4

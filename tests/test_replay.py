@@ -8,14 +8,12 @@ import pytest
 import torch
 
 from actors.model_files import resolve_model
-from pipelines.done_records import read_done
 from pipelines.embed_corpus import embed_corpus
 from pipelines.encode_slices import SliceEncoder
-from pipelines.generations import read_manifest
 from pipelines.index import open_index
+from pipelines.inventory import inventory, read_again
 from pipelines.plan import Request, plan_run
 from pipelines.records import FOR_NOW
-from pipelines.replay import units_to_replay
 from pipelines.slices import SliceReader
 from pipelines.source import Source
 from pipelines.storage import open_store
@@ -77,19 +75,14 @@ def rejected(index):
 
 
 def test_replay_embeds_what_failed_and_nothing_else(config, tmp_path):
-    store = run_with_poison(config)
+    run_with_poison(config)
     first = embed_corpus(config)
     assert first.counts.rejects == {"empty_text": 1, "encoder_error": 4}
     manifest = embed_corpus(config, replay_rejects=True)
     assert (manifest.generation, manifest.parent) == (2, 1)
     assert (manifest.counts.documents, manifest.counts.unchanged) == (4, 15)
     assert manifest.counts.rejects == {"empty_text": 1}
-    done = read_done(store, manifest.run_id)
-    assert [(r.unit, r.first_document, r.documents) for r in done] == [
-        (0, 3, 2),
-        (0, 9, 1),
-        (1, 7, 1),
-    ]
+    assert (manifest.counts.encoded, manifest.counts.reused) == (4, 0)
     undisturbed = embed_corpus(
         config.model_copy(
             update={"index": config.index.model_copy(update={"uri": str(tmp_path / "other")})}
@@ -142,20 +135,20 @@ def test_replay_first_of_two_with_one_id_takes_the_place_of_the_second(tmp_path,
     assert text_of_d3() == ["some words about item 3 and more qqqq"]
     assert manifest.counts.rejects == {"duplicate_id": 1, "empty_text": 1}
     assert (manifest.counts.documents, manifest.counts.unchanged) == (4, 14)
-    assert manifest.counts.deleted == 1
+    assert (manifest.counts.deleted, manifest.counts.replaced) == (0, 1)
     index = open_index(config.index.uri)
     assert sorted(index.documents()["doc_id"].to_pylist()) == sorted(set(ids) - {"d19"})
     assert len(index.to_table(["doc_id"])["doc_id"].unique()) == 18
 
 
-def test_units_to_replay_want_only_what_was_rejected_for_now(config):
+def test_replay_reads_only_units_with_rejects_for_now(config):
     store = run_with_poison(config)
     live = embed_corpus(config)
-    rejects = open_index(config.index.uri).rejects()
-    assert {row["code"] for row in rejects.to_pylist() if not row["final"]} <= FOR_NOW
-    units = units_to_replay(store, read_manifest(store, live.generation), rejects)
-    assert [(unit.number, unit.wanted) for unit in units] == [
-        (0, ((3, 5), (9, 10))),
-        (1, ((7, 8),)),
+    rejects = open_index(config.index.uri).rejects().to_pylist()
+    assert {row["code"] for row in rejects if not row["final"]} <= FOR_NOW
+    units = read_again(inventory(store, live), {1})
+    assert [(unit.number, unit.wanted, unit.origins) for unit in units] == [
+        (0, (), ((live.run_id, 0),)),
+        (1, ((0, None),), ()),
     ]
-    assert [unit.documents_wanted for unit in units] == [3, 1]
+    assert [unit.documents_wanted for unit in units] == [0, 10]

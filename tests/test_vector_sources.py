@@ -55,9 +55,7 @@ def write_part(store, path, contents, storage, group=3):
         pa.table({"passage_hash": hashes_of(contents)}),
         stored_vectors(vectors_of(contents), storage),
     )
-    local = store.path(path)
-    open(local, "wb").close()
-    pq.write_table(rows, local, row_group_size=group)
+    pq.write_table(rows, store.path(path), row_group_size=group)
 
 
 def encoded(contents, size):

@@ -562,9 +562,9 @@ def test_verify_deep_deletion_dropped_leaves_a_document_twice(index):
 def test_verify_deep_deletion_of_the_second_generation_dropped_is_a_problem_of_it(index):
     rewrite_table(index, "deletions", lambda table: table.slice(0, 0), 2)
     path = "generations/000002/manifest.json"
-    assert problems(index, deep=True) == [
-        f"{path}: expected each doc_id once in its live view, found 'd3' 2 times"
-    ]
+    found = problems(index, deep=True)
+    assert f"{path}: expected each doc_id once in its live view, found 'd3' 2 times" in found
+    assert all(line.startswith(f"{path}: ") for line in found)
 
 
 def test_verify_deep_deletion_of_half_a_document_is_a_problem(index):
