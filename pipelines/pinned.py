@@ -11,7 +11,10 @@ from pipelines.listing import SourceFile, describe_file, is_local, is_s3
 from pipelines.retries import fetched
 from pipelines.storage_faults import may_pass
 
-_REMEDY = "Restore it and run the same command again, or start over with --fresh."
+_REMEDY = (
+    "Restore it and run the same command again. Re-indexing takes it as it is at its next start; a "
+    "first run starts over with --fresh."
+)
 
 
 def unchanged(

@@ -207,7 +207,7 @@ def _check_unchanged(units: Sequence[Unit], files: Sequence[SourceFile]) -> None
             state = "changed" if file.path in now else "is gone"
             raise SourceChangedError(
                 f"{file.path} {state} since this run was planned; the two must not be mixed.",
-                "Restore it, or start over with --fresh.",
+                "Restore it, or start over with --fresh; re-indexing just runs again.",
             )
 
 
