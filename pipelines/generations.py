@@ -60,12 +60,19 @@ def read_chain(store: Store, generation: int) -> list[Manifest]:
 
 def highest_generation(store: Store) -> int:
     """The newest committed generation, 0 when there is none."""
+    numbers = reversed(_folders(store))
+    return next((n for n in numbers if store.exists(manifest_path(n))), 0)
+
+
+def committed_generations(store: Store) -> list[int]:
+    """The numbers of all that are there, in order; fewer than were made where some are removed."""
+    return [number for number in _folders(store) if store.exists(manifest_path(number))]
+
+
+def _folders(store: Store) -> list[int]:
+    """A folder may hold no more than a dead committer's tables."""
     names = (path.rsplit("/", 1)[-1] for path in store.list_folders("generations"))
-    numbers = (int(name) for name in names if name.isdecimal())
-    for number in sorted(numbers, reverse=True):
-        if store.exists(manifest_path(number)):  # a folder may hold a dead committer's tables
-            return number
-    return 0
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def publications(store: Store) -> dict[int, int]:
