@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.errors import IndexStateError
-from pipelines.generations import committed_generations, read_manifest
+from pipelines.generations import committed_generations, publications, read_manifest
 from pipelines.index import Index
 from pipelines.layout import manifest_path
 from pipelines.records import LEDGER_SCHEMA, Manifest
@@ -174,7 +174,7 @@ def _open(number: int, index: Index) -> Index:
     """Another generation of the same store."""
     store = index.store
     there = committed_generations(store)
-    highest = max(*there, index.info.generation)
+    highest = max(*there, index.info.generation, *publications(store).values())
     if not 1 <= number <= highest:
         raise IndexStateError(
             f"{store.uri}: expected a generation up to {highest} to tell the changes since, got "

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from actors.errors import IndexStateError, StorageError
 from pipelines.generations import live_generation, read_chain
-from pipelines.part_rows import Part, Ranges, read_rows
+from pipelines.part_rows import Part, Ranges, read_rows, rows_by_part
 from pipelines.records import LEDGER_SCHEMA, REJECTS_SCHEMA, Manifest, TableRecord
 from pipelines.storage import Store, open_store
 from pipelines.view_schema import as_numbers, schema_without_parts
@@ -135,15 +135,8 @@ class Index:
     ) -> pa.RecordBatchReader:
         """The rows of these documents: rows of `documents()`, in any order."""
         schema = self._projected(columns)
-        wanted: dict[str, list[tuple[int, int]]] = defaultdict(list)
-        places = (documents[name].to_pylist() for name in ("part", "first_row", "n_rows"))
-        for part, first, n in zip(*places, strict=True):
-            wanted[part].append((first, first + n))
-        batches = (
-            batch
-            for part, ranges in wanted.items()
-            for batch in self._read_rows(part, ranges, schema)
-        )
+        wanted = rows_by_part(documents).items()
+        batches = (b for part, ranges in wanted for b in self._read_rows(part, ranges, schema))
         return pa.RecordBatchReader.from_batches(schema, batches)
 
     def documents(self, ids: pa.Array | None = None) -> pa.Table:
@@ -179,7 +172,7 @@ class Index:
     def deletions(self) -> Iterator[tuple[Manifest, pa.Table]]:
         """Tables of DELETIONS_SCHEMA, the newest generation's first."""
         for manifest in self.chain:
-            yield manifest, self._read_table(manifest.tables.deletions)
+            yield manifest, self.read_table(manifest.tables.deletions)
 
     @cached_property
     def part_paths(self) -> list[str]:
@@ -191,9 +184,8 @@ class Index:
         """As `part_paths`, with the rows that are masked."""
         masked: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for _, deletions in self.deletions():
-            columns = (deletions[name].to_pylist() for name in ("part", "first_row", "n_rows"))
-            for part, first, n in zip(*columns, strict=True):
-                masked[part].append((first, first + n))
+            for part, ranges in rows_by_part(deletions).items():
+                masked[part] += ranges
         return [Part(path, rows, tuple(sorted(masked[path]))) for path, rows in self._part_rows]
 
     @cached_property
@@ -224,10 +216,15 @@ class Index:
         return [path for path, _ in self._files(table)]
 
     def _files(self, table: TableRecord) -> Iterator[tuple[str, int]]:
-        files = self._read_table(table)
+        files = self.read_table(table)
         return zip(files["path"].to_pylist(), files["rows"].to_pylist(), strict=True)
 
-    def _read_table(self, table: TableRecord) -> pa.Table:
+    def read_table(self, table: TableRecord) -> pa.Table:
+        """A table of a generation.
+
+        Raises:
+            StorageError: it is not what the manifest says.
+        """
         data = self.store.read(table.path)
         if hashlib.sha256(data).hexdigest() != table.sha256:
             raise StorageError(

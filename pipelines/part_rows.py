@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +37,15 @@ class Part:
                 ranges.append((at, first))
             at = max(at, stop)
         return [*ranges, (at, self.rows)] if at < self.rows else ranges
+
+
+def rows_by_part(places: pa.Table) -> dict[str, list[tuple[int, int]]]:
+    """The rows that a ledger or deletions name (part, first_row, n_rows), in their order."""
+    found: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    columns = (places[name].to_pylist() for name in ("part", "first_row", "n_rows"))
+    for part, first, n in zip(*columns, strict=True):
+        found[part].append((first, first + n))
+    return found
 
 
 def read_rows(store: Store, path: str, ranges: Ranges, names: Sequence[str]) -> Iterator[pa.Table]:
