@@ -7,6 +7,7 @@ Nothing here trusts a directory listing for data: listings only find manifests a
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from pydantic import BaseModel, ValidationError
 
@@ -60,22 +61,39 @@ def read_chain(store: Store, generation: int) -> list[Manifest]:
 
 def highest_generation(store: Store) -> int:
     """The newest committed generation, 0 when there is none."""
+    numbers = reversed(_folders(store))
+    return next((n for n in numbers if store.exists(manifest_path(n))), 0)
+
+
+def committed_generations(store: Store) -> list[int]:
+    """The numbers of all that are there, in order; fewer than were made where some are removed."""
+    return [number for number in _folders(store) if store.exists(manifest_path(number))]
+
+
+def _folders(store: Store) -> list[int]:
+    """A folder may hold no more than a dead committer's tables."""
     names = (path.rsplit("/", 1)[-1] for path in store.list_folders("generations"))
-    numbers = (int(name) for name in names if name.isdecimal())
-    for number in sorted(numbers, reverse=True):
-        if store.exists(manifest_path(number)):  # a folder may hold a dead committer's tables
-            return number
-    return 0
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def publications(store: Store) -> dict[int, int]:
-    """Publication number -> generation."""
+    """Publication number -> generation.
+
+    Raises:
+        IndexStateError: one of them is none.
+    """
     paths = [path for path in store.list("publications") if _number(path).isdecimal()]
     contents = store.read_many(paths)
-    return {
-        int(_number(path)): Publication.model_validate_json(content).generation
-        for path, content in zip(paths, contents, strict=True)
-    }
+    found = {}
+    for path, content in zip(paths, contents, strict=True):
+        try:
+            found[int(_number(path))] = Publication.model_validate_json(content).generation
+        except ValidationError as error:
+            raise IndexStateError(
+                f"{store.url(path)}: expected a publication, found something else "
+                f"({error.errors()[0]['msg']})."
+            ) from None
+    return found
 
 
 def _number(path: str) -> str:
@@ -105,8 +123,7 @@ def publish(store: Store, generation: int, over: int | None = None) -> None:
         GateError: another one is live. IndexStateError: another writer published at this moment.
     """
     published = publications(store)
-    number = max(published, default=0) + 1
-    live = published[number - 1] if published else None
+    live = published[max(published)] if published else None
     if over is not None and live != over:
         raise GateError(
             f"{store.uri}: generation {live} was published while generation {generation}, which "
@@ -114,8 +131,19 @@ def publish(store: Store, generation: int, over: int | None = None) -> None:
             "It is committed, and not live. Run again, or publish it: "
             f"python -m pipelines.publish_generation {store.uri} {generation}",
         )
+    publish_next(store, generation, published)
+
+
+def publish_next(store: Store, generation: int, published: Mapping[int, int]) -> None:
+    """Make a generation the live one, if the publications are still those.
+
+    Raises:
+        IndexStateError: there are more by now.
+    """
     content = Publication(generation=generation).model_dump_json().encode()
-    if not store.create_exclusive(publication_path(number), content):
+    if not store.create_exclusive(publication_path(max(published, default=0) + 1), content):
         raise IndexStateError(
-            f"{store.uri}: another writer published while this one did.", "Run again."
+            f"{store.uri}: another writer published while this one did; generation "
+            f"{live_generation(store)} is live.",
+            "Run again.",
         )

@@ -12,11 +12,9 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -24,21 +22,16 @@ import pyarrow.parquet as pq
 
 from actors.errors import IndexStateError, StorageError
 from pipelines.generations import live_generation, read_chain
-from pipelines.output import VECTOR_COLUMNS, colbert_from_bytes
-from pipelines.records import (
-    LEDGER_SCHEMA,
-    PASSAGE_SCHEMA,
-    REJECTS_SCHEMA,
-    Manifest,
-    TableRecord,
-)
+from pipelines.part_rows import Part, Ranges, read_rows, rows_by_part
+from pipelines.records import LEDGER_SCHEMA, REJECTS_SCHEMA, Manifest, TableRecord
 from pipelines.storage import Store, open_store
+from pipelines.view_schema import as_numbers, schema_without_parts
+from pipelines.view_sql import view_sql
 
 if TYPE_CHECKING:
     import ray.data
 
-_BATCH_ROWS = 4096
-_VALUE_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
+    from pipelines.changes import Changes
 
 
 def open_index(
@@ -63,16 +56,11 @@ def open_index(
     return Index(store, read_chain(store, generation))
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One part and the rows of it that are masked: [first, stop) pairs."""
-
-    path: str
-    masked: tuple[tuple[int, int], ...]
-
-
 class Index:
-    """A generation with its ancestors; made by `open_index`. Rows come in no promised order."""
+    """A generation with its ancestors; made by `open_index`. Rows come in no promised order.
+
+    It stays what it is, whatever is published later.
+    """
 
     def __init__(self, store: Store, chain: Sequence[Manifest]) -> None:
         self.store = store
@@ -87,10 +75,16 @@ class Index:
     @cached_property
     def schema(self) -> pa.Schema:
         """Columns of the view; ColBERT as numbers, whichever way it is stored."""
-        for part in self._parts:
-            with self.store.open_input(part.path) as file:
-                return self._as_numbers(pq.ParquetFile(file).schema_arrow.empty_table()).schema
-        return self._schema_without_parts()
+        for path in self.part_paths[:1]:
+            with self.store.open_input(path) as file:
+                stored = pq.ParquetFile(file).schema_arrow.empty_table()
+                return as_numbers(stored, self.info).schema
+        return schema_without_parts(self.info)
+
+    @property
+    def passages(self) -> int:
+        """How many live rows there are; tables of generations are read for that, no part is."""
+        return sum(stop - first for part in self.parts for first, stop in part.live)
 
     def scanner(self, columns: Sequence[str] | None = None) -> ds.Scanner:
         """A pyarrow scanner over the live rows; only the columns asked for are read."""
@@ -109,16 +103,46 @@ class Index:
         import ray.data
 
         names = self._projected(columns).names
-        rows = [{"part": i} for i in range(len(self._parts))]
+        rows = [{"part": i} for i in range(len(self.parts))]
         dataset = ray.data.from_items(rows, override_num_blocks=max(len(rows), 1))
         return dataset.map_batches(
             _read_part, fn_kwargs={"index": self, "names": names}, batch_format="pyarrow"
         )
 
+    def to_sql(self, columns: Sequence[str] | None = None) -> str:
+        """The query that gives DuckDB the live rows: `duckdb.sql(index.to_sql(["title"]))`.
+
+        It names the parts as they are now, so it is this generation's for ever. ColBERT comes as it
+        is stored: blobs where that is `bytes`.
+
+        Raises:
+            IndexStateError: no such column; or a column is called as one that DuckDB adds.
+        """
+        return view_sql(self, self._projected(columns))
+
+    def changes(self, since: int) -> Changes:
+        """What a store that holds the rows of generation `since` needs, to hold those of this one.
+
+        Raises:
+            IndexStateError: there is no such generation, or not any more.
+        """
+        from pipelines.changes import changes_since  # it opens other indexes
+
+        return changes_since(self, since)
+
+    def rows_of(
+        self, documents: pa.Table, columns: Sequence[str] | None = None
+    ) -> pa.RecordBatchReader:
+        """The rows of these documents: rows of `documents()`, in any order."""
+        schema = self._projected(columns)
+        wanted = rows_by_part(documents).items()
+        batches = (b for part, ranges in wanted for b in self._read_rows(part, ranges, schema))
+        return pa.RecordBatchReader.from_batches(schema, batches)
+
     def documents(self, ids: pa.Array | None = None) -> pa.Table:
         """The ledger: a row for each live document, or for those of the given ids."""
         found = [LEDGER_SCHEMA.empty_table()]
-        masked = {(part.path, first) for part in self._parts for first, _ in part.masked}
+        masked = {(part.path, first) for part in self.parts for first, _ in part.masked}
         for _, path in self.ledgers():
             table = self._read_file(path)
             if ids is not None:
@@ -148,46 +172,34 @@ class Index:
     def deletions(self) -> Iterator[tuple[Manifest, pa.Table]]:
         """Tables of DELETIONS_SCHEMA, the newest generation's first."""
         for manifest in self.chain:
-            yield manifest, self._read_table(manifest.tables.deletions)
+            yield manifest, self.read_table(manifest.tables.deletions)
 
     @cached_property
     def part_paths(self) -> list[str]:
         """All parts, the oldest first; also those that are masked altogether."""
-        return [path for m in reversed(self.chain) for path in self._paths(m.tables.parts)]
+        return [path for path, _ in self._part_rows]
 
     @cached_property
-    def _parts(self) -> list[_Part]:
+    def parts(self) -> list[Part]:
+        """As `part_paths`, with the rows that are masked."""
         masked: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for _, deletions in self.deletions():
-            columns = (deletions[name].to_pylist() for name in ("part", "first_row", "n_rows"))
-            for part, first, n in zip(*columns, strict=True):
-                masked[part].append((first, first + n))
-        return [_Part(path, tuple(sorted(masked[path]))) for path in self.part_paths]
+            for part, ranges in rows_by_part(deletions).items():
+                masked[part] += ranges
+        return [Part(path, rows, tuple(sorted(masked[path]))) for path, rows in self._part_rows]
+
+    @cached_property
+    def _part_rows(self) -> list[tuple[str, int]]:
+        return [file for m in reversed(self.chain) for file in self._files(m.tables.parts)]
 
     def _batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        for part in self._parts:
-            yield from self._read_part(part, schema)
+        for part in self.parts:
+            yield from self._read_rows(part.path, part.live, schema)
 
-    def _read_part(self, part: _Part, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        position = 0
-        with self.store.open_input(part.path) as file:
-            parquet = pq.ParquetFile(file, pre_buffer=True)
-            for batch in parquet.iter_batches(_BATCH_ROWS, columns=schema.names):
-                table = pa.Table.from_batches([batch])
-                if part.masked:
-                    live = _live_rows(part.masked, position, batch.num_rows)
-                    table = table.filter(pa.array(live))
-                position += batch.num_rows
-                yield from self._as_numbers(table).select(schema.names).cast(schema).to_batches()
-
-    def _as_numbers(self, table: pa.Table) -> pa.Table:
-        if "colbert" not in table.column_names:
-            return table
-        column = table["colbert"].combine_chunks()
-        if not pa.types.is_fixed_size_binary(column.type.value_type):
-            return table
-        numbers = colbert_from_bytes(column, _VALUE_TYPES[self.info.vector_dtype])
-        return table.set_column(table.column_names.index("colbert"), "colbert", numbers)
+    def _read_rows(self, path: str, ranges: Ranges, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        for rows in read_rows(self.store, path, ranges, schema.names):
+            table = as_numbers(rows, self.info).select(schema.names)
+            yield from table.cast(schema).to_batches()
 
     def _projected(self, columns: Sequence[str] | None) -> pa.Schema:
         if columns is None:
@@ -200,22 +212,19 @@ class Index:
             )
         return pa.schema([self.schema.field(name) for name in columns])
 
-    def _schema_without_parts(self) -> pa.Schema:
-        """Of an index whose every document was rejected; without its metadata columns."""
-        info, value = self.info, _VALUE_TYPES[self.info.vector_dtype]
-        sparse = [("indices", pa.list_(pa.int32())), ("values", pa.list_(pa.float32()))]
-        vectors = {
-            "dense": pa.list_(value, info.model.dim),
-            "sparse": pa.struct(sparse),
-            "colbert": pa.list_(pa.list_(value, info.model.colbert_dim or 1)),
-        }
-        chosen = [(name, vectors[name]) for name in VECTOR_COLUMNS if name in info.outputs]
-        return pa.schema([*PASSAGE_SCHEMA, *(pa.field(*pair) for pair in chosen)])
-
     def _paths(self, table: TableRecord) -> list[str]:
-        return self._read_table(table)["path"].to_pylist()  # type: ignore[no-any-return]
+        return [path for path, _ in self._files(table)]
 
-    def _read_table(self, table: TableRecord) -> pa.Table:
+    def _files(self, table: TableRecord) -> Iterator[tuple[str, int]]:
+        files = self.read_table(table)
+        return zip(files["path"].to_pylist(), files["rows"].to_pylist(), strict=True)
+
+    def read_table(self, table: TableRecord) -> pa.Table:
+        """A table of a generation.
+
+        Raises:
+            StorageError: it is not what the manifest says.
+        """
         data = self.store.read(table.path)
         if hashlib.sha256(data).hexdigest() != table.sha256:
             raise StorageError(
@@ -229,16 +238,10 @@ class Index:
             return pq.read_table(file)
 
 
-def _live_rows(masked: Sequence[tuple[int, int]], position: int, n: int) -> np.ndarray:
-    live = np.ones(n, dtype=bool)
-    for first, stop in masked:
-        live[max(first - position, 0) : max(stop - position, 0)] = False
-    return live
-
-
 def _read_part(batch: pa.Table, index: Index, names: list[str]) -> Iterator[pa.Table]:
     schema = index._projected(names)
     for number in batch["part"].to_pylist():
         yield schema.empty_table()
-        for rows in index._read_part(index._parts[number], schema):
+        part = index.parts[number]
+        for rows in index._read_rows(part.path, part.live, schema):
             yield pa.Table.from_batches([rows])

@@ -268,6 +268,11 @@ class Counts(Record):
     rejects: dict[str, int]
     """All that is not in the index, those of its ancestors that are still true included."""
 
+    @property
+    def live_documents(self) -> int:
+        """Documents of the whole view."""
+        return self.documents + self.unchanged
+
 
 class Tables(Record):
     """The tables of a generation."""

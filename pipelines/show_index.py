@@ -1,6 +1,7 @@
-"""A short look at an index: where it is, what it holds, a few rows.
+"""A short look at an index: where it is, what its live view holds, a few rows.
 
 python -m pipelines.show_index out/quickstart
+python -m pipelines.show_index out/quickstart --generation 3
 """
 
 from __future__ import annotations
@@ -13,11 +14,25 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.cli import exit_with_one_line
+from pipelines.generations import live_generation
 from pipelines.index import Index, open_index
 from pipelines.output import VECTOR_COLUMNS
 
 _SHOWN = ("passage_id", "text", "n_tokens", *VECTOR_COLUMNS)
 _OTHERS_WIDTH = 70  # columns a terminal needs for everything but the text
+
+
+def in_short(index: Index) -> str:
+    """Which generation this is, and what its view holds; no part is read for that."""
+    info, counts = index.info, index.info.counts
+    held = [f"{counts.live_documents:,} documents", f"{index.passages:,} passages"]
+    if not counts.unchanged:  # of rows of its ancestors only the ledgers know
+        held.append(f"{counts.tokens:,} tokens")
+    live = live_generation(index.store)
+    number = f"generation {info.generation}"
+    if live != info.generation:
+        number += f" (not live: {live or 'none'} is)"
+    return f"{number}, {', '.join(held)}, {info.model.name} ({', '.join(info.outputs)})"
 
 
 def look(index: Index, rows: int, width: int) -> Table:
@@ -50,17 +65,17 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     uri: Annotated[str, typer.Argument(help="The index: a local path or s3://...")],
     rows: Annotated[int, typer.Option(help="How many rows.", min=0)] = 5,
+    generation: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="This generation, whichever is live.", show_default=False),
+    ] = None,
 ) -> None:
     """Show where an index is, what it holds, and a few of its rows."""
     with exit_with_one_line():
-        index = open_index(uri)
-        console, info = Console(), index.info
-        console.print(
-            f"{uri}: generation {info.generation}, {info.counts.documents:,} documents, "
-            f"{info.counts.passages:,} passages, {info.counts.tokens:,} tokens, "
-            f"{info.model.name} ({', '.join(info.outputs)})",
-            highlight=False,
-        )
+        index = open_index(uri, generation=generation)
+        console = Console()
+        # As it is: a path may have [brackets], which are markup to rich.
+        console.print(f"{uri}: {in_short(index)}", highlight=False, markup=False)
         console.print(look(index, rows, console.width))
 
 

@@ -6,17 +6,19 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from generations_by_hand import manifest_of
 
 from actors.errors import IndexStateError
 from pipelines.generations import (
+    committed_generations,
     highest_generation,
     live_generation,
     publications,
     publish,
+    publish_next,
     read_manifest,
 )
 from pipelines.layout import manifest_path, publication_path
-from pipelines.records import Counts, Manifest, ModelRecord, TableRecord, Tables
 from pipelines.storage import open_store
 
 
@@ -26,34 +28,6 @@ def store(request, tmp_path):
         return open_store(str(tmp_path / "index"))
     uri, options = request.getfixturevalue("s3_bucket")
     return open_store(f"{uri}/index", options)
-
-
-def manifest_of(generation):
-    table = TableRecord(path="generations/x.parquet", sha256="0" * 64)
-    return Manifest(
-        generation=generation,
-        parent=None,
-        run_id="0123456789abcdef",
-        space_fingerprint="space",
-        index_fingerprint="index",
-        model=ModelRecord(
-            name="m",
-            revision=None,
-            dim=64,
-            colbert_dim=None,
-            max_length=128,
-            pooling="cls",
-            dtypes=["float32"],
-        ),
-        outputs=["dense"],
-        vector_dtype="float16",
-        colbert_storage="values",
-        counts=Counts(documents=1, passages=1, tokens=3, truncated=0, encoded=1, rejects={}),
-        started="2026-01-01T00:00:00+00:00",
-        ended="2026-01-01T00:00:01+00:00",
-        versions={},
-        tables=Tables(parts=table, documents=table, rejects=table, deletions=table),
-    )
 
 
 def commit(store, *generations):
@@ -94,6 +68,13 @@ def test_highest_generation_needs_no_publication(store):
     commit(store, 1, 2)
     publish(store, 1)
     assert highest_generation(store) == 2
+
+
+def test_committed_generations_are_those_with_a_manifest_in_order(store):
+    assert committed_generations(store) == []
+    commit(store, 9, 2, 10)
+    store.overwrite("generations/000003/parts-abc.parquet", b"of a committer that died")
+    assert committed_generations(store) == [2, 9, 10]
 
 
 # Manifests
@@ -194,3 +175,21 @@ def test_publish_never_changes_an_earlier_publication(store):
     before = store.read(publication_path(1))
     publish(store, 2)
     assert store.read(publication_path(1)) == before
+
+
+def test_publications_damaged_one_is_one_line(store):
+    publish(store, 1)
+    store.overwrite(publication_path(2), b"{")
+    with pytest.raises(IndexStateError, match="expected a publication, found") as caught:
+        live_generation(store)
+    assert caught.value.message.startswith(store.url(publication_path(2)))
+    assert "\n" not in caught.value.message
+
+
+def test_publish_next_after_another_publication_is_refused(store):
+    publish(store, 1)
+    seen = publications(store)
+    publish(store, 2)
+    with pytest.raises(IndexStateError, match=r"another writer .*; generation 2 is live"):
+        publish_next(store, 1, seen)
+    assert publications(store) == {1: 1, 2: 2}
