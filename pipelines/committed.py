@@ -106,7 +106,7 @@ def read_committed(store: Store, problems: Problems) -> dict[int, Generation]:
     manifests = dict(_manifests(store, numbers, problems))
     for number, manifest in manifests.items():
         _check_parent(number, manifest, manifests, numbers, problems)
-    return {number: _read_tables(store, m, problems) for number, m in manifests.items()}
+    return {number: read_tables(store, m, problems) for number, m in manifests.items()}
 
 
 def chain_of(number: int, generations: Mapping[int, Generation]) -> list[Generation] | None:
@@ -190,7 +190,9 @@ def _check_parent(
             problems.add(path, f"index_fingerprint {expected} (generation {parent}'s)", found)
 
 
-def _read_tables(store: Store, manifest: Manifest, problems: Problems) -> Generation:
+def read_tables(store: Store, manifest: Manifest, problems: Problems) -> Generation:
+    """A manifest with what its tables say; what is wrong with these becomes problems."""
+
     def read(record: TableRecord, schema: pa.Schema) -> pa.Table | None:
         try:
             found = hashlib.sha256(store.read(record.path)).hexdigest()

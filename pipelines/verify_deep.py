@@ -10,13 +10,10 @@ where the documents of a view are unique, its passages are too.
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,6 +25,7 @@ from pydantic import ValidationError
 
 from actors.errors import StorageError
 from actors.fingerprint import file_sha256
+from pipelines.checked_files import local_file
 from pipelines.committed import Generation, Problems, chain_of, columns_of, one_line
 from pipelines.duplicates import read_columns
 from pipelines.layout import manifest_path, plan_path
@@ -189,7 +187,7 @@ class _Check:
             if self.problems.concern(path):
                 return None
             try:
-                with _local_file(self.store, path) as local:
+                with local_file(self.store, path) as local:
                     if (found := file_sha256(local)) != record.sha256:
                         self.problems.add(path, f"sha256 {record.sha256}", found)
                         return None
@@ -227,17 +225,6 @@ class _Check:
             found = "a plan that does not" if plan else "none"
             self.problems.add(path, "a plan that says whether vectors are normalised", found)
         return normalize is True
-
-
-@contextmanager
-def _local_file(store: Store, path: str) -> Iterator[Path]:
-    if store.is_local:
-        yield Path(store.path(path))
-        return
-    with tempfile.TemporaryDirectory(prefix="packvec-") as scratch:
-        local = Path(scratch) / "file.parquet"
-        store.download(path, local)
-        yield local
 
 
 def _hashes(ledger: pa.Table) -> np.ndarray:
