@@ -30,7 +30,13 @@ from pipelines.committed import Generation, Problems, chain_of, columns_of, one_
 from pipelines.duplicates import read_columns
 from pipelines.layout import manifest_path, plan_path
 from pipelines.plan import load_plan
-from pipelines.records import DELETIONS_SCHEMA, LEDGER_SCHEMA, REJECTS_SCHEMA, FileRecord
+from pipelines.records import (
+    DELETIONS_SCHEMA,
+    LEDGER_SCHEMA,
+    REJECTS_SCHEMA,
+    UNCHANGED_SCHEMA,
+    FileRecord,
+)
 from pipelines.storage import Store
 from pipelines.verify_parts import Part, Totals, check_part
 
@@ -45,11 +51,12 @@ def check_deep(store: Store, generations: Mapping[int, Generation], problems: Pr
     masked = _by_part(generations)
     ledgers: dict[int, _Ledgers] = {}
     with ThreadPoolExecutor(_THREADS) as pool:
-        check = _Check(store, problems, pool, masked)
+        check = _Check(store, problems, pool, masked, set())
         for number, generation in generations.items():
             ledgers[number] = check.ledgers(generation)
             totals = check.parts(generation, ledgers[number])
             rejects = check.rejects(generation)
+            check.unchanged(generation)
             _check_counts(generation, totals, rejects, problems)
             if chain := chain_of(number, generations):
                 check.view(chain, ledgers)
@@ -83,6 +90,8 @@ class _Check:
     problems: Problems
     pool: ThreadPoolExecutor
     masked: dict[str, pa.Table]
+    read: set[FileRecord]
+    """Files whose bytes are as they should be: compacted generations refer to parts of others."""
 
     def ledgers(self, generation: Generation) -> _Ledgers:
         """Checksums, rows and columns of the ledger files; which parts they speak of."""
@@ -115,6 +124,7 @@ class _Check:
         usable = ledgers.hashes is not None and generation.deletions is not None
         normalized = self._normalizes(generation.manifest.run_id)
         nothing = _MASKED_SCHEMA.empty_table()
+        read_before = {file.path for file in generation.parts or [] if file in self.read}
 
         def look(file: pq.ParquetFile, path: str) -> Totals | None:
             ledger = None
@@ -122,8 +132,8 @@ class _Check:
                 files = [read_columns(self.store, p, None) for p in ledgers.by_part.get(path, [])]
                 ledger = pa.concat_tables([LEDGER_SCHEMA.empty_table(), *files])
                 ledger = ledger.filter(pc.equal(ledger["part"], path))
-            masked = self.masked.get(path, nothing)
-            part = Part(path, generation.manifest, normalized, ledger, masked)
+            masked, again = self.masked.get(path, nothing), path in read_before
+            part = Part(path, generation.manifest, normalized, ledger, masked, not again)
             return check_part(file, part, self.problems)
 
         found = self._read_all(generation.parts, look)
@@ -142,6 +152,16 @@ class _Check:
         if generation.rejects is None or len(found) < len(generation.rejects):
             return None
         return sum(found.values(), Counter())
+
+    def unchanged(self, generation: Generation) -> None:
+        """Checksums and rows of the files that say which documents a run found as they were."""
+
+        def look(file: pq.ParquetFile, path: str) -> None:
+            table = self._table(file, path, UNCHANGED_SCHEMA)
+            if table is not None and any(column.null_count for column in table.columns):
+                self.problems.add(path, "a value in every field", "nulls")
+
+        self._read_all(generation.unchanged, look)
 
     def view(self, chain: list[Generation], ledgers: Mapping[int, _Ledgers]) -> None:
         """Each document once among what a reader of a generation and its ancestors sees.
@@ -187,10 +207,14 @@ class _Check:
             if self.problems.concern(path):
                 return None
             try:
+                if record in self.read:
+                    with self.store.open_input(path) as again, pq.ParquetFile(again) as file:
+                        return look(file, path)
                 with local_file(self.store, path) as local:
                     if (found := file_sha256(local)) != record.sha256:
                         self.problems.add(path, f"sha256 {record.sha256}", found)
                         return None
+                    self.read.add(record)
                     with pq.ParquetFile(local) as file:
                         if file.metadata.num_rows == record.rows:
                             return look(file, path)

@@ -32,6 +32,8 @@ class Part:
     """The ledger's rows of it; None: ledger or deletions are damaged, only vectors are checked."""
     masked: pa.Table
     """The rows of it that any generation masks: DELETIONS_SCHEMA and `generation`."""
+    with_vectors: bool = True
+    """Not where they have been checked, as those of another generation."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ def _columns(schema: pa.Schema, part: Part, problems: Problems) -> list[str] | N
     ]
     if any(wrong):
         return None
-    chosen = [name for name in VECTOR_COLUMNS if name in part.manifest.outputs]
+    outputs = part.manifest.outputs if part.with_vectors else []
+    chosen = [name for name in VECTOR_COLUMNS if name in outputs]
     expected = {name: expected_type(name, part.manifest) for name in chosen}
     # By what they print: Parquet calls the items of lists otherwise than Arrow.
     same = {name: _shown(types.get(name)) == _shown(kind) for name, kind in expected.items()}
