@@ -7,6 +7,7 @@ history.run()
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
 from functools import cache
@@ -66,15 +67,24 @@ class History:
         self.config = config_for(self.docs, **sections).with_absolute_paths()
         self.store = open_store(self.config.index.uri, self.config.index.storage_options)
         self._written = 0
+        self.texts: dict[str, dict[str, str]] = {}
 
-    def write(self, name: str, texts: dict[str, str] | list[tuple[str, str]]) -> None:
+    def with_index(self, uri: Path | str) -> History:
+        """The same documents with another index."""
+        other = copy.copy(self)
+        index = self.config.index.model_copy(update={"uri": str(uri)})
+        other.config = self.config.model_copy(update={"index": index})
+        other.store = open_store(str(uri))
+        return other
+
+    def write(self, name: str, texts: dict[str, str]) -> None:
         """A file of documents, over what it was."""
-        pairs = list(texts.items()) if isinstance(texts, dict) else texts
+        self.texts[name] = dict(texts)
         # Sizes differ, or the clock must have ticked: a file has to be seen as another one.
         self._written += 1
         rows = [
             {"id": doc_id, "text": text, "title": f"of {doc_id}", "url": f"u/{doc_id}"}
-            for doc_id, text in pairs
+            for doc_id, text in texts.items()
         ]
         lines = "".join(f"{json.dumps(row)}\n" for row in rows) + "\n" * self._written
         (self.docs / f"{name}.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
@@ -166,6 +176,9 @@ class History:
             for start, stop in row["todo"]:
                 for piece in reader.slices(unit_of(row), start, stop, known):
                     encoder.encode(piece)
+
+    def index_of(self, generation: int) -> Index:
+        return open_index(self.config.index.uri, generation=generation)
 
     @property
     def index(self) -> Index:
