@@ -26,8 +26,8 @@ from pipelines.encode_slices import SliceEncoder
 from pipelines.generations import committed_by, live_generation, publish, read_chain
 from pipelines.index import Index, open_index
 from pipelines.inventory import Numbering, inventory
-from pipelines.known_documents import KnownDocuments, Mentions, resolve
-from pipelines.known_on_ray import _jobs, _read
+from pipelines.known_documents import KnownDocuments
+from pipelines.known_on_ray import gather
 from pipelines.plan import Request, plan_run, todo_table, unit_of
 from pipelines.replay import inherit
 from pipelines.slices import SliceReader
@@ -40,14 +40,6 @@ POISON = "qqqq"
 EXACT = {"name": "builtin:tiny-m3", "max_length": 128, "dtype": "float32", "device": "cpu"}
 
 _load = cache(load_encoder)
-
-
-def known_documents(parent: Index, numbering: Numbering) -> KnownDocuments:
-    """As `put_known`, here."""
-    mentions = Mentions(parent.part_paths, 1)
-    found = [mentions.of_deletions(t, m.generation) for m, t in parent.deletions()]
-    found += [_read(parent.store, mentions, job) for job in _jobs(parent, numbering)]
-    return KnownDocuments([resolve(rows[0] for rows in found)], parent.part_paths)
 
 
 class History:
@@ -142,7 +134,7 @@ class History:
 
         elif parent is not None:
             numbering = Numbering(run.units)
-            known = known_documents(parent, numbering)
+            known = KnownDocuments([gather(parent, numbering)], parent.part_paths)
 
             def inherits(done, lost):
                 before = inventory(store, parent.chain)
