@@ -18,7 +18,7 @@ from actors.errors import IndexStateError
 from actors.fingerprint import fingerprint
 from pipelines.cli import exit_with_one_line
 from pipelines.compaction import Limits, LiveView, Outputs, in_numbers, reasons
-from pipelines.compaction_run import write_compacted
+from pipelines.compaction_run import refuse_unfinished, write_compacted
 from pipelines.generations import committed_by, publications, publish
 from pipelines.lease import hold_lease
 from pipelines.records import Manifest
@@ -30,10 +30,13 @@ _DEFAULT = Limits()
 def compact(store: Store, limits: Limits = _DEFAULT, *, force: bool = False) -> Manifest | None:
     """Compact the live generation and publish the result; None where that is not worth it.
 
-    `force`: whatever the limits say, as long as there is anything to gain.
+    `force`: whatever the limits say, as long as there is anything to gain, and also where a run
+    that adds to the live generation would have to start over.
 
     Raises:
-        IndexStateError: there is no index, one that is damaged, or its compaction was taken back.
+        IndexStateError: there is no index, one that is damaged, its compaction was taken back, or
+            an interrupted run adds to it.
+        GateError: another generation was published meanwhile.
         LeaseHeldError: a run is writing it.
         StorageError: a part that would have been copied is damaged.
     """
@@ -47,6 +50,8 @@ def compact(store: Store, limits: Limits = _DEFAULT, *, force: bool = False) -> 
         run_id = _run_id(live)
         manifest = committed_by(store, run_id, live.generation)
         if manifest is None:
+            if not force:
+                refuse_unfinished(store, live)
             manifest = write_compacted(lease, view, outputs, run_id)
         elif manifest.generation in publications(store).values():
             raise IndexStateError(
@@ -73,7 +78,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 _EPILOG = (
     "Exit codes: 0 done, or nothing to do; 1 it failed, and the live generation is the one before; "
-    "2 there is no index, or a run is writing it; 130 interrupted."
+    "2 there is no index, or a run is writing it or is to go on; 3 committed and not live, as another "
+    "generation was published meanwhile; 130 interrupted."
 )
 
 
@@ -93,7 +99,12 @@ def main(
         int, typer.Option(help="Worth it above so many generations.", min=1)
     ] = _DEFAULT.generations,
     force: Annotated[
-        bool, typer.Option("--force", help="Whether it is worth it or not, if there is anything.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Also where the limits are not reached, or an interrupted run would have to start "
+            "over.",
+        ),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what it would do; takes no lease.")

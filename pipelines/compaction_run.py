@@ -14,16 +14,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from actors.errors import IndexStateError
 from pipelines.compaction import LiveView, Outputs
 from pipelines.current_places import CurrentPlaces
-from pipelines.generations import highest_generation
+from pipelines.generations import committed_by, highest_generation
 from pipelines.index import Index
 from pipelines.inventory import inventory, plan_of
-from pipelines.layout import generation_path, plan_path, units_path
+from pipelines.layout import done_folder, generation_path, plan_path, units_path
 from pipelines.lease import Lease
 from pipelines.manifests import create_manifest, software_versions, write_tables
 from pipelines.output import write_table
-from pipelines.plan import units_to_bytes
+from pipelines.plan import load_plan, units_to_bytes
 from pipelines.records import DELETIONS_SCHEMA, Counts, Manifest, Plan
 from pipelines.rewrite_parts import NewPart, PartRewriter, ledgers_by_part
 from pipelines.source import Unit
@@ -92,6 +93,26 @@ def write_compacted(lease: Lease, view: LiveView, outputs: Outputs, run_id: str)
     manifest = create_manifest(store, manifest)
     _report(store, view, manifest, parts)
     return manifest
+
+
+def refuse_unfinished(store: Store, live: Manifest) -> None:
+    """Return where no interrupted run adds to the live generation.
+
+    Raises:
+        IndexStateError: one does. Its work would be lost: it is of that generation and no other.
+    """
+    for folder in store.list_folders("runs"):
+        run_id = folder.rsplit("/", 1)[-1]
+        plan = load_plan(store, run_id)
+        if plan is None or plan.parent != live.generation:
+            continue
+        slices = len(store.list(done_folder(run_id)))
+        if slices and committed_by(store, run_id, live.generation) is None:
+            raise IndexStateError(
+                f"{store.uri}: run {run_id} adds to generation {live.generation} and is not "
+                f"finished; {slices:,} slices of it would have to be done again.",
+                "Run the command that started it again first; --force compacts all the same.",
+            )
 
 
 def _pin(store: Store, run_id: str, live: Manifest, units: Sequence[Unit], started: str) -> None:

@@ -151,13 +151,14 @@ def _find_expired(
         for kind in ("manifest", "publication")
     }
     manifests, published = of_kind["manifest"], of_kind["publication"]
+    names = {n: g for n, g in sorted(publications(store).items()) if n in published}
     garbage.generations = expired(
         retention,
         {number: generation.manifest for number, generation in generations.items()},
         {number: file.modified for number, file in manifests.items()},
         {
             number: Published(generation, published[number].modified)
-            for number, generation in publications(store).items()
+            for number, generation in names.items()
         },
         now,
         age,
@@ -165,7 +166,7 @@ def _find_expired(
     garbage.by_kind[MANIFESTS] = [manifests[number] for number in garbage.generations]
     garbage.by_kind[PUBLICATIONS] = [
         published[number]
-        for number, generation in sorted(publications(store).items())
+        for number, generation in names.items()
         if generation in garbage.generations
     ]
 

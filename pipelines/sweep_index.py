@@ -17,6 +17,7 @@ import typer
 from actors.errors import IndexStateError
 from pipelines.cli import exit_with_one_line
 from pipelines.garbage import KEEP_ALL, MANIFESTS, Garbage, find_garbage, known_of
+from pipelines.generations import live_generation
 from pipelines.lease import Lease, hold_lease
 from pipelines.retention import Retention
 from pipelines.storage import Store, open_store
@@ -50,6 +51,11 @@ def sweep(
 
 
 def _remove(lease: Lease, garbage: Garbage) -> None:
+    if live_generation(lease.store) in garbage.generations:  # by hand, without the lease
+        raise IndexStateError(
+            f"{lease.store.uri}: a generation that was to go was published in the meantime.",
+            "Nothing was removed; run again.",
+        )
     for kind, files in garbage.by_kind.items():
         # A generation goes before its ancestors.
         batch = 1 if kind == MANIFESTS else _BATCH

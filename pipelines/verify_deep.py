@@ -31,24 +31,29 @@ from pipelines.duplicates import read_columns
 from pipelines.layout import manifest_path, plan_path
 from pipelines.plan import load_plan
 from pipelines.records import (
-    DELETIONS_SCHEMA,
     LEDGER_SCHEMA,
     REJECTS_SCHEMA,
     UNCHANGED_SCHEMA,
     FileRecord,
 )
 from pipelines.storage import Store
-from pipelines.verify_parts import Part, Totals, check_part
+from pipelines.verify_parts import (
+    MASKED_SCHEMA,
+    Part,
+    Totals,
+    check_counts,
+    check_part,
+    masked_rows,
+)
 
 T = TypeVar("T")
 
 _THREADS = 8  # each holds a row group (8 MB) and its vectors as float32
-_MASKED_SCHEMA = DELETIONS_SCHEMA.append(pa.field("generation", pa.int64()))
 
 
 def check_deep(store: Store, generations: Mapping[int, Generation], problems: Problems) -> None:
     """Read all files of all generations; files that have a problem already are left alone."""
-    masked = _by_part(generations)
+    masked = masked_rows(generations)
     ledgers: dict[int, _Ledgers] = {}
     with ThreadPoolExecutor(_THREADS) as pool:
         check = _Check(store, problems, pool, masked, set())
@@ -57,21 +62,9 @@ def check_deep(store: Store, generations: Mapping[int, Generation], problems: Pr
             totals = check.parts(generation, ledgers[number])
             rejects = check.rejects(generation)
             check.unchanged(generation)
-            _check_counts(generation, totals, rejects, problems)
+            check_counts(generation, totals, rejects, problems)
             if chain := chain_of(number, generations):
                 check.view(chain, ledgers)
-
-
-def _by_part(generations: Mapping[int, Generation]) -> dict[str, pa.Table]:
-    """Part -> the rows of it that any generation masks."""
-    tables = [_MASKED_SCHEMA.empty_table()]
-    for generation in generations.values():
-        if (table := generation.deletions) is not None:
-            numbers = pa.array(np.full(table.num_rows, generation.number))
-            tables.append(table.append_column("generation", numbers))
-    every = pa.concat_tables(tables)
-    rows = pd.Series(every["part"].to_pylist(), dtype=object)
-    return {part: every.take(pa.array(at)) for part, at in rows.groupby(rows).indices.items()}
 
 
 @dataclass(frozen=True)
@@ -123,7 +116,7 @@ class _Check:
         """Checksums and rows of the parts; what they hold together, None where that is unknown."""
         usable = ledgers.hashes is not None and generation.deletions is not None
         normalized = self._normalizes(generation.manifest.run_id)
-        nothing = _MASKED_SCHEMA.empty_table()
+        nothing = MASKED_SCHEMA.empty_table()
         read_before = {file.path for file in generation.parts or [] if file in self.read}
 
         def look(file: pq.ParquetFile, path: str) -> Totals | None:
@@ -255,21 +248,3 @@ def _hashes(ledger: pa.Table) -> np.ndarray:
     ids = ledger["doc_id"].to_numpy().astype(object)
     hashes: np.ndarray = pd.util.hash_array(ids, categorize=False)
     return hashes
-
-
-def _check_counts(
-    generation: Generation,
-    totals: Totals | None,
-    rejects: Counter[str] | None,
-    problems: Problems,
-) -> None:
-    path, counts = manifest_path(generation.number), generation.manifest.counts
-    if totals is not None:
-        for name in ("documents", "passages", "tokens", "truncated"):
-            said, found = getattr(counts, name), getattr(totals, name)
-            if said != found:
-                problems.add(path, f"{said:,} {name} (its counts)", f"{found:,} in its files")
-    if rejects is not None and dict(rejects) != {k: n for k, n in counts.rejects.items() if n}:
-        problems.add(
-            path, f"rejects {counts.rejects} (its counts)", f"{dict(rejects)} in its files"
-        )

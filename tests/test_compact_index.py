@@ -472,6 +472,21 @@ def test_compact_that_was_taken_back_is_not_done_again(history):
     assert live_generation(history.store) == 3
 
 
+def test_compact_beside_an_interrupted_run_needs_force(tmp_path):
+    history = build(tmp_path)
+    history.write("b", edited(B, "b2"))
+    task = history.task()[2]
+    history.run(publishes=False)
+    history.store.delete("generations/000004/manifest.json")  # it died just before
+    with pytest.raises(IndexStateError, match=f"run {task.run_id} adds to generation 3") as caught:
+        compact(history.store, ALL)
+    assert "--force" in caught.value.remedy
+    assert live_generation(history.store) == 3
+    assert compact(history.store, ALL, force=True).generation == 4
+    assert history.run().counts.replaced == 1
+    assert problems(history) == []
+
+
 def test_compact_damaged_part_is_named_and_nothing_changes(history):
     path = Path(history.store.uri) / history.index.part_paths[0]
     data = bytearray(path.read_bytes())
