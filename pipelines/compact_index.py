@@ -78,8 +78,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 _EPILOG = (
     "Exit codes: 0 done, or nothing to do; 1 it failed, and the live generation is the one before; "
-    "2 there is no index, or a run is writing it or is to go on; 3 committed and not live, as another "
-    "generation was published meanwhile; 130 interrupted."
+    "2 there is no index, or a run is writing it or is to go on; 3 committed and not live, as "
+    "another generation was published meanwhile; 130 interrupted."
 )
 
 
@@ -102,8 +102,7 @@ def main(
         bool,
         typer.Option(
             "--force",
-            help="Also where the limits are not reached, or an interrupted run would have to start "
-            "over.",
+            help="Also where no limit is reached, or an interrupted run would have to start over.",
         ),
     ] = False,
     dry_run: Annotated[
