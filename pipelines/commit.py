@@ -6,41 +6,35 @@ repeated after a crash; tables have unique names, so that a losing committer spo
 
 from __future__ import annotations
 
-import platform
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.errors import EmbedError, IndexStateError
+from actors.errors import EmbedError
 from pipelines.config import RunConfig
 from pipelines.duplicates import find_duplicates, read_columns
 from pipelines.generations import highest_generation, read_manifest
 from pipelines.inheritance import NOTHING, Inheritance
-from pipelines.layout import generation_path, manifest_path, new_nonce
+from pipelines.layout import new_nonce
+from pipelines.manifests import create_manifest, software_versions, write_tables
 from pipelines.output import write_table
 from pipelines.plan import Request, Run, incomplete_units
 from pipelines.records import (
     DELETIONS_SCHEMA,
-    FILES_SCHEMA,
     LEDGER_SCHEMA,
     Counts,
     Done,
-    FileRecord,
     Manifest,
     ModelRecord,
-    TableRecord,
     Tables,
     reject_table,
 )
 from pipelines.storage import Store
 
 Inherit = Callable[[Sequence[Done], pa.Table], Inheritance]
-
-_PACKAGES = ("packvec", "ray", "torch", "transformers", "tokenizers", "pyarrow")
 
 
 def commit(
@@ -81,16 +75,7 @@ def commit(
     manifest = _manifest(
         store, config, request, run, done, lost, inherited, rejects, number, tables
     )
-    path = manifest_path(number)
-    if not store.create_exclusive(path, manifest.to_bytes()):
-        winner = read_manifest(store, number)
-        if winner.run_id != manifest.run_id:
-            raise IndexStateError(
-                f"{store.url(path)}: run {winner.run_id} committed while this one did.",
-                "Nothing of it was changed; run again to see what differs.",
-            )
-        manifest = winner
-    return manifest
+    return create_manifest(store, manifest)
 
 
 def embedded_rows(store: Store, done: Sequence[Done], lost: pa.Table) -> pa.Table:
@@ -164,26 +149,20 @@ def _write_tables(
         _with_rows(lost).select(DELETIONS_SCHEMA.names).cast(DELETIONS_SCHEMA),
         inherited.masked,
     ]
-
-    def put(name: str, table: pa.Table) -> TableRecord:
-        path = generation_path(number, f"{name}-{nonce}.parquet")
-        return TableRecord(path=path, sha256=write_table(store, table, path).sha256)
-
-    return Tables(
-        parts=put("parts", _files_table(parts)),
-        documents=put("documents", _files_table(ledgers)),
-        rejects=put("rejects", _files_table(rejects)),
-        deletions=put("deletions", pa.concat_tables(deletions)),
-        unchanged=put("unchanged", _files_table(unchanged)) if unchanged else None,
+    return write_tables(
+        store,
+        number,
+        nonce,
+        parts=parts,
+        documents=ledgers,
+        rejects=rejects,
+        deletions=pa.concat_tables(deletions),
+        unchanged=unchanged,
     )
 
 
 def _with_rows(lost: pa.Table) -> pa.Table:
     return lost.filter(pc.is_valid(lost["part"]))
-
-
-def _files_table(files: Sequence[FileRecord]) -> pa.Table:
-    return pa.Table.from_pylist([file.model_dump() for file in files], FILES_SCHEMA)
 
 
 def _manifest(
@@ -225,8 +204,7 @@ def _manifest(
         ),
         started=run.plan.created,
         ended=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions={"python": platform.python_version()}
-        | {name: _version(name) for name in _PACKAGES},
+        versions=software_versions(),
         tables=tables,
     )
 
@@ -245,13 +223,6 @@ def _model(store: Store, config: RunConfig, run: Run, done: Sequence[Done]) -> M
         pooling=encoder.pooling,
         dtypes=sorted({record.encoder.dtype for record in done}),
     )
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # run from a working directory, not installed
-        return "unknown"
 
 
 def _truncated(store: Store, lost: pa.Table) -> int:

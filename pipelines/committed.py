@@ -106,7 +106,7 @@ def read_committed(store: Store, problems: Problems) -> dict[int, Generation]:
     manifests = dict(_manifests(store, numbers, problems))
     for number, manifest in manifests.items():
         _check_parent(number, manifest, manifests, numbers, problems)
-    return {number: _read_tables(store, m, problems) for number, m in manifests.items()}
+    return {number: read_tables(store, m, problems) for number, m in manifests.items()}
 
 
 def chain_of(number: int, generations: Mapping[int, Generation]) -> list[Generation] | None:
@@ -178,19 +178,32 @@ def _check_parent(
     problems: Problems,
 ) -> None:
     path, parent = manifest_path(number), manifest.parent
+    if (source := manifest.compacts) is not None:
+        # That one may have been removed since: all there is of it is in this one.
+        if parent is not None or source >= number:
+            found = f"parent {parent}, compacts {source}"
+            problems.add(path, "no parent, and an earlier generation that it compacts", found)
+        elif source in manifests:
+            _check_fingerprint(path, manifest, manifests[source], problems)
     if parent is None:
         return
     if parent not in numbers or parent >= number:
         found = f"generation {parent}" if parent in numbers else f"{parent}, which has no manifest"
         problems.add(path, "an earlier generation as parent", found)
     elif parent in manifests:
-        expected = manifests[parent].index_fingerprint
-        if manifest.index_fingerprint != expected:
-            found = manifest.index_fingerprint
-            problems.add(path, f"index_fingerprint {expected} (generation {parent}'s)", found)
+        _check_fingerprint(path, manifest, manifests[parent], problems)
 
 
-def _read_tables(store: Store, manifest: Manifest, problems: Problems) -> Generation:
+def _check_fingerprint(path: str, manifest: Manifest, before: Manifest, problems: Problems) -> None:
+    expected, found = before.index_fingerprint, manifest.index_fingerprint
+    if found != expected:
+        origin = f"(generation {before.generation}'s)"
+        problems.add(path, f"index_fingerprint {expected} {origin}", found)
+
+
+def read_tables(store: Store, manifest: Manifest, problems: Problems) -> Generation:
+    """A manifest with what its tables say; what is wrong with these becomes problems."""
+
     def read(record: TableRecord, schema: pa.Schema) -> pa.Table | None:
         try:
             found = hashlib.sha256(store.read(record.path)).hexdigest()

@@ -7,7 +7,8 @@ Nothing here trusts a directory listing for data: listings only find manifests a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 
 from pydantic import BaseModel, ValidationError
 
@@ -15,6 +16,8 @@ from actors.errors import GateError, IndexStateError
 from pipelines.layout import manifest_path, publication_path
 from pipelines.records import FORMAT_VERSION, Manifest
 from pipelines.storage import Store
+
+_SHOWN = 10
 
 
 class Publication(BaseModel):
@@ -34,7 +37,8 @@ def read_manifest(store: Store, generation: int) -> Manifest:
         raw = json.loads(store.read(path))
     except FileNotFoundError:
         raise IndexStateError(
-            f"{store.url(path)}: expected generation {generation}, found none."
+            f"{store.url(path)}: expected generation {generation}, found none: it was removed, or "
+            f"never committed; generations there are: {_those_there_are(store)}."
         ) from None
     except ValueError as error:
         raise IndexStateError(f"{store.url(path)}: expected JSON, found: {error}.") from None
@@ -61,19 +65,26 @@ def read_chain(store: Store, generation: int) -> list[Manifest]:
 
 def highest_generation(store: Store) -> int:
     """The newest committed generation, 0 when there is none."""
-    numbers = reversed(_folders(store))
-    return next((n for n in numbers if store.exists(manifest_path(n))), 0)
+    return next(_committed(store), 0)
 
 
 def committed_generations(store: Store) -> list[int]:
     """The numbers of all that are there, in order; fewer than were made where some are removed."""
-    return [number for number in _folders(store) if store.exists(manifest_path(number))]
+    return sorted(_committed(store))
 
 
-def _folders(store: Store) -> list[int]:
-    """A folder may hold no more than a dead committer's tables."""
+def _committed(store: Store) -> Iterator[int]:
+    """The newest first."""
     names = (path.rsplit("/", 1)[-1] for path in store.list_folders("generations"))
-    return sorted(int(name) for name in names if name.isdecimal())
+    numbers = (int(name) for name in names if name.isdecimal())
+    for number in sorted(numbers, reverse=True):
+        if store.exists(manifest_path(number)):  # a folder may hold a dead committer's tables
+            yield number
+
+
+def _those_there_are(store: Store) -> str:
+    newest = [str(number) for number in islice(_committed(store), _SHOWN + 1)]
+    return ", ".join([*["..."] * (len(newest) > _SHOWN), *reversed(newest[:_SHOWN])]) or "none"
 
 
 def publications(store: Store) -> dict[int, int]:

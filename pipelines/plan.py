@@ -129,7 +129,7 @@ def plan_run(
         SourceChangedError: a file of the earlier plan is no longer what it was.
     """
     if not store.exists(units_path(run_id)):
-        store.create_exclusive(units_path(run_id), _units_to_bytes(*pin()))
+        store.create_exclusive(units_path(run_id), units_to_bytes(*pin()))
     units, listing = _read_units(store, run_id)
     _check_unchanged(units, files)
     plan = load_plan(store, run_id)
@@ -227,7 +227,8 @@ def _piece_row(piece: Piece) -> dict[str, Any]:
     return row | {name: getattr(piece.file, name) for name in _FILE_FIELDS}
 
 
-def _units_to_bytes(units: Sequence[Unit], listing: str) -> bytes:
+def units_to_bytes(units: Sequence[Unit], listing: str) -> bytes:
+    """What `load_units` reads; `listing`: the hash of the files they come from."""
     columns = zip(_unit_columns(units), UNITS_SCHEMA, strict=True)
     table = pa.table([pa.array(c, f.type) for c, f in columns], schema=UNITS_SCHEMA)
     # Beside the units: a plan made after a crash must not count in what was listed since.

@@ -10,13 +10,10 @@ where the documents of a view are unique, its passages are too.
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,45 +25,46 @@ from pydantic import ValidationError
 
 from actors.errors import StorageError
 from actors.fingerprint import file_sha256
+from pipelines.checked_files import local_file
 from pipelines.committed import Generation, Problems, chain_of, columns_of, one_line
 from pipelines.duplicates import read_columns
 from pipelines.layout import manifest_path, plan_path
 from pipelines.plan import load_plan
-from pipelines.records import DELETIONS_SCHEMA, LEDGER_SCHEMA, REJECTS_SCHEMA, FileRecord
+from pipelines.records import (
+    LEDGER_SCHEMA,
+    REJECTS_SCHEMA,
+    UNCHANGED_SCHEMA,
+    FileRecord,
+)
 from pipelines.storage import Store
-from pipelines.verify_parts import Part, Totals, check_part
+from pipelines.verify_parts import (
+    MASKED_SCHEMA,
+    Part,
+    Totals,
+    check_counts,
+    check_part,
+    masked_rows,
+)
 
 T = TypeVar("T")
 
 _THREADS = 8  # each holds a row group (8 MB) and its vectors as float32
-_MASKED_SCHEMA = DELETIONS_SCHEMA.append(pa.field("generation", pa.int64()))
 
 
 def check_deep(store: Store, generations: Mapping[int, Generation], problems: Problems) -> None:
     """Read all files of all generations; files that have a problem already are left alone."""
-    masked = _by_part(generations)
+    masked = masked_rows(generations)
     ledgers: dict[int, _Ledgers] = {}
     with ThreadPoolExecutor(_THREADS) as pool:
-        check = _Check(store, problems, pool, masked)
+        check = _Check(store, problems, pool, masked, set())
         for number, generation in generations.items():
             ledgers[number] = check.ledgers(generation)
             totals = check.parts(generation, ledgers[number])
             rejects = check.rejects(generation)
-            _check_counts(generation, totals, rejects, problems)
+            check.unchanged(generation)
+            check_counts(generation, totals, rejects, problems)
             if chain := chain_of(number, generations):
                 check.view(chain, ledgers)
-
-
-def _by_part(generations: Mapping[int, Generation]) -> dict[str, pa.Table]:
-    """Part -> the rows of it that any generation masks."""
-    tables = [_MASKED_SCHEMA.empty_table()]
-    for generation in generations.values():
-        if (table := generation.deletions) is not None:
-            numbers = pa.array(np.full(table.num_rows, generation.number))
-            tables.append(table.append_column("generation", numbers))
-    every = pa.concat_tables(tables)
-    rows = pd.Series(every["part"].to_pylist(), dtype=object)
-    return {part: every.take(pa.array(at)) for part, at in rows.groupby(rows).indices.items()}
 
 
 @dataclass(frozen=True)
@@ -85,6 +83,8 @@ class _Check:
     problems: Problems
     pool: ThreadPoolExecutor
     masked: dict[str, pa.Table]
+    read: set[FileRecord]
+    """Files whose bytes are as they should be: compacted generations refer to parts of others."""
 
     def ledgers(self, generation: Generation) -> _Ledgers:
         """Checksums, rows and columns of the ledger files; which parts they speak of."""
@@ -116,7 +116,8 @@ class _Check:
         """Checksums and rows of the parts; what they hold together, None where that is unknown."""
         usable = ledgers.hashes is not None and generation.deletions is not None
         normalized = self._normalizes(generation.manifest.run_id)
-        nothing = _MASKED_SCHEMA.empty_table()
+        nothing = MASKED_SCHEMA.empty_table()
+        read_before = {file.path for file in generation.parts or [] if file in self.read}
 
         def look(file: pq.ParquetFile, path: str) -> Totals | None:
             ledger = None
@@ -124,8 +125,8 @@ class _Check:
                 files = [read_columns(self.store, p, None) for p in ledgers.by_part.get(path, [])]
                 ledger = pa.concat_tables([LEDGER_SCHEMA.empty_table(), *files])
                 ledger = ledger.filter(pc.equal(ledger["part"], path))
-            masked = self.masked.get(path, nothing)
-            part = Part(path, generation.manifest, normalized, ledger, masked)
+            masked, again = self.masked.get(path, nothing), path in read_before
+            part = Part(path, generation.manifest, normalized, ledger, masked, not again)
             return check_part(file, part, self.problems)
 
         found = self._read_all(generation.parts, look)
@@ -144,6 +145,16 @@ class _Check:
         if generation.rejects is None or len(found) < len(generation.rejects):
             return None
         return sum(found.values(), Counter())
+
+    def unchanged(self, generation: Generation) -> None:
+        """Checksums and rows of the files that say which documents a run found as they were."""
+
+        def look(file: pq.ParquetFile, path: str) -> None:
+            table = self._table(file, path, UNCHANGED_SCHEMA)
+            if table is not None and any(column.null_count for column in table.columns):
+                self.problems.add(path, "a value in every field", "nulls")
+
+        self._read_all(generation.unchanged, look)
 
     def view(self, chain: list[Generation], ledgers: Mapping[int, _Ledgers]) -> None:
         """Each document once among what a reader of a generation and its ancestors sees.
@@ -189,10 +200,14 @@ class _Check:
             if self.problems.concern(path):
                 return None
             try:
-                with _local_file(self.store, path) as local:
+                if record in self.read:
+                    with self.store.open_input(path) as again, pq.ParquetFile(again) as file:
+                        return look(file, path)
+                with local_file(self.store, path) as local:
                     if (found := file_sha256(local)) != record.sha256:
                         self.problems.add(path, f"sha256 {record.sha256}", found)
                         return None
+                    self.read.add(record)
                     with pq.ParquetFile(local) as file:
                         if file.metadata.num_rows == record.rows:
                             return look(file, path)
@@ -229,36 +244,7 @@ class _Check:
         return normalize is True
 
 
-@contextmanager
-def _local_file(store: Store, path: str) -> Iterator[Path]:
-    if store.is_local:
-        yield Path(store.path(path))
-        return
-    with tempfile.TemporaryDirectory(prefix="packvec-") as scratch:
-        local = Path(scratch) / "file.parquet"
-        store.download(path, local)
-        yield local
-
-
 def _hashes(ledger: pa.Table) -> np.ndarray:
     ids = ledger["doc_id"].to_numpy().astype(object)
     hashes: np.ndarray = pd.util.hash_array(ids, categorize=False)
     return hashes
-
-
-def _check_counts(
-    generation: Generation,
-    totals: Totals | None,
-    rejects: Counter[str] | None,
-    problems: Problems,
-) -> None:
-    path, counts = manifest_path(generation.number), generation.manifest.counts
-    if totals is not None:
-        for name in ("documents", "passages", "tokens", "truncated"):
-            said, found = getattr(counts, name), getattr(totals, name)
-            if said != found:
-                problems.add(path, f"{said:,} {name} (its counts)", f"{found:,} in its files")
-    if rejects is not None and dict(rejects) != {k: n for k, n in counts.rejects.items() if n}:
-        problems.add(
-            path, f"rejects {counts.rejects} (its counts)", f"{dict(rejects)} in its files"
-        )

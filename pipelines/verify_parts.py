@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.committed import Problems
+from pipelines.committed import Generation, Problems
+from pipelines.layout import manifest_path
 from pipelines.output import VECTOR_COLUMNS
-from pipelines.records import PASSAGE_SCHEMA, Manifest
+from pipelines.records import DELETIONS_SCHEMA, PASSAGE_SCHEMA, Manifest
 from pipelines.verify_vectors import Findings, VectorCheck, expected_type
 
 _ROW_COLUMNS = ("doc_id", "passage_id", "passage_no", "n_tokens", "truncated")
+MASKED_SCHEMA = DELETIONS_SCHEMA.append(pa.field("generation", pa.int64()))
 _DEFAULTS = {"doc_id": "", "passage_id": "", "passage_no": -1, "n_tokens": 0, "truncated": False}
 
 
@@ -31,7 +35,9 @@ class Part:
     ledger: pa.Table | None
     """The ledger's rows of it; None: ledger or deletions are damaged, only vectors are checked."""
     masked: pa.Table
-    """The rows of it that any generation masks: DELETIONS_SCHEMA and `generation`."""
+    """The rows of it that any generation masks: MASKED_SCHEMA."""
+    with_vectors: bool = True
+    """Not where they have been checked, as those of another generation."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,18 @@ class Totals:
             self.tokens + other.tokens,
             self.truncated + other.truncated,
         )
+
+
+def masked_rows(generations: Mapping[int, Generation]) -> dict[str, pa.Table]:
+    """Part -> the rows of it that any generation masks."""
+    tables = [MASKED_SCHEMA.empty_table()]
+    for generation in generations.values():
+        if (table := generation.deletions) is not None:
+            numbers = pa.array(np.full(table.num_rows, generation.number))
+            tables.append(table.append_column("generation", numbers))
+    every = pa.concat_tables(tables)
+    rows = pd.Series(every["part"].to_pylist(), dtype=object)
+    return {part: every.take(pa.array(at)) for part, at in rows.groupby(rows).indices.items()}
 
 
 def check_part(file: pq.ParquetFile, part: Part, problems: Problems) -> Totals | None:
@@ -71,6 +89,25 @@ def check_part(file: pq.ParquetFile, part: Part, problems: Problems) -> Totals |
     return totals + Totals(documents=rows.live_documents)
 
 
+def check_counts(
+    generation: Generation,
+    totals: Totals | None,
+    rejects: Counter[str] | None,
+    problems: Problems,
+) -> None:
+    """What a generation holds against what its manifest counts; None: that is unknown."""
+    path, counts = manifest_path(generation.number), generation.manifest.counts
+    if totals is not None:
+        for name in ("documents", "passages", "tokens", "truncated"):
+            said, found = getattr(counts, name), getattr(totals, name)
+            if said != found:
+                problems.add(path, f"{said:,} {name} (its counts)", f"{found:,} in its files")
+    if rejects is not None and dict(rejects) != {k: n for k, n in counts.rejects.items() if n}:
+        problems.add(
+            path, f"rejects {counts.rejects} (its counts)", f"{dict(rejects)} in its files"
+        )
+
+
 def _columns(schema: pa.Schema, part: Part, problems: Problems) -> list[str] | None:
     """What to read; columns that are missing or of another type are problems."""
 
@@ -87,7 +124,8 @@ def _columns(schema: pa.Schema, part: Part, problems: Problems) -> list[str] | N
     ]
     if any(wrong):
         return None
-    chosen = [name for name in VECTOR_COLUMNS if name in part.manifest.outputs]
+    outputs = part.manifest.outputs if part.with_vectors else []
+    chosen = [name for name in VECTOR_COLUMNS if name in outputs]
     expected = {name: expected_type(name, part.manifest) for name in chosen}
     # By what they print: Parquet calls the items of lists otherwise than Arrow.
     same = {name: _shown(types.get(name)) == _shown(kind) for name, kind in expected.items()}

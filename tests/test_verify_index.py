@@ -17,10 +17,14 @@ from conftest import config_for
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from s3_server import Fault, s3_server  # noqa: F401
+from small_index import History
 from test_replay import run_with_poison
 from typer.testing import CliRunner
 
 from actors.errors import IndexStateError
+from pipelines import verify_deep
+from pipelines.compact_index import compact
+from pipelines.compaction import Limits
 from pipelines.embed_corpus import embed_corpus
 from pipelines.index import open_index
 from pipelines.storage import open_store
@@ -655,3 +659,140 @@ def test_verify_on_s3_file_that_is_denied_is_a_line(whole, s3_bucket, s3_server)
     (line,) = verify(store).problems.lines()
     assert line.startswith(f"{part}: expected a file, found ")
     assert "access denied" in line
+
+
+# Compacted generations, and documents that were found unchanged
+
+
+@pytest.fixture(scope="module")
+def compacted(tmp_path_factory) -> History:
+    """1 <- 2 (deletes, edits, finds unchanged), 3 compacts 2 and keeps parts of 1, 3 <- 4."""
+    history = History(tmp_path_factory.mktemp("compacted"))
+    texts = {f"a{i}": f"some words about item {i} and more" for i in range(9)}
+    history.write("a", texts)
+    history.run()
+    del texts["a4"]
+    texts["a0"] += " and so on"
+    history.write("a", texts)
+    assert history.run().tables.unchanged
+    assert compact(history.store, Limits(small_bytes=0), force=True).compacts == 2
+    texts["a8"] = "other words"
+    history.write("a", texts)
+    history.run()
+    return history
+
+
+@pytest.fixture
+def later(compacted, tmp_path) -> Path:
+    """A copy to damage."""
+    shutil.copytree(compacted.store.uri, tmp_path / "later")
+    return tmp_path / "later"
+
+
+def shared_part(index: Path) -> str:
+    (path, *_) = sorted({*files_of(index, "parts", 1)} & {*files_of(index, "parts", 3)})
+    return path
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_verify_compacted_index_finds_nothing(later, deep):
+    assert problems(later, deep=deep) == []
+    table = pq.read_table(later / files_of(later, "documents", 3)[0])
+    assert table["part"][0].as_py().split("/")[1] != read_manifest(later, 3)["run_id"]
+
+
+def test_verify_compacted_index_whose_source_was_removed_is_ok(later):
+    for number in (1, 2):
+        shutil.rmtree(later / f"generations/{number:06d}")
+    for number in (1, 2):
+        (later / f"publications/{number:06d}.json").unlink()
+    assert problems(later, deep=True) == []
+
+
+def test_verify_part_of_two_generations_is_read_once_and_named_once(later, monkeypatch):
+    read = []
+    real = verify_deep.file_sha256
+    monkeypatch.setattr(verify_deep, "file_sha256", lambda path: read.append(path) or real(path))
+    assert problems(later, deep=True) == []
+    assert sorted(set(read)) == sorted(read)
+    path = shared_part(later)
+    data = bytearray((later / path).read_bytes())
+    data[200] ^= 1
+    (later / path).write_bytes(data)
+    assert [line for line in problems(later, deep=True) if "sha256" in line] == [
+        line for line in problems(later, deep=True) if line.startswith(f"{path}: expected sha256")
+    ]
+    assert len(problems(later, deep=True)) == 1
+
+
+def test_verify_ledger_of_a_compacted_generation_is_compared_with_the_rows(later):
+    path = next(
+        p
+        for p in files_of(later, "documents", 3)
+        if pq.read_table(later / p)["part"][0].as_py() == shared_part(later)
+    )
+    table = with_row(pq.read_table(later / path), 0, n_tokens=999)
+    pq.write_table(table, later / path)
+    rewrite_file_record(later, "documents", path, 3)
+    (line,) = problems(later, deep=True)
+    assert line.startswith(f"{shared_part(later)}: expected as many tokens of a document")
+
+
+def rewrite_file_record(index: Path, name: str, path: str, number: int) -> None:
+    """Table and manifest agree with a file that was changed."""
+    data = (index / path).read_bytes()
+    new = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+    def agree(files: pa.Table) -> pa.Table:
+        rows = [row | new if row["path"] == path else row for row in files.to_pylist()]
+        return pa.Table.from_pylist(rows, files.schema)
+
+    rewrite_table(index, name, agree, number)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"parent": 2}, {"compacts": 3}, {"compacts": 9}], ids=["parent", "itself", "later"]
+)
+def test_verify_compacts_of_a_generation_that_cannot_be_is_found(later, changes):
+    change_manifest(later, 3, **changes)
+    expected = "expected no parent, and an earlier generation that it compacts, found parent"
+    assert any(expected in line for line in problems(later))
+
+
+def test_verify_compacted_generation_of_another_fingerprint_is_found(later):
+    change_manifest(later, 1, index_fingerprint="other")
+    change_manifest(later, 2, index_fingerprint="other")
+    (line,) = problems(later)
+    assert line.startswith("generations/000003/manifest.json: expected index_fingerprint other")
+
+
+UNCHANGED_DAMAGES: dict[str, tuple[Callable[[pa.Table], pa.Table], str]] = {
+    "columns": (lambda t: t.drop_columns(["position"]), "expected columns"),
+    "nulls": (lambda t: with_row(t, 0, doc_id=None), "expected a value in every field"),
+    "rows": (lambda t: t.slice(1), "rows, found"),
+}
+
+
+@pytest.mark.parametrize("damage", UNCHANGED_DAMAGES)
+def test_verify_damaged_unchanged_file_is_found(later, damage):
+    change, expected = UNCHANGED_DAMAGES[damage]
+    path = files_of(later, "unchanged", 2)[0]
+    pq.write_table(change(pq.read_table(later / path)), later / path)
+    rewrite_file_record(later, "unchanged", path, 2)
+    (line,) = problems(later, deep=True)
+    assert line.startswith(f"{path}: expected ")
+    assert expected in line
+
+
+def test_verify_unchanged_file_of_other_bytes_is_found(later):
+    path = files_of(later, "unchanged", 2)[0]
+    data = bytearray((later / path).read_bytes())
+    data[50] ^= 1
+    (later / path).write_bytes(data)
+    (line,) = problems(later, deep=True)
+    assert line.startswith(f"{path}: expected sha256 ")
+
+
+def test_verify_unchanged_table_that_is_gone_is_found(later):
+    table_at(later, "unchanged", 2).unlink()
+    assert any("unchanged-" in line for line in problems(later))
