@@ -205,9 +205,7 @@ def test_publish_generation_of_another_space_warns_that_queries_change(history):
     result = cli(history, 1)
     assert result.exit_code == 0
     (warning,) = result.stderr.splitlines()
-    assert warning.startswith(
-        f"warning: generation 1 is of another vector space than generation 4"
-    )
+    assert warning.startswith("warning: generation 1 is of another vector space than generation 4")
     assert "queries must be encoded anew" in warning
     assert "refuses" in warning
     assert "warning" not in cli(history, 2).stderr  # the same as that of 1
