@@ -28,6 +28,7 @@ import schemathesis
 from conftest import CORPUS, ROOT, config_for
 from huggingface_hub import InferenceClient
 from hypothesis import HealthCheck, given, settings
+from in_process import ray_left_out
 from langchain_openai import OpenAIEmbeddings
 from ray import serve
 from ray.serve.context import _get_global_client
@@ -52,11 +53,13 @@ def snippets(language: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def index(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small index with titles before its passages."""
     folder = tmp_path_factory.mktemp("endpoint") / "index"
     chunk = {"max_tokens": 96, "title_prefix": True}
-    embed_corpus(config_for(CORPUS, index={"uri": str(folder)}, chunk=chunk, source={"limit": 150}))
+    source = {"limit": 60}
+    with ray_left_out():
+        embed_corpus(config_for(CORPUS, index={"uri": str(folder)}, chunk=chunk, source=source))
     return folder
 
 

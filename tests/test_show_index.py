@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import config_for
+from in_process import ray_left_out
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -15,11 +16,12 @@ from pipelines.show_index import app, look
 
 
 @pytest.fixture(scope="module")
-def index(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory, articles: pa.Table) -> str:
+def index(tmp_path_factory: pytest.TempPathFactory, articles: pa.Table) -> str:
     folder = tmp_path_factory.mktemp("show")
     pq.write_table(articles.slice(0, 3), folder / "three.parquet")
     config = config_for(folder / "three.parquet", index={"uri": str(folder / "index")})
-    embed_corpus(config)
+    with ray_left_out():
+        embed_corpus(config)
     return config.index.uri
 
 
