@@ -227,6 +227,28 @@ def test_endpoint_of_another_space_does_not_start_and_says_what_differs(
     assert "they differ in model.normalize" in text
 
 
+def test_endpoint_update_drops_no_request(port: int, url: str) -> None:
+    """The index's endpoint becomes another: what comes after this test deploys its own."""
+    stop, codes = [], []
+
+    def ask() -> None:
+        with httpx.Client(timeout=60) as http:
+            while not stop:
+                answer = http.post(f"{url}/encode", json={"texts": ["what is ray"]})
+                codes.append(answer.status_code)
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask) for _ in range(4)]
+        deploy(port, model=MODEL | {"truncate_dim": 8})
+        stop.append(True)
+        for each in asking:
+            each.result(60)
+    assert len(codes) > 20
+    assert set(codes) == {200}
+    found = httpx.post(f"{url}/encode", json={"texts": ["a"], "outputs": ["dense"]}, timeout=60)
+    assert len(found.json()["dense"][0]) == 8
+
+
 def replica_pids() -> list[int]:
     details = _get_global_client().get_serve_details()
     [deployment] = details["applications"]["packvec"]["deployments"].values()
@@ -300,28 +322,6 @@ def test_endpoint_flooded_refuses_the_rest_and_a_killed_replica_loses_only_what_
     deadline = time.monotonic() + 60
     while httpx.post(f"{url}/encode", json={"texts": ["after"]}, timeout=60).status_code != 200:
         assert time.monotonic() < deadline
-
-
-def test_endpoint_update_drops_no_request(port: int) -> None:
-    url = deploy(port, model=MODEL)
-    stop, codes = [], []
-
-    def ask() -> None:
-        with httpx.Client(timeout=60) as http:
-            while not stop:
-                answer = http.post(f"{url}/encode", json={"texts": ["what is ray"]})
-                codes.append(answer.status_code)
-
-    with ThreadPoolExecutor(4) as pool:
-        asking = [pool.submit(ask) for _ in range(4)]
-        deploy(port, model=MODEL | {"truncate_dim": 8})
-        stop.append(True)
-        for each in asking:
-            each.result(60)
-    assert len(codes) > 20
-    assert set(codes) == {200}
-    found = httpx.post(f"{url}/encode", json={"texts": ["a"], "outputs": ["dense"]}, timeout=60)
-    assert len(found.json()["dense"][0]) == 8
 
 
 def test_endpoint_starts_by_serve_run_and_ends_by_an_interrupt(port: int) -> None:
