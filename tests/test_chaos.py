@@ -17,7 +17,9 @@ def test_run_killed_at_random_moments_ends_with_the_undisturbed_runs_index(
     code = chaos.main(["--kills", f"{kills}", "--documents", "400", "--seconds-between", "2"])
     said = capsys.readouterr().out
     assert code == 0, said
-    assert re.search(rf"kills survived: {kills} .*lost 0, duplicated 0, rejected 0", said, re.S), said
+    assert re.search(rf"kills survived: {kills} .*lost 0, duplicated 0, rejected 0", said, re.S), (
+        said
+    )
 
 
 @pytest.mark.slow
