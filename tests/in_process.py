@@ -1,7 +1,7 @@
 """Runs without a cluster: the same reader, encoder, plan and commit, one slice after the other.
 
-For tests of what a run decides: on Ray each run starts an actor, which loads torch anew, and many of
-them would take minutes.
+For tests of what a run decides: on Ray each run starts an actor, which loads torch anew; many would
+take minutes.
 """
 
 from __future__ import annotations

@@ -12,10 +12,14 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 from ray.dashboard.modules.job.cli import submit as ray_job_submit
-from test_deploy import DEPLOY, ROOT, pods, rayjob  # noqa: F401
+from test_deploy import DEPLOY, ROOT, configuration, pods, rayjob  # noqa: F401
 
 KUBERNETES = json.loads((ROOT / "tests/data/kubernetes/cronjob-1.31.json").read_text())
 REINDEX = ["python", "-m", "pipelines.reindex", "conf/wiki.yaml", "--yes"]
+
+
+def test_reindex_command_of_all_three_is_parsed_and_writes_to_a_bucket() -> None:
+    assert "://" in configuration(REINDEX).index.uri
 
 
 def violations(manifest: Any, kind: str) -> list[str]:

@@ -15,10 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import ROOT
+from in_process import ray_left_out
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-MODULE = "pipelines.embed_corpus"
-NOTHING_TO_DO = "already committed"
+from pipelines.config import load_config
+from pipelines.embed_corpus import embed_corpus
+from pipelines.index import open_index
+
+MODULE = "pipelines.reindex"
 ENDED = {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED}
 
 ENVIRONMENT = os.environ | {
@@ -81,16 +85,20 @@ def jobs() -> Iterator[JobSubmissionClient]:
 
 @pytest.fixture
 def config(tmp_path: Path, articles: pa.Table) -> Path:
-    """Of a few articles and the tiny model."""
-    pq.write_table(articles.slice(0, 10), tmp_path / "docs.parquet")
+    """Of a committed index of ten articles whose source has two more since."""
     raw = {
         "source": {"uri": str(tmp_path / "docs.parquet")},
         "index": {"uri": str(tmp_path / "index")},
         "model": {"name": "builtin:tiny-m3", "max_length": 64},
         "outputs": ["dense"],
+        "ray": {"actors": 1},
     }
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(raw))
+    pq.write_table(articles.slice(0, 10), tmp_path / "docs.parquet")
+    with ray_left_out():
+        embed_corpus(load_config(path))
+    pq.write_table(articles.slice(0, 12), tmp_path / "docs.parquet")
     return path
 
 
@@ -105,14 +113,17 @@ def run(jobs: JobSubmissionClient, entrypoint: str) -> tuple[JobDetails, str]:
 
 
 def test_reindex_submitted_twice_as_a_job_has_nothing_to_do_the_second_time(
-    jobs: JobSubmissionClient, config: Path
+    jobs: JobSubmissionClient, config: Path, tmp_path: Path
 ) -> None:
-    command = f"python -m {MODULE} {config}"
-    first, said = run(jobs, command)
-    assert (first.status, first.driver_exit_code) == (JobStatus.SUCCEEDED, 0), said
-    again, said = run(jobs, command)
-    assert (again.status, again.driver_exit_code) == (JobStatus.SUCCEEDED, 0), said
-    assert NOTHING_TO_DO in said
+    generations = []
+    for _ in range(2):
+        job, said = run(jobs, f"python -m {MODULE} {config}")
+        assert (job.status, job.driver_exit_code) == (JobStatus.SUCCEEDED, 0), said
+        index = open_index(str(tmp_path / "index"))
+        assert index.documents().num_rows == 12
+        generations.append(index.info.generation)
+    assert generations == [2, 2]
+    assert "nothing to do" in said
 
 
 def test_reindex_cronjob_ends_with_the_exit_code_of_the_command(
