@@ -230,7 +230,7 @@ def test_plan_with_gpus_tokenises_outside_the_two_encoder_actors(
     config = make_config(source, slice={"documents": 4}, ray={"slices_per_actor": 1, "actors": 2})
     request, _, run = _planned(config)
     todo, pool = todo_table(run.units, []), pool_for(config.ray)
-    dataset = receipts(config, request, run.plan.run_id, "session", todo, pool)
+    dataset = receipts(config, request, run.plan.run_id, "session", todo, pool, None)
     done = [Done.model_validate_json(row["done"]) for row in dataset.iter_rows()]
     plan = dataset.stats()
     assert "MapBatches(read_slices)" in plan
@@ -258,7 +258,7 @@ def test_interrupted_run_goes_on_without_doing_slices_again(source: Path, make_c
     run_id = run.plan.run_id
     todo = todo_table(run.units, [])
     pool = pool_for(config.ray)
-    for _ in receipts(config, request, run_id, "session", todo.slice(0, 2), pool).iter_rows():
+    for _ in receipts(config, request, run_id, "session", todo.slice(0, 2), pool, None).iter_rows():
         pass  # two of the four units are done when the driver "dies"
     before = read_done(store, run_id)
     assert 0 < sum(record.documents for record in before) < 90

@@ -265,7 +265,7 @@ def test_zombie_of_a_killed_run_changes_nothing(corpus: Any, make_config: Any) -
         late = zombie.encode(next(iter(reader.slices(run.units[1]))))
         assert late == read_done(store, run_id)[1]  # the winner's record, not its own
         with pytest.raises(LeaseHeldError, match="another run took over epoch 1"):
-            commit(store, config, request, run, [*done, late], lease.check, dict)
+            commit(store, config, request, run, [*done, late], lease.check)
     after = files_of(config.index.uri)
     assert {path: after[path] for path in before} == before
     assert (manifest.generation, manifest.counts.documents) == (1, 30)
