@@ -10,6 +10,9 @@ from typing import Any
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Files are tested beside each other, and beside Ray's processes. Threads of one sum that wait for
+# each other's turn on a busy CPU take ten times as long as one thread does.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,6 +43,15 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def without_ray() -> Iterator[None]:
+    """Runs do their work in this process."""
+    from in_process import ray_left_out  # here: it imports what most files do without
+
+    with ray_left_out():
+        yield
 
 
 @pytest.fixture(scope="session")

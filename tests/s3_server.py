@@ -10,11 +10,14 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
+
+from pipelines.storage import Store
 
 KEY, SECRET, REGION = "testing", "testing", "us-east-1"
 
@@ -135,3 +138,10 @@ def s3_bucket(s3_endpoint: str) -> tuple[str, dict[str, Any]]:
     client.create_bucket(Bucket=bucket)
     client.close()
     return f"s3://{bucket}", _shared().storage_options
+
+
+def upload_folder(folder: Path, store: Store) -> None:
+    """Every file below a folder, at the same place in a store."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            store.upload(path, path.relative_to(folder).as_posix())

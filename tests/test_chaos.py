@@ -9,14 +9,17 @@ import chaos_reindex
 import pytest
 
 
+@pytest.mark.parametrize("kills", [2, pytest.param(6, marks=pytest.mark.slow)])
 def test_run_killed_at_random_moments_ends_with_the_undisturbed_runs_index(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], kills: int
 ) -> None:
     # So often that the run cannot be over before.
-    code = chaos.main(["--kills", "5", "--documents", "400", "--seconds-between", "2"])
+    code = chaos.main(["--kills", f"{kills}", "--documents", "400", "--seconds-between", "2"])
     said = capsys.readouterr().out
     assert code == 0, said
-    assert re.search(r"kills survived: 5 .*lost 0, duplicated 0, rejected 0", said, re.S), said
+    assert re.search(rf"kills survived: {kills} .*lost 0, duplicated 0, rejected 0", said, re.S), (
+        said
+    )
 
 
 @pytest.mark.slow

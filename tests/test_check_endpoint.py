@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import CORPUS, ROOT, config_for
+from in_process import ray_left_out
 from typer.testing import CliRunner
 
 from actors.config import ModelConfig
@@ -23,10 +24,11 @@ MODEL = {"name": "builtin:tiny-m3", "max_length": 128}
 
 
 @pytest.fixture(scope="module")
-def index(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+def index(tmp_path_factory: pytest.TempPathFactory) -> str:
     uri = str(tmp_path_factory.mktemp("space") / "index")
     chunk = {"max_tokens": 96, "title_prefix": True}
-    embed_corpus(config_for(CORPUS, index={"uri": uri}, chunk=chunk, source={"limit": 20}))
+    with ray_left_out():
+        embed_corpus(config_for(CORPUS, index={"uri": uri}, chunk=chunk, source={"limit": 20}))
     return uri
 
 

@@ -15,7 +15,7 @@ import typer
 import yaml
 from ray.dashboard.modules.job.cli import submit as ray_job_submit
 
-from pipelines import embed_corpus, show_index
+from pipelines import embed_corpus, reindex, show_index
 from pipelines.cluster import pool_for
 from pipelines.config import RunConfig, load_config, parse_config
 
@@ -24,6 +24,7 @@ DEPLOY = ROOT / "conf/deploy"
 GUIDE = (ROOT / "docs/cluster.md").read_text()
 COMMANDS = {
     "pipelines.embed_corpus": typer.main.get_command(embed_corpus.app),
+    "pipelines.reindex": typer.main.get_command(reindex.app),
     "pipelines.show_index": typer.main.get_command(show_index.app),
 }
 

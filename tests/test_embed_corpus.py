@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray.data
 from conftest import ROOT, config_for
+from in_process import ray_left_out
 from rich.console import Console
 from test_metrics import scraped, values
 
@@ -229,7 +230,7 @@ def test_plan_with_gpus_tokenises_outside_the_two_encoder_actors(
     config = make_config(source, slice={"documents": 4}, ray={"slices_per_actor": 1, "actors": 2})
     request, _, run = _planned(config)
     todo, pool = todo_table(run.units, []), pool_for(config.ray)
-    dataset = receipts(config, request, run.plan.run_id, "session", todo, pool)
+    dataset = receipts(config, request, run.plan.run_id, "session", todo, pool, None)
     done = [Done.model_validate_json(row["done"]) for row in dataset.iter_rows()]
     plan = dataset.stats()
     assert "MapBatches(read_slices)" in plan
@@ -257,18 +258,19 @@ def test_interrupted_run_goes_on_without_doing_slices_again(source: Path, make_c
     run_id = run.plan.run_id
     todo = todo_table(run.units, [])
     pool = pool_for(config.ray)
-    for _ in receipts(config, request, run_id, "session", todo.slice(0, 2), pool).iter_rows():
+    for _ in receipts(config, request, run_id, "session", todo.slice(0, 2), pool, None).iter_rows():
         pass  # two of the four units are done when the driver "dies"
     before = read_done(store, run_id)
     assert 0 < sum(record.documents for record in before) < 90
-    manifest = embed_corpus(config)
+    with ray_left_out():
+        manifest = embed_corpus(config)
     after = {(r.unit, r.first_document): r for r in read_done(store, run_id)}
     assert all(after[r.unit, r.first_document] == r for r in before)
     assert manifest.counts.documents == 90
 
 
 def test_run_that_died_before_publishing_is_published_by_the_next(
-    source: Path, make_config: Any
+    source: Path, make_config: Any, without_ray: None
 ) -> None:
     config = make_config(source, source={"limit": 10})
     manifest = embed_corpus(config)
@@ -278,7 +280,7 @@ def test_run_that_died_before_publishing_is_published_by_the_next(
 
 
 def test_limit_takes_the_first_documents_in_plan_order(
-    source: Path, make_config: Any, articles: pa.Table
+    source: Path, make_config: Any, articles: pa.Table, without_ray: None
 ) -> None:
     config = make_config(source, source={"limit": 55}, outputs=["dense"])
     embed_corpus(config)
@@ -287,7 +289,7 @@ def test_limit_takes_the_first_documents_in_plan_order(
 
 
 def test_bad_rows_become_rejects_and_their_neighbours_are_embedded(
-    tmp_path: Path, make_config: Any, articles: pa.Table
+    tmp_path: Path, make_config: Any, articles: pa.Table, without_ray: None
 ) -> None:
     good = articles.slice(0, 30).to_pylist()
     bad = [
@@ -337,7 +339,7 @@ def test_bad_rows_become_rejects_and_their_neighbours_are_embedded(
 
 
 def test_changed_file_stops_a_resumed_run_and_fresh_starts_over(
-    tmp_path: Path, make_config: Any, articles: pa.Table
+    tmp_path: Path, make_config: Any, articles: pa.Table, without_ray: None
 ) -> None:
     corpus = tmp_path / "corpus.parquet"
     pq.write_table(articles.slice(0, 20), corpus)
@@ -360,7 +362,9 @@ def test_index_held_by_a_living_run_is_refused(source: Path, make_config: Any) -
         embed_corpus(config)
 
 
-def test_colbert_as_bytes_reads_as_the_same_numbers(source: Path, make_config: Any) -> None:
+def test_colbert_as_bytes_reads_as_the_same_numbers(
+    source: Path, make_config: Any, without_ray: None
+) -> None:
     tables = []
     for storage in ("values", "bytes"):
         config = make_config(source, source={"limit": 12})
@@ -416,7 +420,7 @@ def test_scanner_that_is_not_read_to_its_end_lets_the_interpreter_exit(
 
 
 def test_run_that_waited_for_the_lease_sees_what_was_committed_meanwhile(
-    source: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch
+    source: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch, without_ray: None
 ) -> None:
     """Another run commits between this one's first look and its lease."""
     config = make_config(source, source={"limit": 10}, outputs=["dense"])
@@ -443,7 +447,7 @@ def test_run_that_waited_for_the_lease_sees_what_was_committed_meanwhile(
 
 
 def test_fresh_run_that_died_before_publishing_is_published_by_the_next(
-    source: Path, make_config: Any
+    source: Path, make_config: Any, without_ray: None
 ) -> None:
     config = make_config(source, source={"limit": 10}, outputs=["dense"])
     first = embed_corpus(config)
@@ -460,7 +464,7 @@ def test_fresh_run_that_died_before_publishing_is_published_by_the_next(
 
 
 def test_index_whose_every_document_was_rejected_is_empty_with_its_columns(
-    tmp_path: Path, make_config: Any
+    tmp_path: Path, make_config: Any, without_ray: None
 ) -> None:
     corpus = tmp_path / "docs" / "blank.parquet"
     corpus.parent.mkdir()
@@ -519,26 +523,6 @@ def command(index: Path, *options: str) -> list[str]:
     return [*run, "--set", f"index.uri={index}", *options]
 
 
-def test_command_on_no_terminal_prints_only_its_own_lines_and_nothing_on_stdout(
-    tmp_path: Path,
-) -> None:
-    index = tmp_path / "index"
-    result = subprocess.run(
-        command(index, "--limit", "40"), cwd=ROOT, capture_output=True, text=True, timeout=240
-    )
-    assert (result.returncode, result.stdout) == (0, ""), result.stderr
-    start, *stages, committed, counts, this_run, look = result.stderr.splitlines()
-    assert re.fullmatch(r"run [0-9a-f]{16}: 40 documents", start)
-    assert all(re.fullmatch(r"(starting Ray|loading the model), \d+ s", line) for line in stages)
-    assert committed == f"committed generation 1 of {index}"
-    assert re.fullmatch(
-        r"40 documents, \d+ passages \(\d+ truncated\), [\d,]+ tokens, [\d.]+ MB, rejects: none",
-        counts,
-    )
-    assert this_run.startswith("this run: ")
-    assert look == f"look at it: python -m pipelines.show_index {index}"
-
-
 def stopped(
     arguments: list[str], number: signal.Signals, when: Callable[[], bool]
 ) -> tuple[int, str, str]:
@@ -573,27 +557,22 @@ def _read(terminal: int) -> bytes:
         return b""
 
 
-def test_command_stopped_twice_is_finished_by_the_third_and_keeps_every_finished_slice(
-    tmp_path: Path,
-) -> None:
-    """Ctrl-C on a terminal, SIGTERM, and then nobody stops it."""
-    index = tmp_path / "index"
-    arguments = command(index, "--limit", "150", "--set", "slice.documents=5")
-    json_log = [*arguments, "--log-format", "json"]
+def finished(index: Path) -> dict[str, Any]:
+    """Done record and parts of each slice; parts without a record are those of no slice."""
+    return {
+        path.stem: (path.read_text(), sorted(index.glob(f"data/*/{path.stem}-*.parquet")))
+        for path in index.glob("runs/*/done/[!.]*")  # no temporary ones
+    }
 
-    def finished() -> dict[str, Any]:
-        """Done record and parts of each slice; parts without a record are those of no slice."""
-        return {
-            path.stem: (path.read_text(), sorted(index.glob(f"data/*/{path.stem}-*.parquet")))
-            for path in index.glob("runs/*/done/[!.]*")  # no temporary ones
-        }
 
-    def is_released() -> bool:
-        return max(index.glob("leases/*.json")).with_suffix(".released").exists()
+def is_released(index: Path) -> bool:
+    return max(index.glob("leases/*.json")).with_suffix(".released").exists()
 
-    code, out, shown = stopped(arguments, signal.SIGINT, lambda: bool(finished()))
-    first = finished()
-    assert (code, out, is_released()) == (130, "", True), shown
+
+def interrupted_on_a_terminal(arguments: list[str], index: Path) -> dict[str, Any]:
+    """The slices that Ctrl-C leaves, once there are some; what the terminal shows is checked."""
+    code, out, shown = stopped(arguments, signal.SIGINT, lambda: bool(finished(index)))
+    assert (code, out, is_released(index)) == (130, "", True), shown
     assert "loading the model, " in shown
     # Nothing of the live line is left: the last words come after an erased line.
     interrupted, remedy = shown.rpartition("\x1b[2K")[2].splitlines()
@@ -601,10 +580,46 @@ def test_command_stopped_twice_is_finished_by_the_third_and_keeps_every_finished
         r"interrupted; (no slice was|at least \d+ slices with \d+ documents)", interrupted
     )
     assert remedy.startswith("Run the same command ")
+    return finished(index)
 
-    code, out, shown = stopped(json_log, signal.SIGTERM, lambda: len(finished()) > len(first))
-    second = finished()
-    assert (code, out, is_released()) == (130, "", True), shown
+
+def test_command_interrupted_and_started_again_keeps_finished_slices_and_prints_its_lines(
+    tmp_path: Path,
+) -> None:
+    """Ctrl-C on a terminal, then nobody stops it and nobody watches."""
+    index = tmp_path / "index"
+    arguments = command(index, "--limit", "40", "--set", "slice.documents=5")
+    first = interrupted_on_a_terminal(arguments, index)
+    result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert (result.returncode, result.stdout) == (0, ""), result.stderr
+    start, *stages, committed, counts, this_run, look = result.stderr.splitlines()
+    assert re.match(r"run [0-9a-f]{16}: 40 documents", start)
+    of = r"\d+ of 40 documents \(\d+%\)"
+    ours = rf"(starting Ray|loading the model), \d+ s(; {of} so far)?|{of}, .* actors busy.*"
+    assert all(re.fullmatch(ours, line) for line in stages), stages
+    assert committed == f"committed generation 1 of {index}"
+    assert re.fullmatch(
+        r"40 documents, \d+ passages \(\d+ truncated\), [\d,]+ tokens, [\d.]+ MB, rejects: none",
+        counts,
+    )
+    assert this_run.startswith("this run: ")
+    assert look == f"look at it: python -m pipelines.show_index {index}"
+    assert first.items() <= finished(index).items()  # no finished slice a second part
+
+
+@pytest.mark.slow
+def test_command_stopped_twice_is_finished_by_the_third_and_keeps_every_finished_slice(
+    tmp_path: Path,
+) -> None:
+    """Ctrl-C on a terminal, SIGTERM, and then nobody stops it."""
+    index = tmp_path / "index"
+    arguments = command(index, "--limit", "150", "--set", "slice.documents=5")
+    json_log = [*arguments, "--log-format", "json"]
+    first = interrupted_on_a_terminal(arguments, index)
+    going_on = lambda: len(finished(index)) > len(first)  # noqa: E731
+    code, out, shown = stopped(json_log, signal.SIGTERM, going_on)
+    second = finished(index)
+    assert (code, out, is_released(index)) == (130, "", True), shown
     records = [json.loads(line) for line in shown.splitlines()]
     assert records[0]["kept"]["slices"] == len(first)
     assert (records[-1]["event"], records[-1]["exit_code"]) == ("interrupted", 130)
@@ -619,4 +634,6 @@ def test_command_stopped_twice_is_finished_by_the_third_and_keeps_every_finished
     assert (end["event"], end["slices"], end["counts"]["documents"]) == ("done", 30, 150)
     assert end["this_run"]["slices"] == 30 - len(second)
     assert end["kept"]["tokens"] + end["this_run"]["tokens"] == end["counts"]["tokens"]
-    assert first.items() <= second.items() <= finished().items()  # no finished slice a second part
+    assert (
+        first.items() <= second.items() <= finished(index).items()
+    )  # no finished slice a second part

@@ -28,6 +28,7 @@ import schemathesis
 from conftest import CORPUS, ROOT, config_for
 from huggingface_hub import InferenceClient
 from hypothesis import HealthCheck, given, settings
+from in_process import ray_left_out
 from langchain_openai import OpenAIEmbeddings
 from ray import serve
 from ray.serve.context import _get_global_client
@@ -52,11 +53,13 @@ def snippets(language: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def index(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small index with titles before its passages."""
     folder = tmp_path_factory.mktemp("endpoint") / "index"
     chunk = {"max_tokens": 96, "title_prefix": True}
-    embed_corpus(config_for(CORPUS, index={"uri": str(folder)}, chunk=chunk, source={"limit": 150}))
+    source = {"limit": 60}
+    with ray_left_out():
+        embed_corpus(config_for(CORPUS, index={"uri": str(folder)}, chunk=chunk, source=source))
     return folder
 
 
@@ -224,6 +227,28 @@ def test_endpoint_of_another_space_does_not_start_and_says_what_differs(
     assert "they differ in model.normalize" in text
 
 
+def test_endpoint_update_drops_no_request(port: int, url: str) -> None:
+    """The index's endpoint becomes another: what comes after this test deploys its own."""
+    stop, codes = [], []
+
+    def ask() -> None:
+        with httpx.Client(timeout=60) as http:
+            while not stop:
+                answer = http.post(f"{url}/encode", json={"texts": ["what is ray"]})
+                codes.append(answer.status_code)
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask) for _ in range(4)]
+        deploy(port, model=MODEL | {"truncate_dim": 8})
+        stop.append(True)
+        for each in asking:
+            each.result(60)
+    assert len(codes) > 20
+    assert set(codes) == {200}
+    found = httpx.post(f"{url}/encode", json={"texts": ["a"], "outputs": ["dense"]}, timeout=60)
+    assert len(found.json()["dense"][0]) == 8
+
+
 def replica_pids() -> list[int]:
     details = _get_global_client().get_serve_details()
     [deployment] = details["applications"]["packvec"]["deployments"].values()
@@ -297,28 +322,6 @@ def test_endpoint_flooded_refuses_the_rest_and_a_killed_replica_loses_only_what_
     deadline = time.monotonic() + 60
     while httpx.post(f"{url}/encode", json={"texts": ["after"]}, timeout=60).status_code != 200:
         assert time.monotonic() < deadline
-
-
-def test_endpoint_update_drops_no_request(port: int) -> None:
-    url = deploy(port, model=MODEL)
-    stop, codes = [], []
-
-    def ask() -> None:
-        with httpx.Client(timeout=60) as http:
-            while not stop:
-                answer = http.post(f"{url}/encode", json={"texts": ["what is ray"]})
-                codes.append(answer.status_code)
-
-    with ThreadPoolExecutor(4) as pool:
-        asking = [pool.submit(ask) for _ in range(4)]
-        deploy(port, model=MODEL | {"truncate_dim": 8})
-        stop.append(True)
-        for each in asking:
-            each.result(60)
-    assert len(codes) > 20
-    assert set(codes) == {200}
-    found = httpx.post(f"{url}/encode", json={"texts": ["a"], "outputs": ["dense"]}, timeout=60)
-    assert len(found.json()["dense"][0]) == 8
 
 
 def test_endpoint_starts_by_serve_run_and_ends_by_an_interrupt(port: int) -> None:

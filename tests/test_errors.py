@@ -170,7 +170,7 @@ def test_error_access_denied(
     check(run(**settings), f"{uri}/docs", "access denied", "credentials")
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("without_ray")
 def test_error_index_of_another_request(run: Any, invoke: Any) -> None:
     run()  # writes run.yaml; Ray is refused
     code, message = invoke("run.yaml")

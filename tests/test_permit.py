@@ -13,7 +13,7 @@ from actors.errors import ConfigError
 from pipelines.embed_corpus import app, embed_corpus
 from pipelines.permit import Permit
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = pytest.mark.usefixtures("without_ray")
 
 
 @pytest.fixture

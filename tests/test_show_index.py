@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import config_for
 from generations_by_hand import Doc, History
+from in_process import ray_left_out
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -20,11 +21,12 @@ B: Doc = ("Bees", "b0")
 
 
 @pytest.fixture(scope="module")
-def index(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory, articles: pa.Table) -> str:
+def index(tmp_path_factory: pytest.TempPathFactory, articles: pa.Table) -> str:
     folder = tmp_path_factory.mktemp("show")
     pq.write_table(articles.slice(0, 3), folder / "three.parquet")
     config = config_for(folder / "three.parquet", index={"uri": str(folder / "index")})
-    embed_corpus(config)
+    with ray_left_out():
+        embed_corpus(config)
     return config.index.uri
 
 

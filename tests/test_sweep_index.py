@@ -14,7 +14,7 @@ from conftest import config_for
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from moto.s3.models import s3_backends
-from s3_server import Fault, s3_server  # noqa: F401
+from s3_server import Fault, s3_server, upload_folder  # noqa: F401
 from test_replay import corpus, run_with_poison
 from typer.testing import CliRunner
 
@@ -402,9 +402,7 @@ def test_sweep_that_lost_its_lease_removes_nothing(index):
 def test_sweep_on_s3_goes_by_the_stores_times(template, s3_bucket, s3_server):  # noqa: F811
     uri, options = s3_bucket
     store = open_store(f"{uri}/index", options)
-    for path in template.rglob("*"):
-        if path.is_file():
-            store.upload(path, str(path.relative_to(template)))
+    upload_folder(template, store)
     assert not any(sweep(store).by_kind.values())  # what was copied is young
     for account in s3_backends.values():
         for backend in account.values():
