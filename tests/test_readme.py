@@ -13,6 +13,8 @@ import duckdb
 import pytest
 from conftest import ROOT
 
+from pipelines.index import open_index
+
 README = (ROOT / "README.md").read_text()
 
 # What a test cannot reach, and what would make it slow: (command, what is added to it).
@@ -104,9 +106,9 @@ def test_readme_encoder_snippet_runs() -> None:
     exec(snippet.replace("BAAI/bge-m3", "builtin:tiny-m3"), names)
 
 
-def test_readme_sql_runs(ran: Path) -> None:
-    (query,) = blocks("sql")
-    assert len(duckdb.sql(query.replace("out/", f"{ran}/")).fetchall()) == 5
+def test_readme_sql_of_the_index_runs(ran: Path) -> None:
+    sql = open_index(str(ran / "quickstart")).to_sql(["title", "dense"])
+    assert len(duckdb.sql(f"{sql} limit 5").fetchall()) == 5
 
 
 def test_readme_stays_short_and_names_only_files_that_exist() -> None:
