@@ -235,7 +235,7 @@ def table(result: dict[str, Any]) -> str:
 def main() -> None:
     """Measure, print, write benchmarks/results/reindex.json."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--documents", type=int, default=6000)
+    parser.add_argument("--documents", type=int, default=13_000)
     parser.add_argument("--articles", type=Path, default=_ARTICLES, help="a Parquet file or folder")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.0, 0.01, 0.1, 1.0])
     options = parser.parse_args()

@@ -22,7 +22,7 @@ from pipelines.chunking import Chunker, Passages
 from pipelines.config import RunConfig
 from pipelines.formats.base import DocumentBatch
 from pipelines.known_documents import NOT_READ_AS, Found, KnownDocuments
-from pipelines.records import HASH, UNCHANGED_SCHEMA, RejectCode, reject_table
+from pipelines.schemas import HASH, UNCHANGED_SCHEMA, RejectCode, reject_table
 
 DOCUMENTS_SCHEMA = pa.schema(
     [

@@ -22,7 +22,8 @@ from actors.errors import IndexStateError
 from pipelines.generations import committed_generations, publications, read_manifest
 from pipelines.index import Index
 from pipelines.layout import manifest_path
-from pipelines.records import LEDGER_SCHEMA, Manifest
+from pipelines.records import Manifest
+from pipelines.schemas import LEDGER_SCHEMA
 
 DELETED_SCHEMA = pa.schema([("doc_id", pa.string()), ("passage_id", pa.string())])
 _TOUCHED_SCHEMA = pa.schema([("doc_id", pa.string()), ("was", pa.int64()), ("now", pa.int64())])

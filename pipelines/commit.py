@@ -22,16 +22,8 @@ from pipelines.layout import new_nonce
 from pipelines.manifests import create_manifest, software_versions, write_tables
 from pipelines.output import write_table
 from pipelines.plan import Request, Run, incomplete_units
-from pipelines.records import (
-    DELETIONS_SCHEMA,
-    LEDGER_SCHEMA,
-    Counts,
-    Done,
-    Manifest,
-    ModelRecord,
-    Tables,
-    reject_table,
-)
+from pipelines.records import Counts, Done, Manifest, ModelRecord, Tables
+from pipelines.schemas import DELETIONS_SCHEMA, LEDGER_SCHEMA, reject_table
 from pipelines.storage import Store
 
 Inherit = Callable[[Sequence[Done], pa.Table], Inheritance]

@@ -18,13 +18,8 @@ from pydantic import ValidationError
 from actors.errors import IndexStateError, StorageError
 from pipelines.generations import Publication, read_manifest
 from pipelines.layout import manifest_path
-from pipelines.records import (
-    DELETIONS_SCHEMA,
-    FILES_SCHEMA,
-    FileRecord,
-    Manifest,
-    TableRecord,
-)
+from pipelines.records import FileRecord, Manifest, TableRecord
+from pipelines.schemas import DELETIONS_SCHEMA, FILES_SCHEMA
 from pipelines.storage import Store
 
 _KEPT = 100

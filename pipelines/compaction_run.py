@@ -25,8 +25,9 @@ from pipelines.lease import Lease
 from pipelines.manifests import create_manifest, software_versions, write_tables
 from pipelines.output import write_table
 from pipelines.plan import load_plan, units_to_bytes
-from pipelines.records import DELETIONS_SCHEMA, Counts, Manifest, Plan
+from pipelines.records import Counts, Manifest, Plan
 from pipelines.rewrite_parts import NewPart, PartRewriter, ledgers_by_part
+from pipelines.schemas import DELETIONS_SCHEMA
 from pipelines.source import Unit
 from pipelines.storage import Store
 

@@ -13,7 +13,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.records import LEDGER_SCHEMA, Done
+from pipelines.records import Done
+from pipelines.schemas import LEDGER_SCHEMA
 from pipelines.storage import Store
 
 LOST_SCHEMA = pa.schema([field for field in LEDGER_SCHEMA if field.name != "doc_hash"])

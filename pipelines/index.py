@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 from actors.errors import IndexStateError, StorageError
 from pipelines.generations import live_generation, read_chain
 from pipelines.part_rows import Part, Ranges, read_rows, rows_by_part
-from pipelines.records import LEDGER_SCHEMA, REJECTS_SCHEMA, Manifest, TableRecord
+from pipelines.records import Manifest, TableRecord
+from pipelines.schemas import LEDGER_SCHEMA, REJECTS_SCHEMA
 from pipelines.storage import Store, open_store
 from pipelines.view_schema import as_numbers, schema_without_parts
 from pipelines.view_sql import view_sql

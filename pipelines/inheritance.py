@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipelines.duplicates import LOST_SCHEMA
-from pipelines.records import DELETIONS_SCHEMA, REJECTS_SCHEMA
+from pipelines.schemas import DELETIONS_SCHEMA, REJECTS_SCHEMA
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from actors.errors import IndexStateError
 from pipelines.generations import read_manifest
 from pipelines.layout import generation_path, manifest_path
 from pipelines.output import write_table
-from pipelines.records import FILES_SCHEMA, FileRecord, Manifest, TableRecord, Tables
+from pipelines.records import FileRecord, Manifest, TableRecord, Tables
+from pipelines.schemas import FILES_SCHEMA
 from pipelines.storage import Store
 
 _PACKAGES = ("packvec", "ray", "torch", "transformers", "tokenizers", "pyarrow")

@@ -24,7 +24,8 @@ from pipelines.config_sections import ChunkConfig
 from pipelines.formats.base import Piece
 from pipelines.layout import plan_path, units_path
 from pipelines.listing import SourceFile
-from pipelines.records import UNITS_SCHEMA, Done, Plan, RunKind
+from pipelines.records import Done, Plan, RunKind
+from pipelines.schemas import UNITS_SCHEMA
 from pipelines.source import Unit
 from pipelines.storage import Store
 

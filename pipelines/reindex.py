@@ -10,16 +10,13 @@ source it does nothing, and a run that died is gone on with.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import typer
 
-from actors.errors import ConfigError, GateError, IndexStateError
+from actors.errors import ConfigError
 from actors.model_files import ModelFiles, resolve_model
 from pipelines.cli import (
     LogFormat,
@@ -32,32 +29,20 @@ from pipelines.config import RunConfig, load_config
 from pipelines.embed_corpus import embed_corpus
 from pipelines.estimate import estimate_run
 from pipelines.estimate_text import in_short
-from pipelines.generations import (
-    committed_by,
-    live_generation,
-    publications,
-    read_chain,
-)
-from pipelines.index import Index
-from pipelines.inventory import (
-    for_now,
-    inventory,
-    plan_of,
-    unchanged_units,
-    units_now,
-)
+from pipelines.generations import read_chain
+from pipelines.inventory import plan_of
 from pipelines.lease import hold_lease
 from pipelines.listing import Listing
 from pipelines.permit import Permit
 from pipelines.plan import Request, differences, load_plan
 from pipelines.progress import Progress
 from pipelines.records import Manifest
+from pipelines.reindex_task import live_number, next_task_of
 from pipelines.run import carry_out
 from pipelines.slices import check_chunking
-from pipelines.source import Source, Unit
+from pipelines.source import Source
 from pipelines.speed import recall_speed
-from pipelines.storage import Store, open_store
-from pipelines.supersede import newest_places
+from pipelines.storage import open_store
 from pipelines.tasks import Task
 
 
@@ -88,7 +73,7 @@ def reindex(
         source = Source(config.source)
         listing = source.list_files()
         store = open_store(config.index.uri, config.index.storage_options)
-        live = read_chain(store, _live_number(store))
+        live = read_chain(store, live_number(store))
         if request.index_fingerprint == live[0].index_fingerprint:
             task = next_task_of(store, request, source, listing)
             if isinstance(task, Task):
@@ -122,78 +107,6 @@ def reindex(
         verbose=verbose,
         progress=Progress(progress.log),
     )
-
-
-def next_task_of(
-    store: Store, request: Request, source: Source, listing: Listing
-) -> Task | Manifest:
-    """The task, or the live generation where there is nothing to do.
-
-    Raises:
-        GateError: what there is to do has been done, published, and taken back.
-    """
-    chain = read_chain(store, _live_number(store))
-    live, plan, index = chain[0], plan_of(store, chain[0]), Index(store, chain)
-    before = inventory(store, live)
-    rejects = index.rejects()
-    kept = unchanged_units(listing, before)
-    reads_alike = not _reading_differs(request, plan.request)
-    # How many documents a limit leaves of a file depends on the files before it.
-    comparable = kept if reads_alike and request.parts["source"]["limit"] is None else []
-    again = for_now(rejects) | _shadowed(index, rejects, before, kept)
-    if plan.listing == listing.hash and reads_alike and not again:
-        return live
-    run_id = request.run_id(reindex=live.generation, listing=listing.hash)
-    committed = committed_by(store, run_id, live.generation)
-    if committed and committed.generation in publications(store).values():
-        raise GateError(
-            f"{store.uri}: generation {committed.generation} holds this state of the source, and "
-            f"was taken back: generation {live.generation} is live.",
-            "Nothing is done until the source changes; to make it live again: "
-            f"python -m pipelines.publish_generation {store.uri} {committed.generation}",
-        )
-
-    def pin() -> tuple[Sequence[Unit], str]:
-        types = {field.name: field.type for field in index.schema}
-        return units_now(source, listing, before if comparable else [], again, types), listing.hash
-
-    return Task(run_id, live.generation, pin, "reindex")
-
-
-def _live_number(store: Store) -> int:
-    number = live_generation(store)
-    if number is None:
-        raise IndexStateError(
-            f"{store.uri}: expected a committed index to bring up to date, found none.",
-            "Run python -m pipelines.embed_corpus first.",
-        )
-    return number
-
-
-def _reading_differs(request: Request, before: dict[str, object]) -> bool:
-    """Whether the same files would give other documents than they gave."""
-    now, then = dict(request.parts["source"]), before["source"]
-    assert isinstance(then, dict)
-    return bool(differences(now | {"uri": ""}, then | {"uri": ""}))
-
-
-def _shadowed(
-    index: Index, rejects: pa.Table, before: Sequence[Unit], kept: Sequence[Unit]
-) -> set[int]:
-    """Units with documents whose id another one had, in a file that is not as it was any more: now
-    they may be the only ones.
-    """
-    numbers = pa.array([unit.number for unit in kept], pa.int32())
-    doubles = rejects.filter(
-        pc.and_(pc.equal(rejects["code"], "duplicate_id"), pc.is_in(rejects["unit"], numbers))
-    )
-    if not doubles.num_rows:
-        return set()
-    still = {origin for unit in kept for origin in unit.origins}
-    places = newest_places(index, doubles["doc_id"].unique().to_pylist())
-    held = {p["doc_id"] for p in places if (p["run_id"], p["unit"]) in still}
-    rows = zip(doubles["doc_id"].to_pylist(), doubles["unit"].to_pylist(), strict=True)
-    return {unit for doc_id, unit in rows if doc_id not in held}
 
 
 def _agree_to_everything(

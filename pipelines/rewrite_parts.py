@@ -27,7 +27,8 @@ from pipelines.duplicates import read_columns
 from pipelines.layout import new_nonce, slice_name
 from pipelines.local_files import scratch_folder
 from pipelines.output import PartWriter, describe_file, write_table
-from pipelines.records import LEDGER_SCHEMA, FileRecord
+from pipelines.records import FileRecord
+from pipelines.schemas import LEDGER_SCHEMA
 from pipelines.storage import Store
 
 _THREADS = 16

@@ -17,7 +17,7 @@ from pipelines.config_sections import SourceConfig
 from pipelines.corpus_sizes import Beginnings
 from pipelines.formats.base import Access, DocumentBatch, is_damage
 from pipelines.formats.registry import FORMATS
-from pipelines.records import RejectCode
+from pipelines.schemas import RejectCode
 from pipelines.source import Source, Unit
 
 _LONGEST_BEGINNING = 64 << 20

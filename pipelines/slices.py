@@ -22,7 +22,7 @@ from actors.tokenizer import TOKENS_COLUMN
 from pipelines.blocks import DOCUMENTS_SCHEMA, BlockBuilder, DocumentBlock, DocumentTables
 from pipelines.config import RunConfig
 from pipelines.known_documents import KnownDocuments
-from pipelines.records import PASSAGE_SCHEMA, UNCHANGED_SCHEMA, reject_table
+from pipelines.schemas import PASSAGE_SCHEMA, UNCHANGED_SCHEMA, reject_table
 from pipelines.source import Source, Unit
 
 _UNCHANGED_PER_DOCUMENT = 100

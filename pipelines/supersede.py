@@ -23,7 +23,8 @@ from pipelines.index import Index
 from pipelines.inheritance import Inheritance
 from pipelines.inventory import Numbering
 from pipelines.known_documents import NOT_READ_AS, IdSet, KnownDocuments
-from pipelines.records import DELETIONS_SCHEMA, Done, reject_table
+from pipelines.records import Done
+from pipelines.schemas import DELETIONS_SCHEMA, reject_table
 from pipelines.source import Unit
 from pipelines.storage import Store
 

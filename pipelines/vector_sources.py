@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from actors.encoder import EncodedBatch
 from pipelines.output import ColbertStorage, stored_vectors
-from pipelines.records import HASH
+from pipelines.schemas import HASH
 from pipelines.storage import Store
 
 _WINDOW_BYTES = 32 << 20

@@ -30,12 +30,8 @@ from pipelines.committed import Generation, Problems, chain_of, columns_of, one_
 from pipelines.duplicates import read_columns
 from pipelines.layout import manifest_path, plan_path
 from pipelines.plan import load_plan
-from pipelines.records import (
-    LEDGER_SCHEMA,
-    REJECTS_SCHEMA,
-    UNCHANGED_SCHEMA,
-    FileRecord,
-)
+from pipelines.records import FileRecord
+from pipelines.schemas import LEDGER_SCHEMA, REJECTS_SCHEMA, UNCHANGED_SCHEMA
 from pipelines.storage import Store
 from pipelines.verify_parts import (
     MASKED_SCHEMA,

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from pipelines.committed import Generation, Problems
 from pipelines.layout import manifest_path
 from pipelines.output import VECTOR_COLUMNS
-from pipelines.records import DELETIONS_SCHEMA, PASSAGE_SCHEMA, Manifest
+from pipelines.records import Manifest
+from pipelines.schemas import DELETIONS_SCHEMA, PASSAGE_SCHEMA
 from pipelines.verify_vectors import Findings, VectorCheck, expected_type
 
 _ROW_COLUMNS = ("doc_id", "passage_id", "passage_no", "n_tokens", "truncated")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pyarrow as pa
 
 from pipelines.output import VECTOR_COLUMNS, colbert_from_bytes
-from pipelines.records import PASSAGE_SCHEMA, Manifest
+from pipelines.records import Manifest
+from pipelines.schemas import PASSAGE_SCHEMA
 
 _VALUE_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
 

@@ -15,19 +15,8 @@ import pyarrow as pa
 from pipelines.generations import publish
 from pipelines.layout import generation_path, manifest_path, new_nonce, plan_path, slice_name
 from pipelines.output import ColbertStorage, PartWriter, describe_file, stored_rows, write_table
-from pipelines.records import (
-    DELETIONS_SCHEMA,
-    FILES_SCHEMA,
-    LEDGER_SCHEMA,
-    PASSAGE_SCHEMA,
-    Counts,
-    FileRecord,
-    Manifest,
-    ModelRecord,
-    Plan,
-    TableRecord,
-    Tables,
-)
+from pipelines.records import Counts, FileRecord, Manifest, ModelRecord, Plan, TableRecord, Tables
+from pipelines.schemas import DELETIONS_SCHEMA, FILES_SCHEMA, LEDGER_SCHEMA, PASSAGE_SCHEMA
 from pipelines.storage import Store
 
 DIM = 4

@@ -19,7 +19,7 @@ from conftest import config_for
 
 from actors.encoder import load_encoder
 from actors.model_files import resolve_model
-from pipelines import encode_slices, reindex
+from pipelines import encode_slices, reindex_task
 from pipelines.commit import commit
 from pipelines.done_records import read_done
 from pipelines.encode_slices import SliceEncoder
@@ -94,7 +94,7 @@ class History:
         source = Source(self.config.source)
         listing = source.list_files()
         if kind == "reindex" and live_generation(self.store) is not None:
-            return request, listing, reindex.next_task_of(self.store, request, source, listing)
+            return request, listing, reindex_task.next_task_of(self.store, request, source, listing)
         return (
             request,
             listing,

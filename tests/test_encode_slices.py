@@ -25,7 +25,8 @@ from pipelines.encode_slices import SliceEncoder
 from pipelines.layout import done_path
 from pipelines.output import VECTOR_COLUMNS
 from pipelines.plan import Request
-from pipelines.records import LEDGER_SCHEMA, REJECTS_SCHEMA, Done
+from pipelines.records import Done
+from pipelines.schemas import LEDGER_SCHEMA, REJECTS_SCHEMA
 from pipelines.slices import SliceReader
 from pipelines.source import Source
 from pipelines.storage import open_store

@@ -7,7 +7,7 @@ from pipelines.formats.base import Piece
 from pipelines.inventory import Numbering, unchanged_units, units_now
 from pipelines.known_documents import NOT_READ_AS
 from pipelines.listing import Listing, SourceFile
-from pipelines.records import reject_table
+from pipelines.schemas import reject_table
 from pipelines.source import Unit
 
 

@@ -18,7 +18,7 @@ from pipelines.known_documents import (
     id_hashes,
     resolve,
 )
-from pipelines.records import DELETIONS_SCHEMA, HASH, LEDGER_SCHEMA, UNCHANGED_SCHEMA
+from pipelines.schemas import DELETIONS_SCHEMA, HASH, LEDGER_SCHEMA, UNCHANGED_SCHEMA
 
 PARTS = ["data/a.parquet", "data/b.parquet"]
 

@@ -14,7 +14,7 @@ from pipelines.encode_slices import SliceEncoder
 from pipelines.index import open_index
 from pipelines.inventory import inventory, read_again
 from pipelines.plan import Request, plan_run
-from pipelines.records import FOR_NOW
+from pipelines.schemas import FOR_NOW
 from pipelines.slices import SliceReader
 from pipelines.source import Source
 from pipelines.storage import open_store

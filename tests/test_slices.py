@@ -16,7 +16,7 @@ from actors.tiny_model import ensure_tiny_m3
 from actors.tokenizer import TextTokenizer
 from pipelines.plan import todo_table
 from pipelines.read_slices import read_slices
-from pipelines.records import REJECTS_SCHEMA
+from pipelines.schemas import REJECTS_SCHEMA
 from pipelines.slices import Slice, SliceReader, check_chunking
 from pipelines.source import Source
 

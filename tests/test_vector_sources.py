@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from actors.encoder import EncodedBatch
 from pipelines import vector_sources
 from pipelines.output import side_by_side, stored_vectors
-from pipelines.records import HASH
+from pipelines.schemas import HASH
 from pipelines.storage import open_store
 from pipelines.vector_sources import VectorSources
 

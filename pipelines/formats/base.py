@@ -16,8 +16,8 @@ from actors.errors import SourceError
 from pipelines.config_sections import SourceConfig
 from pipelines.listing import SourceFile, is_http, is_local, name_in
 from pipelines.local_files import local_disk
-from pipelines.records import RejectCode
 from pipelines.retries import SteadyFile, fetched
+from pipelines.schemas import RejectCode
 
 BATCH_DOCUMENTS = 128
 _BATCH_CHARACTERS = 8 << 20  # documents of any length: a batch is bounded by both

@@ -22,7 +22,7 @@ from pipelines.formats.base import (
     derived_id,
 )
 from pipelines.listing import SourceFile
-from pipelines.records import RejectCode
+from pipelines.schemas import RejectCode
 
 
 class ParquetFiles:

@@ -1,0 +1,97 @@
+"""What re-indexing has to do: a run that adds to the live generation, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from actors.errors import GateError, IndexStateError
+from pipelines.generations import committed_by, live_generation, publications, read_chain
+from pipelines.index import Index
+from pipelines.inventory import for_now, inventory, plan_of, unchanged_units, units_now
+from pipelines.listing import Listing
+from pipelines.plan import Request, differences
+from pipelines.records import Manifest
+from pipelines.source import Source, Unit
+from pipelines.storage import Store
+from pipelines.supersede import newest_places
+from pipelines.tasks import Task
+
+
+def next_task_of(
+    store: Store, request: Request, source: Source, listing: Listing
+) -> Task | Manifest:
+    """The task, or the live generation where there is nothing to do.
+
+    Raises:
+        GateError: what there is to do has been done, published, and taken back.
+    """
+    chain = read_chain(store, live_number(store))
+    live, plan, index = chain[0], plan_of(store, chain[0]), Index(store, chain)
+    before = inventory(store, live)
+    rejects = index.rejects()
+    kept = unchanged_units(listing, before)
+    reads_alike = not _reading_differs(request, plan.request)
+    # How many documents a limit leaves of a file depends on the files before it.
+    comparable = kept if reads_alike and request.parts["source"]["limit"] is None else []
+    again = for_now(rejects) | _shadowed(index, rejects, before, kept)
+    if plan.listing == listing.hash and reads_alike and not again:
+        return live
+    run_id = request.run_id(reindex=live.generation, listing=listing.hash)
+    committed = committed_by(store, run_id, live.generation)
+    if committed and committed.generation in publications(store).values():
+        raise GateError(
+            f"{store.uri}: generation {committed.generation} holds this state of the source, and "
+            f"was taken back: generation {live.generation} is live.",
+            "Nothing is done until the source changes; to make it live again: "
+            f"python -m pipelines.publish_generation {store.uri} {committed.generation}",
+        )
+
+    def pin() -> tuple[Sequence[Unit], str]:
+        types = {field.name: field.type for field in index.schema}
+        return units_now(source, listing, before if comparable else [], again, types), listing.hash
+
+    return Task(run_id, live.generation, pin, "reindex")
+
+
+def live_number(store: Store) -> int:
+    """The live generation.
+
+    Raises:
+        IndexStateError: there is none.
+    """
+    number = live_generation(store)
+    if number is None:
+        raise IndexStateError(
+            f"{store.uri}: expected a committed index to bring up to date, found none.",
+            "Run python -m pipelines.embed_corpus first.",
+        )
+    return number
+
+
+def _reading_differs(request: Request, before: dict[str, object]) -> bool:
+    """Whether the same files would give other documents than they gave."""
+    now, then = dict(request.parts["source"]), before["source"]
+    assert isinstance(then, dict)
+    return bool(differences(now | {"uri": ""}, then | {"uri": ""}))
+
+
+def _shadowed(
+    index: Index, rejects: pa.Table, before: Sequence[Unit], kept: Sequence[Unit]
+) -> set[int]:
+    """Units with documents whose id another one had, in a file that is not as it was any more: now
+    they may be the only ones.
+    """
+    numbers = pa.array([unit.number for unit in kept], pa.int32())
+    doubles = rejects.filter(
+        pc.and_(pc.equal(rejects["code"], "duplicate_id"), pc.is_in(rejects["unit"], numbers))
+    )
+    if not doubles.num_rows:
+        return set()
+    still = {origin for unit in kept for origin in unit.origins}
+    places = newest_places(index, doubles["doc_id"].unique().to_pylist())
+    held = {p["doc_id"] for p in places if (p["run_id"], p["unit"]) in still}
+    rows = zip(doubles["doc_id"].to_pylist(), doubles["unit"].to_pylist(), strict=True)
+    return {unit for doc_id, unit in rows if doc_id not in held}
