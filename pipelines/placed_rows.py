@@ -33,6 +33,7 @@ class PlacedRows:
 
     @staticmethod
     def of(work: Slice) -> PlacedRows:
+        """Nothing is placed yet."""
         n_rows = work.ledger["n_rows"].to_numpy()
         document = np.repeat(np.arange(len(n_rows)), n_rows)
         nothing = np.zeros(0, np.int64)
