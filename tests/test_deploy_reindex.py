@@ -15,7 +15,7 @@ from ray.dashboard.modules.job.cli import submit as ray_job_submit
 from test_deploy import DEPLOY, ROOT, configuration, pods, rayjob  # noqa: F401
 
 KUBERNETES = json.loads((ROOT / "tests/data/kubernetes/cronjob-1.31.json").read_text())
-REINDEX = ["python", "-m", "pipelines.reindex", "conf/wiki.yaml", "--yes"]
+REINDEX = ["python", "-m", "pipelines.reindex", "conf/wiki.yaml"]
 
 
 def test_reindex_command_of_all_three_is_parsed_and_writes_to_a_bucket() -> None:
