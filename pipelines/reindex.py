@@ -37,7 +37,7 @@ from pipelines.permit import Permit
 from pipelines.plan import Request, differences, load_plan
 from pipelines.progress import Progress
 from pipelines.records import Manifest
-from pipelines.reindex_task import live_number, next_task_of
+from pipelines.reindex_task import live_number, next_task_of, outlook
 from pipelines.run import carry_out
 from pipelines.slices import check_chunking
 from pipelines.source import Source
@@ -149,6 +149,14 @@ def _agree_to_everything(
     )
 
 
+def _dry_run(config: RunConfig) -> str:
+    config = config.with_absolute_paths()
+    source = Source(config.source)
+    request = Request.of(config, resolve_model(config.encoder))
+    store = open_store(config.index.uri, config.index.storage_options)
+    return outlook(store, request, source, source.list_files())
+
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 _EPILOG = (
@@ -175,6 +183,12 @@ def main(
             "pipelines.publish_generation makes it live.",
         ),
     ] = False,
+    dry: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Only say how many files would be read; starts and writes nothing."
+        ),
+    ] = False,
     yes: Annotated[
         bool,
         typer.Option(
@@ -194,8 +208,12 @@ def main(
     with log_to_stderr(log_format) as log:
         progress = Progress(log)
         with exit_with_one_line(log, verbose=verbose, kept=progress.kept):
+            run = load_config(config, overrides or [])
+            if dry:
+                typer.echo(_dry_run(run))
+                return
             reindex(
-                load_config(config, overrides or []),
+                run,
                 permit=Permit(yes=yes, ask=ask_on_terminal()),
                 publishes=not no_publish,
                 verbose=verbose,

@@ -8,7 +8,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.errors import GateError, IndexStateError
-from pipelines.generations import committed_by, live_generation, publications, read_chain
+from pipelines.estimate_text import byte_count
+from pipelines.generations import (
+    committed_by,
+    live_generation,
+    publications,
+    read_chain,
+    read_manifest,
+)
 from pipelines.index import Index
 from pipelines.inventory import for_now, inventory, plan_of, unchanged_units, units_now
 from pipelines.listing import Listing
@@ -54,6 +61,28 @@ def next_task_of(
         return units_now(source, listing, before if comparable else [], again, types), listing.hash
 
     return Task(run_id, live.generation, pin, "reindex")
+
+
+def outlook(store: Store, request: Request, source: Source, listing: Listing) -> str:
+    """What `reindex` would do, as far as it shows without reading a document; for people.
+
+    Raises:
+        EmbedError: what would also keep it from starting.
+    """
+    live = read_manifest(store, live_number(store))
+    if request.index_fingerprint != live.index_fingerprint:
+        return "everything would be embedded again: the configuration has become another one"
+    task = next_task_of(store, request, source, listing)
+    if not isinstance(task, Task):
+        return f"nothing to do: generation {live.generation} is what its source is"
+    read = {piece.file for unit in task.pin()[0] if unit.wanted for piece in unit.pieces}
+    before = {piece.file.path for unit in inventory(store, live) for piece in unit.pieces}
+    gone = before - {file.path for file in listing.files}
+    size = sum(max(file.size, 0) for file in read)
+    return (
+        f"{len(read):,} of {len(listing.files):,} files would be read ({byte_count(size)}), and "
+        f"their documents compared with generation {live.generation}; {len(gone):,} files are gone"
+    )
 
 
 def live_number(store: Store) -> int:

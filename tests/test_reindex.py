@@ -549,3 +549,24 @@ def test_reindex_cli_of_half_a_dump_exits_3_with_one_line(config, corpus, tmp_pa
     lines = capfd.readouterr().err.splitlines()
     (line,) = [line for line in lines if line.startswith("error: ")]
     assert "committed and not published" in line
+
+
+def test_reindex_cli_dry_run_says_what_would_be_read_and_changes_nothing(
+    config, corpus, tmp_path, capfd
+):
+    embed_corpus(config)
+    write_config(config, tmp_path / "run.yaml")
+
+    def said():
+        capfd.readouterr()
+        result = CliRunner().invoke(app, [str(tmp_path / "run.yaml"), "--dry-run"])
+        assert result.exit_code == 0
+        return result.output
+
+    assert said() == "nothing to do: generation 1 is what its source is\n"
+    corpus.change("a", lambda rows: rows[1:])
+    (corpus.folder / "b.parquet").unlink()
+    assert said().startswith("1 of 2 files would be read (")
+    assert "compared with generation 1; 1 files are gone" in said()
+    assert live(config).info.generation == 1
+    assert not (Path(config.index.uri) / "generations/000002").exists()
