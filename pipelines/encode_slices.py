@@ -92,6 +92,7 @@ class SliceEncoder:
         rejects = pa.concat_tables([work.rejects, placed.rejects(work)])
         kept = np.flatnonzero(placed.document_ok[placed.document])
         own = np.intersect1d(kept, placed.encoded)
+        lengths = work.passages["n_tokens"].to_numpy()
         edited = pc.is_valid(work.ledger["old_part"]).to_numpy()
         info = self._encoder.info
         done = Done(
@@ -104,9 +105,10 @@ class SliceEncoder:
             unreadable=work.unreadable,
             embedded=documents.num_rows,
             passages=len(kept),
-            tokens=int(work.passages["n_tokens"].to_numpy()[kept].sum()),
+            tokens=int(lengths[kept].sum()),
             truncated=int(work.passages["truncated"].to_numpy()[kept].sum()),
             reused=len(kept) - len(own),
+            reused_tokens=int(lengths[kept].sum() - lengths[own].sum()),
             unchanged=work.unchanged.num_rows,
             edited=int(edited[np.unique(placed.document[own])].sum()),
             rejects=Counter(rejects["code"].to_pylist()),

@@ -40,7 +40,7 @@ class RunMetrics:
         sums = {
             self._documents: done.documents,
             self._passages: done.passages,
-            self._tokens: done.tokens,
+            self._tokens: done.encoded_tokens,
             self._bytes: done.part.bytes if done.part else 0,
         }
         for counter, value in sums.items():

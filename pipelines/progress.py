@@ -36,6 +36,7 @@ class Tally:
     documents: int = 0
     passages: int = 0
     tokens: int = 0
+    """Those that were encoded."""
     rejects: Counter[str] = field(default_factory=Counter)
 
     def add(self, done: Done) -> None:
@@ -43,7 +44,7 @@ class Tally:
         self.slices += 1
         self.documents += done.documents
         self.passages += done.passages
-        self.tokens += done.tokens
+        self.tokens += done.encoded_tokens
         self.rejects.update(done.rejects)
 
     def sums(self) -> dict[str, int]:
@@ -143,7 +144,7 @@ class Progress:
                 self._recent.append((self._stage_began, 0, 0))  # speed counts from there
             self._stage, self._moved = None, now
             self._new.add(done)
-            self._recent.append((now, done.documents, done.tokens))
+            self._recent.append((now, done.documents, done.encoded_tokens))
             self._forget(now)
             patience = max(_BUSY_SECONDS, _BUSY_SLICES * done.seconds)
             self._device = done.encoder.device

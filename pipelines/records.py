@@ -72,6 +72,8 @@ class Done(Record):
     truncated: int
     reused: int = 0
     """Passages whose vectors come from the index, or from an equal passage of the slice."""
+    reused_tokens: int = 0
+    """Of these passages."""
     unchanged: int = 0
     """Documents that are in the index as they are."""
     edited: int = 0
@@ -89,6 +91,11 @@ class Done(Record):
     def next_document(self) -> int:
         """Where the unit's next slice begins."""
         return self.first_document + self.documents
+
+    @property
+    def encoded_tokens(self) -> int:
+        """Those that went through the model."""
+        return self.tokens - self.reused_tokens
 
     @property
     def files(self) -> list[FileRecord]:
