@@ -316,9 +316,9 @@ def test_encode_slices_by_several_threads_are_each_their_own(bench):
 
 
 def texts_with_poison(passage, n_passages):
-    """A document of that many passages (paragraphs), one of which is poisoned."""
-    paragraphs = [SENTENCE + " and on" for _ in range(n_passages)]
-    paragraphs[passage] = f"{SENTENCE} {POISON} on"
+    """A document of that many passages (paragraphs), no two equal, one of which is poisoned."""
+    paragraphs = [f"{SENTENCE} and on {passage} {number}" for number in range(n_passages)]
+    paragraphs[passage] = f"{SENTENCE} {POISON} on {passage}"
     return "\n\n".join(paragraphs)
 
 

@@ -92,9 +92,9 @@ def counts_of(config):
     blocks = [builder.build(b, 0, 0) for unit in units for b in source.read(unit)]
     return {
         "documents": sum(map(len, blocks)),
-        "passages": sum(block.passages.num_rows for block in blocks),
+        "passages": sum(block.tables.passages.num_rows for block in blocks),
         "tokens": sum(int(block.tokens[-1]) for block in blocks),
-        "truncated": sum(sum(b.passages["truncated"].to_pylist()) for b in blocks),
+        "truncated": sum(sum(b.tables.passages["truncated"].to_pylist()) for b in blocks),
     }
 
 
