@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 from actors.errors import GateError, IndexStateError
 from pipelines.estimate_text import byte_count
 from pipelines.generations import (
-    committed_by,
     live_generation,
     publications,
     read_chain,
@@ -18,6 +17,7 @@ from pipelines.generations import (
 )
 from pipelines.index import Index
 from pipelines.inventory import for_now, inventory, plan_of, unchanged_units, units_now
+from pipelines.layout import manifest_path
 from pipelines.listing import Listing
 from pipelines.plan import Request, differences
 from pipelines.records import Manifest
@@ -47,13 +47,12 @@ def next_task_of(
     if plan.listing == listing.hash and reads_alike and not again:
         return live
     run_id = request.run_id(reindex=live.generation, listing=listing.hash)
-    committed = committed_by(store, run_id, live.generation)
-    if committed and committed.generation in publications(store).values():
+    if number := _taken_back(store, live, listing):
         raise GateError(
-            f"{store.uri}: generation {committed.generation} holds this state of the source, and "
-            f"was taken back: generation {live.generation} is live.",
+            f"{store.uri}: generation {number} holds this state of the source, and was taken back: "
+            f"generation {live.generation} is live.",
             "Nothing is done until the source changes; to make it live again: "
-            f"python -m pipelines.publish_generation {store.uri} {committed.generation}",
+            f"python -m pipelines.publish_generation {store.uri} {number}",
         )
 
     def pin() -> tuple[Sequence[Unit], str]:
@@ -98,6 +97,17 @@ def live_number(store: Store) -> int:
             "Run python -m pipelines.embed_corpus first.",
         )
     return number
+
+
+def _taken_back(store: Store, live: Manifest, listing: Listing) -> int | None:
+    """A newer generation of the source as it is now, that was live once and is no more."""
+    newer = {number for number in publications(store).values() if number > live.generation}
+    for number in sorted(newer, reverse=True):
+        if store.exists(manifest_path(number)):
+            manifest = read_manifest(store, number)
+            if manifest.compacts is None and plan_of(store, manifest).listing == listing.hash:
+                return number
+    return None
 
 
 def _reading_differs(request: Request, before: dict[str, object]) -> bool:
