@@ -45,12 +45,19 @@ class Chaos:
     """A run that is killed until it has had enough, and finishes."""
 
     def __init__(
-        self, arguments: Sequence[str], kills: int, seconds_between: float, seed: int
+        self,
+        arguments: Sequence[str],
+        kills: int,
+        seconds_between: float,
+        seed: int,
+        share_of_starts: float = SHARE_OF_STARTS,
     ) -> None:
+        """`share_of_starts`: of the kills that would hit a run without an encoder yet."""
         self.kills: Counter[str] = Counter()
         self.sessions = 0
         self._arguments = arguments
         self._wanted, self._seconds_between = kills, seconds_between
+        self._share_of_starts = share_of_starts
         self._random = random.Random(seed)
         self._seen: dict[int, psutil.Process] = {}
 
@@ -87,7 +94,7 @@ class Chaos:
                 self._seen[process.pid] = process
                 if kind := kind_of(process):
                     found.setdefault(kind, []).append(process)
-        if "encoder" not in found and self._random.random() > SHARE_OF_STARTS:
+        if "encoder" not in found and self._random.random() > self._share_of_starts:
             return  # else hardly a session would get beyond its start
         kinds = sorted(found)
         kind = self._random.choices(kinds, [WEIGHTS[kind] for kind in kinds])[0]

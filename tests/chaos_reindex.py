@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -90,12 +91,9 @@ def command(module: str, source: Path, index: Path) -> list[str]:
     return [*run, *(word for setting in settings for word in ("--set", setting))]
 
 
-def disturb(
-    name: str, arguments: Sequence[str], index: Path, kills: int, between: float, seed: int
-) -> list[str]:
+def disturb(name: str, chaos: Chaos, index: Path) -> list[str]:
     """Run to its end under kills; what was wrong meanwhile."""
-    before, chaos = state_of(index), Chaos(arguments, kills, between, seed)
-    began = time.monotonic()
+    before, began = state_of(index), time.monotonic()
     with Watcher(index) as watcher:
         chaos.run()
     after = state_of(index)
@@ -109,9 +107,29 @@ def disturb(
     )
     wrong = [f"{name}: {error}" for error in watcher.errors[:3]]
     wrong += [f"{name}: a view of neither state" for _ in others]
-    wrong += [f"{name}: too few kills ({chaos.kills.total()})"] * (chaos.kills.total() < kills)
     problems = verify(open_store(str(index)), deep=True).problems
     return wrong + problems.lines()
+
+
+def disturb_compaction(index: Path, kills: int, seed: int) -> list[str]:
+    """Compact the same index until so many kills have hit: each run is soon over."""
+    found, wrong, left = rows_of(index), list[str](), kills
+    kept = index.with_name("before-compaction")
+    shutil.copytree(index, kept)
+    arguments = [sys.executable, "-m", "pipelines.compact_index", str(index), "--force"]
+    began = time.monotonic()
+    run_calmly(arguments)
+    seconds = time.monotonic() - began
+    while left > 0 and not wrong:
+        shutil.rmtree(index)
+        shutil.copytree(kept, index)
+        # At any moment of a run that takes so long.
+        chaos = Chaos(arguments, left, seconds / 2, seed + left, share_of_starts=1)
+        wrong += disturb("compaction", chaos, index)
+        if not rows_of(index).equals(found):
+            wrong.append("compaction: another view than before")
+        left -= chaos.kills.total()
+    return wrong
 
 
 def run_calmly(arguments: Sequence[str]) -> None:
@@ -135,8 +153,10 @@ def main(arguments: list[str] | None = None) -> int:
         run_calmly(command("pipelines.embed_corpus", source, index))
         write_source(source, options.documents, edited=True)
         again = command("pipelines.reindex", source, index)
-        kills, between, seed = options.kills, options.seconds_between, options.seed
-        wrong = disturb("re-indexing", again, index, kills, between, seed)
+        chaos = Chaos(again, options.kills, options.seconds_between, options.seed)
+        wrong = disturb("re-indexing", chaos, index)
+        if chaos.kills.total() < options.kills:
+            wrong.append("re-indexing: too few kills")
         run_calmly(command("pipelines.embed_corpus", source, fresh))
         expected, found = rows_of(fresh), rows_of(index)
         if expected["passage_id"].to_pylist() != found["passage_id"].to_pylist():
@@ -144,12 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
         difference = largest_difference(expected, found)
         sys.stdout.write(f"largest difference from a fresh build: {difference:.1e}\n")
         if options.compactions:
-            compact = [sys.executable, "-m", "pipelines.compact_index", str(index), "--force"]
-            # It is soon done: kills come fast.
-            wrong += disturb("compaction", compact, index, options.compactions, 0.5, seed)
-            compacted = rows_of(index)
-            if not compacted.equals(found):
-                wrong.append("compaction: another view than before")
+            wrong += disturb_compaction(index, options.compactions, options.seed)
     sys.stdout.write("".join(f"{line}\n" for line in wrong))
     return 1 if wrong or difference > 2e-3 else 0
 
