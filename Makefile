@@ -1,8 +1,8 @@
 # make quickstart    an index of real articles, in .venv, from nothing but Python 3.11+
 # make check         style, types          make test    the suite, two files at a time
 # make slow          tests that take minutes
-# make chaos         runs that are killed over and over, compared with undisturbed ones (10 minutes)
-# make bench-reindex what re-indexing costs beside a full build (20 minutes)
+# make chaos         runs that are killed over and over, compared with undisturbed ones
+# make bench-reindex what re-indexing costs beside three full builds
 # make lock          new pins
 # make docs          the pages on configuration, from the docstrings
 PYTHON ?= python3

@@ -24,12 +24,11 @@ from pipelines.cli import (
 )
 from pipelines.config import RunConfig, load_config
 from pipelines.dry_run import dry_run
-from pipelines.lease import hold_lease
 from pipelines.permit import Permit
-from pipelines.plan import Request, load_plan
+from pipelines.plan import Request
 from pipelines.progress import Progress
 from pipelines.records import Manifest
-from pipelines.run import carry_out
+from pipelines.run import do_next
 from pipelines.slices import check_chunking
 from pipelines.source import Source
 from pipelines.storage import open_store
@@ -68,28 +67,17 @@ def embed_corpus(
         def next_task() -> Task | Manifest:
             return next_task_of(store, request, source, listing, fresh=fresh, replay=replay_rejects)
 
-        task = next_task()
-        if isinstance(task, Task):
-            with hold_lease(store, task.run_id) as lease:
-                # Again: while this run waited for the lease another may have committed.
-                task = next_task()
-                if isinstance(task, Task):
-                    # A replay is a few documents of a run that was agreed to.
-                    if task.parent is None and load_plan(store, task.run_id) is None:
-                        task = task.pinned()
-                        (permit or Permit()).check(config, files, source, task.pin()[0], progress)
-                    return carry_out(
-                        config,
-                        request,
-                        task,
-                        listing,
-                        lease,
-                        progress,
-                        verbose=verbose,
-                        publishes=publishes,
-                    )
-        progress.already_committed(task.generation, store.uri)
-        return task
+        def agree(task: Task) -> None:
+            if task.parent is None:  # a replay is a few documents of a run that was agreed to
+                (permit or Permit()).check(config, files, source, task.pin()[0], progress)
+
+        how = {"verbose": verbose, "publishes": publishes}
+        manifest, anything = do_next(
+            next_task, agree, config, request, listing, store, progress, **how
+        )
+        if not anything:
+            progress.already_committed(manifest.generation, store.uri)
+        return manifest
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -31,14 +31,13 @@ from pipelines.estimate import estimate_run
 from pipelines.estimate_text import in_short
 from pipelines.generations import read_chain
 from pipelines.inventory import plan_of
-from pipelines.lease import hold_lease
 from pipelines.listing import Listing
 from pipelines.permit import Permit
-from pipelines.plan import Request, differences, load_plan
+from pipelines.plan import Request, differences
 from pipelines.progress import Progress
 from pipelines.records import Manifest
 from pipelines.reindex_task import live_number, next_task_of, outlook
-from pipelines.run import carry_out
+from pipelines.run import do_next
 from pipelines.slices import check_chunking
 from pipelines.source import Source
 from pipelines.speed import recall_speed
@@ -75,28 +74,21 @@ def reindex(
         store = open_store(config.index.uri, config.index.storage_options)
         live = read_chain(store, live_number(store))
         if request.index_fingerprint == live[0].index_fingerprint:
-            task = next_task_of(store, request, source, listing)
-            if isinstance(task, Task):
-                with hold_lease(store, task.run_id) as lease:
-                    # Again: while this run waited for the lease another may have committed.
-                    task = next_task_of(store, request, source, listing)
-                    if isinstance(task, Task):
-                        if load_plan(store, task.run_id) is None:
-                            task = task.pinned()
-                            wanted = [unit for unit in task.pin()[0] if unit.wanted]
-                            permit.check(config, files, source, wanted, progress)
-                        return carry_out(
-                            config,
-                            request,
-                            task,
-                            listing,
-                            lease,
-                            progress,
-                            verbose=verbose,
-                            publishes=publishes,
-                        )
-            progress.nothing_to_do(task.generation, store.uri)
-            return task
+
+            def agree(task: Task) -> None:
+                wanted = [unit for unit in task.pin()[0] if unit.wanted]
+                permit.check(config, files, source, wanted, progress)
+
+            def next_task() -> Task | Manifest:
+                return next_task_of(store, request, source, listing)
+
+            how = {"verbose": verbose, "publishes": publishes}
+            manifest, anything = do_next(
+                next_task, agree, config, request, listing, store, progress, **how
+            )
+            if not anything:
+                progress.nothing_to_do(manifest.generation, store.uri)
+            return manifest
         _agree_to_everything(config, request, files, source, listing, live[0], permit, progress)
     # Not within: that is a run of its own, with its own progress.
     return embed_corpus(

@@ -18,9 +18,9 @@ from pipelines.generations import committed_by, live_generation, publish, read_c
 from pipelines.index import Index
 from pipelines.inventory import Numbering, inventory
 from pipelines.known_on_ray import KnownRefs, put_known
-from pipelines.lease import Lease
+from pipelines.lease import Lease, hold_lease
 from pipelines.listing import Listing
-from pipelines.plan import Request, Run, plan_run, todo_table
+from pipelines.plan import Request, Run, load_plan, plan_run, todo_table
 from pipelines.progress import Progress
 from pipelines.records import Done, Manifest
 from pipelines.report import read_report, write_report
@@ -28,6 +28,39 @@ from pipelines.source import Source
 from pipelines.storage import Store
 from pipelines.supersede import Comparison
 from pipelines.tasks import Task
+
+
+def do_next(
+    next_task: Callable[[], Task | Manifest],
+    agree: Callable[[Task], None],
+    config: RunConfig,
+    request: Request,
+    listing: Listing,
+    store: Store,
+    progress: Progress,
+    *,
+    verbose: bool,
+    publishes: bool,
+) -> tuple[Manifest, bool]:
+    """Do what there is to do; the newest manifest, and whether there was anything.
+
+    `agree`: asked before a plan is pinned that no earlier try has pinned; raises where it must not.
+
+    Raises:
+        EmbedError, GateError: as `carry_out`. LeaseHeldError: another run is writing the index.
+    """
+    task = next_task()
+    if isinstance(task, Task):
+        with hold_lease(store, task.run_id) as lease:
+            # Again: while this run waited for the lease another may have committed.
+            task = next_task()
+            if isinstance(task, Task):
+                if load_plan(store, task.run_id) is None:
+                    task = task.pinned()
+                    agree(task)
+                how = {"verbose": verbose, "publishes": publishes}
+                return carry_out(config, request, task, listing, lease, progress, **how), True
+    return task, False
 
 
 def carry_out(
