@@ -34,7 +34,7 @@ from test_metrics import scraped, values
 from actors.encoder import load_encoder
 from actors.errors import EmbedError, IndexStateError, SourceChangedError
 from actors.model_files import resolve_model
-from pipelines import embed_corpus as module
+from pipelines import run as module
 from pipelines.cli import Log
 from pipelines.cluster import pool_for
 from pipelines.data_path import receipts
