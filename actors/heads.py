@@ -17,12 +17,13 @@ from torch.nn import functional as F
 
 from actors.config import Output, Pooling
 from actors.errors import ModelError
+from actors.linear import prepared
 from actors.packing import PackedBatch
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """What one forward pass computed, still on the device; None where not asked for."""
+    """What forward passes computed of some passages; None where not asked for."""
 
     dense_ND: torch.Tensor | None
     sparse_T: torch.Tensor | None
@@ -31,6 +32,35 @@ class Vectors:
     """Token vectors less each passage's first: T - N rows."""
     finite_N: torch.Tensor
     """bool: no NaN or Inf anywhere in the passage's outputs."""
+
+    def put(
+        self, others: Vectors, at_N: torch.Tensor, at_T: torch.Tensor, at_C: torch.Tensor
+    ) -> None:
+        """Take over some passages' vectors: their rows, tokens and ColBERT vectors in here."""
+        for name, at in (
+            ("dense_ND", at_N),
+            ("sparse_T", at_T),
+            ("colbert_TD", at_C),
+            ("finite_N", at_N),
+        ):
+            mine = getattr(self, name)
+            if mine is not None:
+                mine[at] = getattr(others, name)
+
+    def to_pinned(self) -> Vectors:
+        """On the host once the device's stream comes to that; in memory that needs no staging."""
+
+        def pinned(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            if tensor is None:
+                return None
+            host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            return host.copy_(tensor, non_blocking=True)
+
+        finite_N = pinned(self.finite_N)
+        assert finite_N is not None
+        return Vectors(
+            pinned(self.dense_ND), pinned(self.sparse_T), pinned(self.colbert_TD), finite_N
+        )
 
 
 def load_head(path: Path, hidden_size: int, *, out_features: int | None) -> torch.nn.Linear:
@@ -72,12 +102,22 @@ class OutputHeads:
         self,
         linears: Mapping[Output, torch.nn.Linear],
         *,
+        hidden_size: int,
         pooling: Pooling,
         normalize: bool,
         truncate_dim: int | None,
         vector_dtype: torch.dtype,
     ) -> None:
-        self._linears = linears
+        self._linears = {
+            output: prepared(linear.weight, linear.bias) for output, linear in linears.items()
+        }
+        self.dim = min(truncate_dim or hidden_size, hidden_size)
+        """Of dense vectors."""
+        self.colbert_dim: int | None = None
+        """Of ColBERT vectors, where there is such a head."""
+        if "colbert" in linears:
+            full = linears["colbert"].out_features
+            self.colbert_dim = min(truncate_dim or full, full)
         self._pooling = pooling
         self._normalize = normalize
         self._truncate_dim = truncate_dim
@@ -104,14 +144,35 @@ class OutputHeads:
             finite_N &= _all_by_passage(finite_T, packed.lengths_N - 1)
         return Vectors(dense_ND, sparse_T, colbert_TD, finite_N)
 
+    def zeros(
+        self,
+        passages: int,
+        tokens: int,
+        colbert_tokens: int,
+        outputs: Collection[Output],
+        device: torch.device,
+    ) -> Vectors:
+        """The outputs of so many passages, tokens, and tokens that are not a passage's first."""
+
+        def zeros(*shape: int, dtype: torch.dtype = self._vector_dtype) -> torch.Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        return Vectors(
+            zeros(passages, self.dim) if "dense" in outputs else None,
+            zeros(tokens, dtype=torch.float32) if "sparse" in outputs else None,
+            zeros(colbert_tokens, self.colbert_dim or 0) if "colbert" in outputs else None,
+            zeros(passages, dtype=torch.bool),
+        )
+
     def _colbert(self, hidden_TH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The vectors of tokens, and which of them are finite.
 
         Some tokens at a time: in float32 those of a long passage are several times what is kept.
         """
         linear = self._linears["colbert"]
-        dim = min(self._truncate_dim or linear.out_features, linear.out_features)
-        made_TD = hidden_TH.new_empty((len(hidden_TH), dim), dtype=self._vector_dtype)
+        made_TD = hidden_TH.new_empty(
+            (len(hidden_TH), self.colbert_dim or 0), dtype=self._vector_dtype
+        )
         finite_T = torch.empty(len(hidden_TH), dtype=torch.bool, device=hidden_TH.device)
         for start in range(0, len(hidden_TH), _COLBERT_TOKENS):
             some = slice(start, start + _COLBERT_TOKENS)
@@ -147,23 +208,24 @@ def _all_by_passage(ok_T: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor
 def to_arrow(
     vectors: Vectors, input_ids: np.ndarray, cu_seqlens: np.ndarray, non_lexical: np.ndarray
 ) -> pa.Table:
-    """Vectors as the output columns, in input order; waits for the device.
+    """Vectors on the host as the output columns.
 
-    input_ids int32 [T] and cu_seqlens int32 [N + 1], both on the host; non_lexical: token ids that
+    input_ids int32 [T], cu_seqlens int32 [N + 1]; non_lexical: token ids that
     never enter a sparse vector. Columns: dense FixedSizeList<half|float>[D], sparse
     Struct<indices: List<int32>, values: List<float32>> with sorted indices, colbert
     List<FixedSizeList<half|float>[D]> with n_tokens - 1 vectors a passage.
     """
     columns: dict[str, pa.Array] = {}
     if vectors.dense_ND is not None:
-        columns["dense"] = fixed_size_lists(vectors.dense_ND.cpu().numpy())
+        columns["dense"] = fixed_size_lists(vectors.dense_ND.numpy())
     if vectors.sparse_T is not None:
-        weights = vectors.sparse_T.cpu().numpy()
+        weights = vectors.sparse_T.numpy()
         columns["sparse"] = sparse_vectors(weights, input_ids, cu_seqlens, non_lexical)
     if vectors.colbert_TD is not None:
-        offsets = cu_seqlens - np.arange(len(cu_seqlens), dtype=np.int32)
-        rows = fixed_size_lists(vectors.colbert_TD.cpu().numpy())
-        columns["colbert"] = pa.ListArray.from_arrays(pa.array(offsets), rows)
+        lengths = np.maximum(np.diff(cu_seqlens) - 1, 0)
+        offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int32)))
+        rows = fixed_size_lists(vectors.colbert_TD.numpy())
+        columns["colbert"] = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), rows)
     return pa.table(columns)
 
 

@@ -116,6 +116,7 @@ LINEARS = random_linears()
 
 def heads(outputs: tuple[str, ...] = OUTPUTS, **options: Any) -> functools.partial[Vectors]:
     defaults = {
+        "hidden_size": HIDDEN,
         "pooling": "cls",
         "normalize": True,
         "truncate_dim": None,
