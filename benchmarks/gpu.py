@@ -22,7 +22,6 @@ import argparse
 import gc
 import importlib.util
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -38,7 +37,8 @@ from actors.encoder import Encoder, ModelConfig, load_encoder
 from actors.tokenizer import TextTokenizer
 from benchmarks.measure import Transformer, matmul_rate, peak_memory, timed
 from benchmarks.padded import Padded
-from benchmarks.report import RESULTS, Row, machine, ratio, save, table
+from benchmarks.phases import phases, write_profile
+from benchmarks.report import RESULTS, Row, figures, machine, save, table
 from benchmarks.shapes import SHAPES, model_folder, outputs_of
 from benchmarks.texts import PROFILES, TOKENS, texts
 
@@ -119,8 +119,8 @@ def measure(
         )
     )
     systems = list(_systems(model, outputs, encoder, args))
-    kind = torch.device(args.device).type
-    peaks = []
+    kind, shape = torch.device(args.device).type, Transformer.of(folder)
+    peaks: list[float] = []
     for system in systems:
         system.encode(found[::4])  # what is slow once only
     for turn in range(args.rounds):
@@ -131,78 +131,33 @@ def measure(
                 system.encode(found)
             system.seconds.append(pass_.seconds)
             system.memory = max(system.memory, peak_memory(args.device))
-        peaks.append(
-            matmul_rate(
-                Transformer.of(folder), args.dtype, args.device, tokens=_MATMUL_TOKENS[kind]
-            )
-        )
+        peaks.append(matmul_rate(shape, args.dtype, args.device, tokens=_MATMUL_TOKENS[kind]))
     encoder.max_batch_tokens = args.budgets[0]
     if args.profile:
-        _write_profile(encoder, found, args.profile, kind)
-    flops = Transformer.of(folder).flops(lengths, outputs)
-    rows = []
-    for system in systems:
-        shares = [flops / s / peak for s, peak in zip(system.seconds, peaks, strict=True)]
-        rows.append(
-            {
-                "system": system.name,
-                "model": model,
-                "profile": profile,
-                "dtype": args.dtype,
-                "batch_size": system.batch_size,
-                "outputs": list(outputs),
-                "texts": len(found),
-                "tokens": sum(lengths),
-                "rounds": args.rounds,
-                "tokens_per_s": round(sum(lengths) / statistics.median(system.seconds), 1),
-                "seconds": [round(s, 4) for s in system.seconds],
-                "ratio": round(ratio(systems[0].seconds, system.seconds), 3),
-                "peak_flops": round(statistics.median(peaks)),
-                "share_of_peak": round(statistics.median(shares), 4),
-                "peak_memory": system.memory,
-            }
-        )
+        write_profile(encoder, found, args.profile, kind)
+    rows = [
+        {
+            "system": system.name,
+            "model": model,
+            "profile": profile,
+            "dtype": args.dtype,
+            "batch_size": system.batch_size,
+            "outputs": list(outputs),
+            "texts": len(found),
+            "tokens": sum(lengths),
+            **figures(
+                system.seconds,
+                ours=systems[0].seconds,
+                peaks=peaks,
+                tokens=sum(lengths),
+                flops=shape.flops(lengths, outputs),
+            ),
+            "peak_memory": system.memory,
+        }
+        for system in systems
+    ]
     rows[0]["phases"] = phases(encoder, found, kind)
     return rows
-
-
-def phases(encoder: Encoder, found: list[str], kind: str) -> dict[str, float | None]:
-    """Seconds of one pass: tokenising, kernels (None on a CPU), and the rest of `stream`.
-
-    Kernels and the rest may overlap; kernels / stream is how busy the device was.
-    """
-    with timed(kind) as tokenize:
-        tokens = encoder.passage_tokenizer.tokenize(found).to_arrow()
-    with timed(kind) as stream:
-        for _ in encoder.stream(tokens):
-            pass
-    kernels = _kernel_seconds(encoder, tokens) if kind == "cuda" else None
-    rest = None if kernels is None else max(stream.seconds - kernels, 0.0)
-    return {
-        "tokenize": round(tokenize.seconds, 4),
-        "stream": round(stream.seconds, 4),
-        "kernels": None if kernels is None else round(kernels, 4),
-        "rest": None if rest is None else round(rest, 4),
-    }
-
-
-def _kernel_seconds(encoder: Encoder, tokens: Any) -> float:
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-        for _ in encoder.stream(tokens):
-            pass
-        torch.cuda.synchronize()
-    return sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6
-
-
-def _write_profile(encoder: Encoder, found: list[str], path: Path, kind: str) -> None:
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if kind == "cuda":
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profiler:
-        encoder.encode_passages(found)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    order = "self_cuda_time_total" if kind == "cuda" else "self_cpu_time_total"
-    path.write_text(profiler.key_averages().table(sort_by=order, row_limit=60) + "\n")
 
 
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:

@@ -13,6 +13,7 @@ class Pipe:
     """`python -m module` in a folder; ends with the `with` block."""
 
     def __init__(self, python: Path, module: str, folder: Path) -> None:
+        self._name = f"{python} -m {module}"
         self._process = subprocess.Popen(
             [python, "-m", module],
             cwd=folder,
@@ -33,7 +34,7 @@ class Pipe:
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self._process.args} ended with {self._process.wait()}")
+            raise RuntimeError(f"{self._name} ended with {self._process.wait()}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 

@@ -25,6 +25,26 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     return statistics.median([t / o for o, t in zip(ours, theirs, strict=True)])
 
 
+def figures(
+    seconds: Sequence[float],
+    *,
+    ours: Sequence[float] | None,
+    peaks: Sequence[float],
+    tokens: int,
+    flops: int,
+) -> Row:
+    """What a row says of its passes, a round each; `ours` and `peaks` are of the same rounds."""
+    shares = [flops / s / peak for s, peak in zip(seconds, peaks, strict=True)]
+    return {
+        "rounds": len(seconds),
+        "seconds": [round(s, 4) for s in seconds],
+        "tokens_per_s": round(tokens / statistics.median(seconds), 1),
+        "ratio": None if ours is None else round(ratio(ours, seconds), 3),
+        "peak_flops": round(statistics.median(peaks)),
+        "share_of_peak": round(statistics.median(shares), 4),
+    }
+
+
 def machine(**facts: Any) -> dict[str, Any]:
     """What was measured on."""
     processor = platform.processor()

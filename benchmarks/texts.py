@@ -1,7 +1,7 @@
 """Real text in the lengths that people embed: queries, paragraphs, articles, all three together.
 
 Cut from the bundled articles, deterministically, and without end: each pass over the articles cuts
-them at other places, so that no two texts of a pass are equal and few of two passes are.
+them at other places, so that few texts are equal.
 Knows no tokenizer: lengths are words, about 1.3 tokens each.
 """
 
@@ -39,8 +39,8 @@ def texts(profile: str, count: int) -> list[str]:
     """The first texts of a profile.
 
     queries: the first words of sentences. paragraphs: whole sentences of one article. articles:
-    whole articles, joined because the bundled ones are short; half of them have more than the 512
-    tokens that a model is given here, or close to. mixed: as many of each.
+    whole articles, joined because the bundled ones are short; many have more than the 512 tokens
+    that a model is given here. mixed: as many of each.
     """
     if profile == "mixed":
         parts = [texts(name, -(-count // 3)) for name in ("queries", "paragraphs", "articles")]
