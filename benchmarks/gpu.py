@@ -36,6 +36,7 @@ import torch
 from actors.encoder import Encoder, ModelConfig, load_encoder
 from actors.tokenizer import TextTokenizer
 from benchmarks.measure import Transformer, matmul_rate, peak_memory, timed
+from benchmarks.options import some_of
 from benchmarks.padded import Padded
 from benchmarks.phases import phases, write_profile
 from benchmarks.report import RESULTS, Row, figures, machine, save, table
@@ -161,16 +162,14 @@ def measure(
 
 
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
-    def names(text: str) -> list[str]:
-        return text.split(",")
-
+    peers = ["padded", "sentence-transformers"]
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"))
-    parser.add_argument("--models", type=names, default=["bge-m3"], help=f"of {', '.join(SHAPES)}")
-    parser.add_argument("--profiles", type=names, default=["full512", *PROFILES])
+    parser.add_argument("--models", type=some_of(("minilm", *SHAPES)), default=["bge-m3"])
+    parser.add_argument("--profiles", type=some_of(list(TOKENS)), default=["full512", *PROFILES])
     parser.add_argument("--outputs", choices=("dense", "all", "both"), default="both")
-    parser.add_argument("--systems", type=names, default=["padded", "sentence-transformers"])
+    parser.add_argument("--systems", type=some_of(peers), default=peers)
     parser.add_argument(
         "--budgets",
         type=lambda text: [int(number) for number in text.split(",")],

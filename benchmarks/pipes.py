@@ -4,48 +4,55 @@ from __future__ import annotations
 
 import json
 import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any
 
 
 class Pipe:
-    """`python -m module` in a folder; ends with the `with` block."""
+    """To a running process; made by `running`."""
 
-    def __init__(self, python: Path, module: str, folder: Path) -> None:
-        self._name = f"{python} -m {module}"
-        self._process = subprocess.Popen(
-            [python, "-m", module],
-            cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+    def __init__(self, process: subprocess.Popen[str], errors: IO[str]) -> None:
+        self._process, self._errors = process, errors
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """The answer to one request.
 
         Raises:
-            RuntimeError: the process ended instead; what it said is on standard error.
+            RuntimeError: the process ended instead; with the end of what it said.
         """
         assert self._process.stdin, "made with pipes"
         assert self._process.stdout, "made with pipes"
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended, which shows below
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self._name} ended with {self._process.wait()}")
+            code = self._process.wait()
+            self._errors.seek(0)
+            raise RuntimeError(f"a worker ended with {code}: {self._errors.read()[-2_000:]}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._process.kill()
-        self._process.communicate()
+@contextmanager
+def running(python: Path, module: str, folder: Path) -> Iterator[Pipe]:
+    """`python -m module` in a folder, until the end of the block."""
+    # Standard error goes to a file: some libraries draw bars there, whatever they are told.
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            [python, "-m", module],
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        ) as process,
+    ):
+        try:
+            yield Pipe(process, errors)
+        finally:
+            process.kill()

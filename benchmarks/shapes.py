@@ -68,7 +68,7 @@ SHAPES = {
         hidden=64,
         heads=4,
         intermediate=256,
-        vocabulary=2_002,
+        vocabulary=30_002,
         positions=514,
     ),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import subprocess
@@ -20,7 +21,9 @@ from actors.tokenizer import TextTokenizer
 from benchmarks import gpu
 from benchmarks.encode_worker import Probe
 from benchmarks.measure import Transformer, matmul_rate
+from benchmarks.options import some_of
 from benchmarks.padded import Padded
+from benchmarks.pipes import running
 from benchmarks.report import figures, ratio, save, table
 from benchmarks.shapes import SHAPES, model_folder, outputs_of
 from benchmarks.texts import TOKENS, texts
@@ -94,7 +97,7 @@ def test_shapes_are_models_that_all_systems_load(tiny_m3: Path) -> None:
     library: Any = pytest.importorskip("sentence_transformers")
     found = texts("mixed", 7)
     encoder = load_encoder(
-        ModelConfig(name=str(tiny_m3), outputs=THREE, max_length=512, device="cpu")
+        ModelConfig(name=str(tiny_m3), outputs=THREE, max_length=512, device="cpu", dtype="float32")
     )
     ours = encoder.encode_passages(found)
     dense = np.stack(ours["dense"].to_numpy())
@@ -170,6 +173,20 @@ def test_systems_take_turns_and_a_peers_best_is_the_faster_batch() -> None:
     ]
     assert rows[0]["tokens_per_s"] == 768
     assert rows[0]["share_of_peak"] == 0.5
+
+
+def test_process_that_ends_says_why(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("import sys; print(input()); sys.exit('no such model')")
+    with running(Path(sys.executable), "broken", tmp_path) as pipe:
+        assert pipe.ask(do="load") == {"do": "load"}
+        with pytest.raises(RuntimeError, match=r"ended with 1.*no such model"):
+            pipe.ask(do="encode")
+
+
+def test_names_that_are_not_known_are_refused() -> None:
+    assert some_of(("a", "b"))("b,a") == ["b", "a"]
+    with pytest.raises(argparse.ArgumentTypeError, match="expected some of a, b, got c"):
+        some_of(("a", "b"))("a,c")
 
 
 def test_probe_is_the_first_forward_only() -> None:
