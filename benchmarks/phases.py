@@ -47,5 +47,5 @@ def write_profile(encoder: Encoder, found: list[str], path: Path, kind: str) -> 
     with torch.profiler.profile(activities=activities) as profiler:
         encoder.encode_passages(found)
     path.parent.mkdir(parents=True, exist_ok=True)
-    order = "self_cuda_time_total" if kind == "cuda" else "self_cpu_time_total"
+    order = "self_device_time_total" if kind == "cuda" else "self_cpu_time_total"
     path.write_text(profiler.key_averages().table(sort_by=order, row_limit=60) + "\n")
