@@ -98,6 +98,10 @@ class Encoder:
         """Token budget of a forward pass; lower once the device has run out of memory."""
         return self._forward.max_batch_tokens
 
+    @max_batch_tokens.setter
+    def max_batch_tokens(self, tokens: int) -> None:
+        self._forward.max_batch_tokens = tokens
+
     def encode_passages(self, passages: Sequence[str] | pa.Table) -> pa.Table:
         """The output columns for texts, or for a token block (a table with `input_ids`).
 

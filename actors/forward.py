@@ -69,7 +69,7 @@ class Forward:
     @property
     def window_tokens(self) -> int:
         """Token budget of a window; on CUDA that of a micro-batch."""
-        batches = _WINDOW_BATCHES if self._on_cpu else 1
+        batches = max(_WINDOW_BATCHES, torch.get_num_threads()) if self._on_cpu else 1
         return batches * self.max_batch_tokens
 
     @torch.inference_mode()
