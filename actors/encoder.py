@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -25,8 +24,9 @@ from actors.backbone import (
     resolve_dtype,
     run,
 )
-from actors.config import ComputeDtype, ModelConfig, Output
-from actors.errors import DeviceError, EncodeError
+from actors.config import ModelConfig, Output
+from actors.encoded import EncodedBatch, EncoderInfo
+from actors.errors import DeviceError, EncodeError, ModelError
 from actors.fingerprint import fingerprint, space_parts
 from actors.heads import OutputHeads, Vectors, load_head, to_arrow
 from actors.icl import query_tokenizer
@@ -36,42 +36,6 @@ from actors.tokenizer import TOKENS_COLUMN, TextTokenizer, TokenizedTexts
 from actors.tokenizer_files import non_lexical_ids
 
 __all__ = ["EncodedBatch", "Encoder", "EncoderInfo", "ModelConfig", "load_encoder"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderInfo:
-    """What an encoder is; `space_fingerprint` is equal where vectors may be compared."""
-
-    name: str
-    revision: str | None
-    dim: int
-    colbert_dim: int | None
-    max_length: int
-    query_max_length: int
-    pooling: str
-    normalize: bool
-    outputs: tuple[Output, ...]
-    vector_dtype: str
-    dtype: ComputeDtype
-    device: str
-    space_fingerprint: str
-
-
-@dataclass(frozen=True)
-class EncodedBatch:
-    """The vectors of rows [start, stop) of a token block."""
-
-    start: int
-    stop: int
-    columns: pa.Table
-    """The output columns, stop - start rows."""
-    failures: dict[int, str]
-    """Row of the block -> why its vectors cannot be used (its row in `columns` is garbage)."""
-
-    def moved(self, rows: int) -> EncodedBatch:
-        """The same batch as one of a block that begins so many rows earlier."""
-        failures = {row + rows: reason for row, reason in self.failures.items()}
-        return replace(self, start=self.start + rows, stop=self.stop + rows, failures=failures)
 
 
 class _Work(NamedTuple):
@@ -208,9 +172,7 @@ class Encoder:
 
     def failed(self, row: int, reason: str) -> EncodedBatch:
         """What `stream` gives for a row that cannot be encoded."""
-        nothing = self.empty()
-        nulls = pa.table([pa.nulls(1, field.type) for field in nothing.schema], nothing.schema)
-        return EncodedBatch(row, row + 1, nulls, {row: reason})
+        return EncodedBatch.failed(row, reason, self.empty())
 
     def _encode_rows(self, work: _Work, start: int, stop: int) -> EncodedBatch:
         values, rows = work.values, work.offsets[start : stop + 1]
@@ -246,8 +208,15 @@ def load_encoder(config: ModelConfig) -> Encoder:
     """Load a model and its heads onto the device.
 
     Raises:
-        ModelError: not found, a weight missing, a head of the wrong shape, no such device.
+        ModelError: not found, a weight missing, a head of the wrong shape, no such device; or it
+            is to be simulated, which only embed_corpus does.
     """
+    if config.simulated_tokens_per_second is not None:
+        raise ModelError(
+            "model.simulated_tokens_per_second: expected a model that computes its vectors, got "
+            "one that only takes the time it would need.",
+            "Leave it out; an index that was made with it is of no use but to measure a cluster.",
+        )
     files = resolve_model(config)
     device = resolve_device(config)
     dtype = resolve_dtype(config, device, files.record)
