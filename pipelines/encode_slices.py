@@ -23,7 +23,7 @@ from actors.config import ModelConfig
 from actors.encoded import EncodedBatch, TokenEncoder
 from actors.errors import DeviceError, ModelError
 from actors.tokenizer import TOKENS_COLUMN
-from pipelines.busy import BusyTime, Stretch
+from pipelines.ahead import EncoderTurns, Spent
 from pipelines.config import RunConfig
 from pipelines.last_words import DEATHS_ALONE, LastWords, Turns, is_hopeless, pieces
 from pipelines.layout import done_path, new_nonce, slice_name, unreadable_path
@@ -57,7 +57,7 @@ class SliceEncoder:
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
         self._words = LastWords(self._store, run_id, session, self._worker, actors)
         self._encoder = load_encoder(config.encoder)
-        self._busy = BusyTime()
+        self._encoder_turns = EncoderTurns()
         info = self._encoder.info
         if info.space_fingerprint != space_fingerprint:
             raise ModelError(
@@ -160,23 +160,21 @@ class SliceEncoder:
         with scratch_folder() as scratch:
             local = scratch / "part.parquet"
             with PartWriter(local, types) as writer:
-                for batch in sources.put_together(self._batches(work, sources, times.encoder)):
+                for batch in sources.put_together(self._batches(work, sources, times.spent)):
                     keep = placed.place(batch.start, batch.stop, batch.failures, writer.rows)
                     rows = side_by_side(
                         passages.slice(batch.start, batch.stop - batch.start), batch.columns
                     )
                     writer.write(rows if keep.all() else rows.filter(pa.array(keep)))
-            times.written = time.monotonic() - started - times.encoder.whole
+            times.written = time.monotonic() - started - times.spent.waiting
             if not writer.rows:
                 return None, placed
             record = describe_file(local, path, writer.rows)
             self._store.upload(local, path)
-            times.uploaded = time.monotonic() - started - times.encoder.whole - times.written
+            times.uploaded = time.monotonic() - started - times.spent.waiting - times.written
         return record, placed
 
-    def _batches(
-        self, work: Slice, sources: VectorSources, busy: Stretch
-    ) -> Iterator[EncodedBatch]:
+    def _batches(self, work: Slice, sources: VectorSources, spent: Spent) -> Iterator[EncodedBatch]:
         """The vectors that are to be computed, in order; with care where a process died on it."""
         name = slice_name(work.unit, work.first_document)
         tokens = work.passages[TOKENS_COLUMN].combine_chunks()
@@ -195,13 +193,13 @@ class SliceEncoder:
                     continue
                 with self._words.announced(name, piece, careful=careful):
                     batches = self._encoder.stream(tokens.slice(first, stop - first))
-                    for batch in self._busy.of(batches, busy):
+                    for batch in self._encoder_turns.run(batches, spent):
                         yield batch.moved(first)
 
 
 @dataclass
 class _Times:
-    encoder: Stretch = field(default_factory=Stretch)
+    spent: Spent = field(default_factory=Spent)
     written: float = 0.0
     uploaded: float = 0.0
 
@@ -209,7 +207,7 @@ class _Times:
         return SliceTimes(
             began=round(began, 3),
             ended=round(ended, 3),
-            encode=round(self.encoder.share, 3),
+            encode=round(self.spent.encoding, 3),
             write=round(self.written, 3),
             upload=round(self.uploaded, 3),
         )

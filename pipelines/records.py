@@ -58,9 +58,9 @@ class SliceTimes(Record):
     """Unix seconds."""
     ended: float
     encode: float
-    """Seconds in the encoder; while several slices were in it, a share of them each."""
+    """Seconds in which it had the encoder: one slice of an actor at a time."""
     write: float
-    """Seconds of everything else until its rows were in a local file."""
+    """Seconds of putting rows together and writing them to a local file."""
     upload: float
     """Seconds of bringing that file to the index."""
 
