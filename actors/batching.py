@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.config import Output
-from actors.encoder import EncodedBatch
+from actors.encoded import EncodedBatch
 from actors.errors import EncodeError, ModelError
 from actors.text_vectors import TextVectors, rows_of
 from actors.tokenizer import TokenizedTexts

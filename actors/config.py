@@ -24,8 +24,8 @@ class ModelConfig:
 
     The space fingerprint, equal where vectors may be compared, covers the model's files and
     whatever here decides what a vector means: pooling, lengths, instructions, normalize,
-    truncate_dim. Not in it: where the files are, outputs, vector_dtype, dtype, device and
-    max_batch_tokens.
+    truncate_dim, and that it is only simulated. Not in it: where the files are, outputs,
+    vector_dtype, dtype, device and max_batch_tokens.
     """
 
     name: str
@@ -87,6 +87,9 @@ class ModelConfig:
     max_batch_tokens: int | None = None
     """Token budget of one forward pass (micro-batch); when not given: 16,384 on CUDA, 2,048 on a
     CPU, where larger ones outgrow the caches."""
+    simulated_tokens_per_second: float | None = None
+    """Compute nothing: take the time a device of so many tokens a second would, and give vectors of
+    the right sizes, which mean nothing. To size a cluster before there is one."""
 
     def __post_init__(self) -> None:
         """Refuse what would quietly compute something else.
@@ -112,3 +115,8 @@ class ModelConfig:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ModelError(f"model.{key}: expected 1 or more, got {value}.")
+        rate = self.simulated_tokens_per_second
+        if rate is not None and not rate > 0:
+            raise ModelError(
+                f"model.simulated_tokens_per_second: expected more than 0, got {rate}."
+            )

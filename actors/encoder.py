@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -24,10 +23,11 @@ from actors.backbone import (
     resolve_device,
     resolve_dtype,
 )
-from actors.config import ComputeDtype, ModelConfig, Output
-from actors.errors import DeviceError, EncodeError
+from actors.config import ModelConfig, Output
+from actors.encoded import EncodedBatch, EncoderInfo
+from actors.errors import DeviceError, EncodeError, ModelError
 from actors.fingerprint import fingerprint, space_parts
-from actors.forward import Encoded, Forward
+from actors.forward import Forward, WindowVectors
 from actors.heads import OutputHeads, load_head, to_arrow
 from actors.icl import query_tokenizer
 from actors.model_files import ModelFiles, resolve_model
@@ -36,42 +36,6 @@ from actors.tokenizer import TOKENS_COLUMN, TextTokenizer, TokenizedTexts
 from actors.tokenizer_files import non_lexical_ids
 
 __all__ = ["EncodedBatch", "Encoder", "EncoderInfo", "ModelConfig", "load_encoder"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderInfo:
-    """What an encoder is; `space_fingerprint` is equal where vectors may be compared."""
-
-    name: str
-    revision: str | None
-    dim: int
-    colbert_dim: int | None
-    max_length: int
-    query_max_length: int
-    pooling: str
-    normalize: bool
-    outputs: tuple[Output, ...]
-    vector_dtype: str
-    dtype: ComputeDtype
-    device: str
-    space_fingerprint: str
-
-
-@dataclass(frozen=True)
-class EncodedBatch:
-    """The vectors of rows [start, stop) of a token block."""
-
-    start: int
-    stop: int
-    columns: pa.Table
-    """The output columns, stop - start rows."""
-    failures: dict[int, str]
-    """Row of the block -> why its vectors cannot be used (its row in `columns` is garbage)."""
-
-    def moved(self, rows: int) -> EncodedBatch:
-        """The same batch as one of a block that begins so many rows earlier."""
-        failures = {row + rows: reason for row, reason in self.failures.items()}
-        return replace(self, start=self.start + rows, stop=self.stop + rows, failures=failures)
 
 
 class Encoder:
@@ -138,7 +102,7 @@ class Encoder:
         values = input_ids.values.to_numpy(zero_copy_only=True)
         offsets = input_ids.offsets.to_numpy(zero_copy_only=True)
         wanted = frozenset(self.info.outputs if outputs is None else outputs)
-        begun: deque[tuple[int, int, Encoded]] = deque()
+        begun: deque[tuple[int, int, WindowVectors]] = deque()
         try:
             for start, stop in micro_batches(offsets, self._forward.window_tokens):
                 begun.append(
@@ -169,14 +133,8 @@ class Encoder:
             tables.append(batch.columns)
         return pa.concat_tables(tables).combine_chunks()
 
-    def failed(self, row: int, reason: str) -> EncodedBatch:
-        """What `stream` gives for a row that cannot be encoded."""
-        nothing = self.empty()
-        nulls = pa.table([pa.nulls(1, field.type) for field in nothing.schema], nothing.schema)
-        return EncodedBatch(row, row + 1, nulls, {row: reason})
-
     def _columns(
-        self, values: np.ndarray, offsets: np.ndarray, start: int, stop: int, encoded: Encoded
+        self, values: np.ndarray, offsets: np.ndarray, start: int, stop: int, encoded: WindowVectors
     ) -> EncodedBatch:
         """Rows [start, stop) of the column as a batch, once the device is done with them."""
         encoded.wait()
@@ -204,8 +162,15 @@ def load_encoder(config: ModelConfig) -> Encoder:
     """Load a model and its heads onto the device.
 
     Raises:
-        ModelError: not found, a weight missing, a head of the wrong shape, no such device.
+        ModelError: not found, a weight missing, a head of the wrong shape, no such device; or it
+            is to be simulated, which only embed_corpus does.
     """
+    if config.simulated_tokens_per_second is not None:
+        raise ModelError(
+            "model.simulated_tokens_per_second: expected a model that computes its vectors, got "
+            "one that only takes the time it would need.",
+            "Leave it out; an index that was made with it is of no use but to measure a cluster.",
+        )
     files = resolve_model(config)
     device = resolve_device(config)
     dtype = resolve_dtype(config, device, files.record)

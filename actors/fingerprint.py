@@ -43,6 +43,7 @@ def space_parts(config: ModelConfig, files: ModelFiles) -> dict[str, Any]:
     of the same model share one space, so the heads count whether used or not.
     """
     architecture = {k: v for k, v in files.config.items() if k not in _NOISE}
+    simulated = config.simulated_tokens_per_second is not None
     return {
         "architecture": architecture,
         "weights": {path.name: file_sha256(path) for path in files.weight_files()},
@@ -56,4 +57,5 @@ def space_parts(config: ModelConfig, files: ModelFiles) -> dict[str, Any]:
         "prompts": dataclasses.asdict(files.prompts),
         "normalize": config.normalize,
         "truncate_dim": config.truncate_dim,
+        **({"simulated": True} if simulated else {}),
     }

@@ -29,7 +29,7 @@ _LEAST_TOKENS = 256
 
 
 @dataclass(frozen=True)
-class Encoded:
+class WindowVectors:
     """The vectors of a window, in input order, perhaps still on their way to the host."""
 
     vectors: Vectors
@@ -75,7 +75,7 @@ class Forward:
     @torch.inference_mode()
     def __call__(
         self, values: np.ndarray, offsets: np.ndarray, outputs: Collection[Output]
-    ) -> Encoded:
+    ) -> WindowVectors:
         """Encode passages values[offsets[i]:offsets[i + 1]]; on CUDA what returns is on its way.
 
         A micro-batch that fails is bisected, so that one bad passage fails alone. Running out of
@@ -193,15 +193,15 @@ class _Window:
         at = (torch.from_numpy(places).to(self._device) for places in (rows, at_T, at_C))
         self._all().put(vectors, *at)
 
-    def encoded(self) -> Encoded:
+    def encoded(self) -> WindowVectors:
         """All of them, on their way to the host."""
         vectors = self._all()
         if self._device.type != "cuda":
-            return Encoded(vectors, self.failures)
+            return WindowVectors(vectors, self.failures)
         arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         vectors = vectors.to_pinned()
         arrived.record()
-        return Encoded(vectors, self.failures, arrived)
+        return WindowVectors(vectors, self.failures, arrived)
 
     def _all(self) -> Vectors:
         with self._lock:

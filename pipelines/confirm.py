@@ -10,7 +10,6 @@ from pipelines.config import RunConfig
 from pipelines.estimate import Estimate
 from pipelines.estimate_text import byte_count
 from pipelines.formats.base import compression_of
-from pipelines.output_bytes import Dims
 from pipelines.source import Unit
 
 # More than people's corpora have; what is above the bound is looked at closely, no more.
@@ -50,9 +49,15 @@ def _upper_bound(config: RunConfig, files: ModelFiles, units: Sequence[Unit]) ->
             text * most / step * (2 if config.chunk.title_prefix else 1) + 8 * passages,
             passages * most,
         )
-    dims, width = Dims.of(config, files), 2 if config.model.vector_dtype == "float16" else 4
-    of_token = dims.colbert * width + _SPARSE_BYTES * ("sparse" in config.outputs)
-    of_passage = dims.dense * width + _COLUMN_BYTES
+    width = 2 if config.model.vector_dtype == "float16" else 4
+    hidden = int(files.config["hidden_size"])
+    dim = min(config.model.truncate_dim or hidden, hidden)
+    of_token = _SPARSE_BYTES * ("sparse" in config.outputs)
+    if "colbert" in config.outputs:
+        # Two bytes a weight at least. To read the head itself would take torch, and seconds.
+        rows = files.heads["colbert"].stat().st_size // (2 * hidden)
+        of_token += min(rows, config.model.truncate_dim or rows) * width
+    of_passage = dim * width * ("dense" in config.outputs) + _COLUMN_BYTES
     # Metadata comes again with each passage of a document; it is not in the bound.
     return tokens * of_token + passages * of_passage + 2 * text
 

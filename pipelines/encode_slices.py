@@ -13,21 +13,24 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.encoder import EncodedBatch, Encoder, load_encoder
+from actors.config import ModelConfig
+from actors.encoded import EncodedBatch, TokenEncoder
 from actors.errors import DeviceError, ModelError
 from actors.tokenizer import TOKENS_COLUMN
+from pipelines.ahead import EncoderTurns, Spent
 from pipelines.config import RunConfig
 from pipelines.last_words import DEATHS_ALONE, LastWords, Turns, is_hopeless, pieces
 from pipelines.layout import done_path, new_nonce, slice_name, unreadable_path
 from pipelines.local_files import scratch_folder
 from pipelines.output import PartWriter, describe_file, side_by_side, stored_vectors, write_table
 from pipelines.placed_rows import PlacedRows
-from pipelines.records import Done, EncoderRecord, FileRecord
+from pipelines.records import Done, EncoderRecord, FileRecord, SliceTimes
 from pipelines.slices import Slice
 from pipelines.storage import Store, open_store
 from pipelines.vector_sources import VectorSources
@@ -53,7 +56,8 @@ class SliceEncoder:
         self._store: Store = open_store(config.index.uri, config.index.storage_options)
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
         self._words = LastWords(self._store, run_id, session, self._worker, actors)
-        self._encoder: Encoder = load_encoder(config.encoder)
+        self._encoder = load_encoder(config.encoder)
+        self._encoder_turns = EncoderTurns()
         info = self._encoder.info
         if info.space_fingerprint != space_fingerprint:
             raise ModelError(
@@ -84,10 +88,11 @@ class SliceEncoder:
         Losing the race for the record to another attempt is no error: its record is returned, and
         what was written here is garbage.
         """
-        started = time.monotonic()
+        began, started = time.time(), time.monotonic()
         nonce = new_nonce()
         name = f"{self._run_id}/{slice_name(work.unit, work.first_document)}-{nonce}.parquet"
-        part, placed = self._write_part(work, f"data/{name}")
+        times = _Times()
+        part, placed = self._write_part(work, f"data/{name}", times)
         documents = placed.ledger(work, part)
         rejects = pa.concat_tables([work.rejects, placed.rejects(work)])
         kept = np.flatnonzero(placed.document_ok[placed.document])
@@ -128,6 +133,7 @@ class SliceEncoder:
                 worker=self._worker,
             ),
             seconds=round(time.monotonic() - started, 3),
+            times=times.record(began, began + time.monotonic() - started),
         )
         path_of = unreadable_path if work.unreadable else done_path
         path = path_of(self._run_id, work.unit, work.first_document)
@@ -135,7 +141,9 @@ class SliceEncoder:
             return done
         return Done.model_validate_json(self._store.read(path))
 
-    def _write_part(self, work: Slice, path: str) -> tuple[FileRecord | None, PlacedRows]:
+    def _write_part(
+        self, work: Slice, path: str, times: _Times
+    ) -> tuple[FileRecord | None, PlacedRows]:
         placed = PlacedRows.of(work)
         if not work.passages.num_rows:
             return None, placed
@@ -148,22 +156,25 @@ class SliceEncoder:
         types = side_by_side(
             passages.slice(0, 0), stored_vectors(empty, self._colbert_storage)
         ).schema
+        started = time.monotonic()
         with scratch_folder() as scratch:
             local = scratch / "part.parquet"
             with PartWriter(local, types) as writer:
-                for batch in sources.put_together(self._batches(work, sources)):
+                for batch in sources.put_together(self._batches(work, sources, times.spent)):
                     keep = placed.place(batch.start, batch.stop, batch.failures, writer.rows)
                     rows = side_by_side(
                         passages.slice(batch.start, batch.stop - batch.start), batch.columns
                     )
                     writer.write(rows if keep.all() else rows.filter(pa.array(keep)))
+            times.written = time.monotonic() - started - times.spent.waiting
             if not writer.rows:
                 return None, placed
             record = describe_file(local, path, writer.rows)
             self._store.upload(local, path)
+            times.uploaded = time.monotonic() - started - times.spent.waiting - times.written
         return record, placed
 
-    def _batches(self, work: Slice, sources: VectorSources) -> Iterator[EncodedBatch]:
+    def _batches(self, work: Slice, sources: VectorSources, spent: Spent) -> Iterator[EncodedBatch]:
         """The vectors that are to be computed, in order; with care where a process died on it."""
         name = slice_name(work.unit, work.first_document)
         tokens = work.passages[TOKENS_COLUMN].combine_chunks()
@@ -178,11 +189,43 @@ class SliceEncoder:
                 first, stop = piece
                 if is_hopeless(piece, deaths):
                     reason = f"the process died {DEATHS_ALONE} times while it encoded this alone"
-                    yield self._encoder.failed(first, reason)
+                    yield EncodedBatch.failed(first, reason, self._encoder.empty())
                     continue
                 with self._words.announced(name, piece, careful=careful):
-                    for batch in self._encoder.stream(tokens.slice(first, stop - first)):
+                    batches = self._encoder.stream(tokens.slice(first, stop - first))
+                    for batch in self._encoder_turns.run(batches, spent):
                         yield batch.moved(first)
+
+
+@dataclass
+class _Times:
+    spent: Spent = field(default_factory=Spent)
+    written: float = 0.0
+    uploaded: float = 0.0
+
+    def record(self, began: float, ended: float) -> SliceTimes:
+        return SliceTimes(
+            began=round(began, 3),
+            ended=round(ended, 3),
+            encode=round(self.spent.encoding, 3),
+            write=round(self.written, 3),
+            upload=round(self.uploaded, 3),
+        )
+
+
+def load_encoder(config: ModelConfig) -> TokenEncoder:
+    """The encoder of an actor. Imported here: a driver, and a simulated one, need no torch.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    if config.simulated_tokens_per_second is not None:
+        from actors.simulated import load_simulated
+
+        return load_simulated(config)
+    from actors.encoder import load_encoder as load
+
+    return load(config)
 
 
 def _write_rows(store: Store, table: pa.Table, path: str) -> FileRecord | None:

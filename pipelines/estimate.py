@@ -20,7 +20,6 @@ from pipelines.config import RunConfig
 from pipelines.corpus_sample import Budget, CorpusSample, take_sample
 from pipelines.estimate_text import describe
 from pipelines.formats.base import BATCH_DOCUMENTS, DocumentBatch
-from pipelines.output_bytes import measure_output
 from pipelines.source import Source, Unit
 from pipelines.speed import Speed
 
@@ -110,6 +109,8 @@ def estimate_run(
     slices = _slices(config, units, sample, documents, tokens)
     sizes: dict[str, int] = {}
     if counted.passages.num_rows:
+        from pipelines.output_bytes import measure_output  # late: torch, which few runs need here
+
         output = measure_output(config, files, counted.passages, rows_in_part=passages / slices)
         sizes = output.of(passages, tokens, slices)
     exact = ["units"]

@@ -14,9 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actors.encoder import load_encoder
 from actors.errors import ConfigError
-from actors.scoring import dense_matrix
 from pipelines.config import RunConfig
 from pipelines.config_sections import GateConfig
 from pipelines.generations import read_chain
@@ -150,6 +148,9 @@ def _canaries(config: RunConfig, index: Index) -> Iterator[str]:
         raise ConfigError("gate.canaries: expected dense among the outputs, found none.")
     if not canaries:
         return
+    from actors.encoder import load_encoder  # late: torch, which a run without canaries never needs
+    from actors.scoring import dense_matrix
+
     encoder = load_encoder(config.encoder)
     queries = encoder.encode_queries([canary.query for canary in canaries])["dense"]
     best: list[dict[str, float]] = [{} for _ in canaries]

@@ -93,6 +93,8 @@ class PartWriter:
             path,
             schema,
             use_dictionary=[name for name in texts if name in _REPEATING],
+            # A minimum and a maximum of vectors' numbers help nobody, and take half of the writing.
+            write_statistics=[name for name in schema.names if name not in VECTOR_COLUMNS],
             compression=dict.fromkeys(
                 [*texts, "sparse.indices.list.element", "sparse.values.list.element"], "zstd"
             ),

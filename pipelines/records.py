@@ -51,6 +51,20 @@ class EncoderRecord(Record):
     """host:pid of the actor."""
 
 
+class SliceTimes(Record):
+    """When a slice was done, and where its time went; slices that an actor has at once overlap."""
+
+    began: float
+    """Unix seconds."""
+    ended: float
+    encode: float
+    """Seconds in which it had the encoder: one slice of an actor at a time."""
+    write: float
+    """Seconds of putting rows together and writing them to a local file."""
+    upload: float
+    """Seconds of bringing that file to the index."""
+
+
 class Done(Record):
     """The commit of one slice."""
 
@@ -86,6 +100,7 @@ class Done(Record):
     unchanged_file: FileRecord | None = None
     encoder: EncoderRecord
     seconds: float
+    times: SliceTimes | None = None
 
     @property
     def next_document(self) -> int:

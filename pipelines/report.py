@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from pipelines.busy import encoder_busy
 from pipelines.config import RunConfig
 from pipelines.layout import generation_path
 from pipelines.records import Done, Manifest
@@ -48,6 +49,7 @@ def write_report(
         "gate": list(gate),
         "slices": len(done),
         "encoder_seconds": round(seconds, 3),
+        "encoder_busy": encoder_busy(done),
         "counts": manifest.counts.model_dump(),
         "bytes": sum(record.part.bytes for record in done if record.part),
         **this_run,

@@ -71,6 +71,7 @@ def _key(config: RunConfig) -> str:
         "device": model.device,
         "gpus_per_actor": config.ray.gpus_per_actor,
         "cpus_per_actor": config.ray.cpus_per_actor,
+        "simulated": model.simulated_tokens_per_second,
     }
     return json.dumps(parts, sort_keys=True)
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from actors.encoder import EncodedBatch
+from actors.encoded import EncodedBatch
 from pipelines.output import ColbertStorage, stored_vectors
 from pipelines.schemas import HASH
 from pipelines.storage import Store

@@ -66,6 +66,13 @@ def test_importing_what_the_driver_needs_loads_no_torch() -> None:
     assert not loaded & {"torch", "transformers", *FORBIDDEN}
 
 
+def test_importing_the_entry_points_loads_no_torch() -> None:
+    """Only actors compute; a driver would start seconds later."""
+    loaded = loaded_after("pipelines.embed_corpus", "pipelines.reindex")
+    assert "ray" in loaded
+    assert "torch" not in loaded
+
+
 def test_importing_the_endpoints_routes_loads_no_ray() -> None:
     """Any ASGI server can run them; only the deployment is Ray Serve's."""
     loaded = loaded_after("pipelines.endpoint.api", "pipelines.check_endpoint")
