@@ -4,6 +4,8 @@
 # make chaos         runs that are killed over and over, compared with undisturbed ones
 # make bench-encode  how fast texts become vectors, beside sentence-transformers and FlagEmbedding
 # make bench-reindex what re-indexing costs beside three full builds
+# make bench-pipeline what the pipeline costs beside its encoder
+# make bench-scaling what many actors cost the driver
 # make lock          new pins
 # make docs          the pages on configuration, from the docstrings
 PYTHON ?= python3
@@ -17,7 +19,7 @@ FLAG   := .venv-flagembedding
 TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null || $(PYTHON) -c "import urllib.request as u; p='https://download.pytorch.org/whl/cpu'; u.urlopen(p+'/torch/', timeout=3); print(p)" 2>/dev/null)
 PIP_FLAGS   := --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: quickstart test slow check chaos format docs lock bench-serve bench-encode bench-reindex clean
+.PHONY: quickstart test slow check chaos format docs lock bench-serve bench-encode bench-reindex bench-pipeline bench-scaling clean
 
 quickstart: $(STAMP)
 	$(BIN)/python -m pipelines.embed_corpus conf/quickstart.yaml
@@ -73,6 +75,12 @@ bench-encode: $(STAMP) $(FLAG)/.installed
 
 bench-reindex: $(STAMP)
 	$(BIN)/python -m benchmarks.reindex
+
+bench-pipeline: $(STAMP)
+	$(BIN)/python -m benchmarks.pipeline
+
+bench-scaling: $(STAMP)
+	$(BIN)/python -m benchmarks.scaling
 
 clean:
 	rm -rf $(VENV) $(FLAG) out

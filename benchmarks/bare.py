@@ -1,0 +1,101 @@
+"""The encoder alone in a process of its own: the same token blocks, no Ray, nothing written."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+
+from actors.config import ModelConfig
+from pipelines.config import RunConfig
+from pipelines.slices import Slice, SliceReader
+from pipelines.source import Source
+
+
+def slices_of(config: RunConfig) -> Iterator[Slice]:
+    """What reading tasks would make of the source, one after the other."""
+    source = Source(config.source)
+    reader = SliceReader(config)
+    for unit in source.units(source.list_files()):
+        yield from reader.slices(unit)
+
+
+def tokenise(config: RunConfig, path: Path) -> dict[str, Any]:
+    """Write the token blocks of all slices to a file; what that took, and what slices weigh."""
+    began = time.perf_counter()
+    work = [*slices_of(config)]
+    seconds = time.perf_counter() - began
+    blocks = [piece.passages.select(["input_ids"]) for piece in work]
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, blocks[0].schema) as writer:
+        for block in blocks:
+            writer.write_batch(block.combine_chunks().to_batches()[0])
+    return {
+        "seconds": seconds,
+        "slices": len(work),
+        "passages": sum(block.num_rows for block in blocks),
+        "tokens": sum(len(block["input_ids"].combine_chunks().flatten()) for block in blocks),
+        "bytes": sum(piece.to_row().nbytes for piece in work),
+    }
+
+
+def encode(config: ModelConfig, path: Path, blocks: int | None = None) -> float:
+    """Seconds of encoding the blocks of a file, or the first of them."""
+    encoder = _load(config)
+    with pa.memory_map(str(path)) as file:
+        batches = pa.ipc.open_file(file)
+        began = time.perf_counter()
+        for number in range(blocks or batches.num_record_batches):
+            for _ in encoder.stream(batches.get_batch(number)["input_ids"]):
+                pass
+        return time.perf_counter() - began
+
+
+@functools.cache
+def _load(config: ModelConfig) -> Any:
+    from actors.encoder import load_encoder
+
+    return load_encoder(config)
+
+
+class Memory:
+    """The most that processes below this one held, in bytes that are theirs alone."""
+
+    def __init__(self) -> None:
+        self.encoder = self.reader = 0
+
+
+@contextmanager
+def watched_memory(seconds: float = 0.5) -> Iterator[Memory]:
+    """Looks now and then; of Ray's processes, those that encode and those that read."""
+    memory, stop = Memory(), threading.Event()
+
+    def look() -> None:
+        while not stop.wait(seconds):
+            for process in psutil.Process().children(recursive=True):
+                try:
+                    title = " ".join(process.cmdline())
+                    if not title.startswith("ray::"):
+                        continue
+                    info = process.memory_info()
+                except psutil.Error:
+                    continue
+                size = info.rss - info.shared
+                if "MapWorker" in title:
+                    memory.encoder = max(memory.encoder, size)
+                else:
+                    memory.reader = max(memory.reader, size)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield memory
+    finally:
+        stop.set()
+        thread.join()

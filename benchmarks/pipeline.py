@@ -1,0 +1,288 @@
+"""What the pipeline costs beside its encoder: embed_corpus end to end, and the encoder alone.
+
+    python -m benchmarks.pipeline                      # `make bench-pipeline`
+    python -m benchmarks.pipeline --passages 2000 --rounds 2
+
+The same passages, the same cores, in turn: `bare` is the encoder in a process of its own over token
+blocks that are there already; `end to end` reads, chunks, tokenises, encodes, writes and uploads on
+a local Ray cluster. Start-up is apart in two ways: `tokens_per_s` counts from the beginning of the
+first slice to the end of the last one, `tokens_per_s_by_wall` the whole command less one over a
+single document. Then simulated encoders of several speeds, 1,024 dimensions wide: how much of the
+time they have work (`device_busy`: tokens by speed, of the seconds from first slice to last).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from benchmarks import bare
+from benchmarks.facts import write_result
+from benchmarks.reindex import Corpus
+from benchmarks.wide_model import make_wide_model
+from pipelines.busy import encoder_busy
+from pipelines.cluster import ray_session
+from pipelines.config import RunConfig, load_config
+from pipelines.done_records import read_done
+from pipelines.embed_corpus import embed_corpus
+from pipelines.storage import open_store
+
+_ROOT = Path(__file__).parent.parent
+_ARTICLES = _ROOT / "conf/data/simplewiki-1200.parquet"
+_SPEEDS = (20_000.0, 50_000.0, 100_000.0, 1_000_000.0)
+_STORED = {  # what is simulated: name -> overrides
+    "dense": ["outputs=[dense]"],
+    "all, colbert as bytes": ["index.colbert_storage=bytes"],
+    "all, colbert as values": ["index.colbert_storage=values"],
+}
+
+Row = dict[str, Any]
+
+
+class Bench:
+    """A corpus, the same as token blocks, and who encodes it."""
+
+    def __init__(self, folder: Path, articles: Path, passages: int, alone: Executor) -> None:
+        self._folder, self._alone = folder, alone
+        self._corpus, self._one = folder / "corpus", folder / "one"
+        self._one.mkdir(parents=True)
+        table = pq.read_table(articles, columns=["id", "url", "title", "text"])
+        pq.write_table(table, self._one / "one.parquet")
+        of_all = sum(
+            piece.passages.num_rows for piece in bare.slices_of(self._config([], one=True))
+        )
+        pq.write_table(table.slice(0, 1), self._one / "one.parquet")
+        documents = max(round(passages / of_all * table.num_rows), 20)
+        Corpus(self._corpus, articles, documents)
+        self.config = self._config([])
+        self._blocks = folder / "blocks.arrow"
+        self.facts = bare.tokenise(self.config, self._blocks)
+        self._wide = make_wide_model(folder / "wide", self.config.model.name)
+
+    @property
+    def tokens(self) -> int:
+        """Of all passages."""
+        return int(self.facts["tokens"])
+
+    def encode_alone(self, blocks: int | None = None) -> float:
+        """Seconds of the bare encoder; `blocks`: of the first only, to warm up."""
+        config = self.config.with_absolute_paths().encoder
+        return self._alone.submit(bare.encode, config, self._blocks, blocks).result()
+
+    def end_to_end(self, overrides: Sequence[str] = (), *, one: bool = False) -> Row:
+        """One run of embed_corpus, of everything or of one document."""
+        config = self._config(overrides, one=one)
+        shutil.rmtree(config.index.uri, ignore_errors=True)
+        began = time.perf_counter()
+        with bare.watched_memory() as memory:
+            manifest = embed_corpus(config)
+        wall = time.perf_counter() - began
+        done = read_done(open_store(config.index.uri), manifest.run_id)
+        times = [record.times for record in done if record.times]
+        return {
+            "wall": wall,
+            "span": max(t.ended for t in times) - min(t.began for t in times),
+            "slices": len(done),
+            "tokens": sum(record.tokens for record in done),
+            "encoder_busy": encoder_busy(done),
+            "encode": sum(t.encode for t in times),
+            "write": sum(t.write for t in times),
+            "upload": sum(t.upload for t in times),
+            "bytes_written": sum(record.part.bytes for record in done if record.part),
+            "encoder_memory": memory.encoder,
+            "reader_memory": memory.reader,
+        }
+
+    def simulate(self, speed: float, overrides: Sequence[str]) -> Row:
+        """One run with an encoder of so many tokens a second."""
+        # Slices of the default size: a file each here, and on a GPU up to 131,072 tokens.
+        wide = [f"model.name={self._wide}", f"model.heads={self._wide}", "slice.documents=1000"]
+        speed_of = f"model.simulated_tokens_per_second={speed}"
+        row = self.end_to_end([*wide, speed_of, *overrides])
+        return row | {"device_busy": row["tokens"] / speed / row["span"]}
+
+    def _config(self, overrides: Sequence[str], *, one: bool = False) -> RunConfig:
+        source = self._one if one else self._corpus
+        places = [f"source.uri={source}", f"index.uri={self._folder / 'index'}"]
+        return load_config(_ROOT / "conf/quickstart.yaml", [*places, *overrides])
+
+
+def middle(rounds: Sequence[Row]) -> Row:
+    """The median of each figure over rounds."""
+    return {key: statistics.median(row[key] for row in rounds) for key in rounds[0]}
+
+
+def measure_real(bench: Bench, rounds: int) -> list[Row]:
+    """Bare encoder and whole pipeline in turn."""
+    bench.encode_alone(1)
+    start = [bench.end_to_end(one=True)["wall"]]
+    alone: list[float] = []
+    whole: list[Row] = []
+    for number in range(rounds):
+        turns = [
+            lambda: alone.append(bench.encode_alone()),
+            lambda: whole.append(bench.end_to_end()),
+        ]
+        for turn in turns[:: -1 if number % 2 else 1]:
+            turn()
+        start.append(bench.end_to_end(one=True)["wall"])
+        note(f"round {number + 1}: bare {alone[-1]:.1f} s, end to end {whole[-1]['span']:.1f} s")
+    start_up = statistics.median(start[1:])  # the first one starts Ray's own workers
+    tokens, tokenising = bench.tokens, bench.facts["seconds"]
+    config = bench.config
+    about = {
+        "model": config.model.name,
+        "profile": "simplewiki",
+        "dtype": "float32",
+        "outputs": list(config.outputs),
+        "tokens": tokens,
+        "rounds": rounds,
+    }
+    bare_rate = tokens / statistics.median(alone)
+    found = middle(whole)
+    by_wall = [row["wall"] - start_up for row in whole]
+    return [
+        {"system": "bare encoder", **about, "tokens_per_s": round(bare_rate), "ratio": 1.0},
+        {
+            "system": "bare encoder, tokenising before",
+            **about,
+            "tokens_per_s": round(tokens / (statistics.median(alone) + tokenising)),
+            "ratio": _ratio([t + tokenising for t in alone], alone),
+        },
+        {
+            "system": "end to end",
+            **about,
+            "tokens_per_s": round(tokens / found["span"]),
+            "ratio": _ratio([row["span"] for row in whole], alone),
+            "tokens_per_s_by_wall": round(tokens / statistics.median(by_wall)),
+            "ratio_by_wall": _ratio(by_wall, alone),
+            "start_up_seconds": round(start_up, 2),
+            **_rounded(found),
+        },
+    ]
+
+
+def _ratio(seconds: Sequence[float], alone: Sequence[float]) -> float:
+    """Median over rounds of the bare encoder's seconds by these."""
+    return round(statistics.median(a / s for s, a in zip(seconds, alone, strict=True)), 3)
+
+
+def measure_simulated(
+    bench: Bench, rounds: int, speeds: Sequence[float], most_seconds: float
+) -> list[Row]:
+    """Every speed with every way of storing, in turn."""
+    cases = [(speed, name) for speed in speeds for name in _STORED]
+    cases = [case for case in cases if bench.tokens / case[0] <= most_seconds]
+    found: dict[tuple[float, str], list[Row]] = {case: [] for case in cases}
+    for number in range(rounds):
+        for case in cases[:: -1 if number % 2 else 1]:
+            found[case].append(bench.simulate(case[0], _STORED[case[1]]))
+            note(f"round {number + 1}: {case} busy {found[case][-1]['device_busy']:.3f}")
+    rows = []
+    for (speed, name), each in found.items():
+        row = middle(each)
+        rows.append(
+            {
+                "system": f"simulated, {speed:,.0f} tokens/s",
+                "model": "1,024 dimensions",
+                "profile": "simplewiki",
+                "dtype": "float16",
+                "outputs": name,
+                "tokens": bench.tokens,
+                "rounds": rounds,
+                "tokens_per_s": round(bench.tokens / row["span"]),
+                "ratio": round(row["device_busy"], 3),
+                **_rounded(row),
+            }
+        )
+    return rows
+
+
+def _rounded(row: Row) -> Row:
+    names = ("encoder_busy", "encode", "write", "upload", "span", "wall")
+    found = {name: round(row[name], 3) for name in names}
+    sizes = ("slices", "bytes_written", "encoder_memory", "reader_memory")
+    return found | {name: int(row[name]) for name in sizes}
+
+
+def table(rows: Sequence[Row]) -> str:
+    """For the terminal and docs/scaling.md."""
+    lines = [
+        "| system | outputs | tokens/s | of the bare encoder | encoder busy | write s | upload s |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        outputs = row["outputs"]
+        outputs = outputs if isinstance(outputs, str) else ", ".join(outputs)
+        cells = [f"{row[n]:.1%}" if n in row else "" for n in ("ratio", "encoder_busy")]
+        cells += [f"{row[n]:.1f}" if n in row else "" for n in ("write", "upload")]
+        lines.append(
+            f"| {row['system']} | {outputs} | {row['tokens_per_s']:,} | {' | '.join(cells)} |"
+        )
+    return "\n".join(lines)
+
+
+def note(text: str) -> None:
+    """For whoever waits."""
+    sys.stderr.write(f"{text}\n")
+
+
+def main() -> None:
+    """Measure, print, write benchmarks/results/pipeline.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--passages", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--articles", type=Path, default=_ARTICLES, help="a Parquet file or folder")
+    parser.add_argument("--speeds", type=float, nargs="*", default=_SPEEDS)
+    parser.add_argument("--simulated-passages", type=int, default=8_000)
+    parser.add_argument("--only", choices=("real", "simulated"))
+    options = parser.parse_args()
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    rows: list[Row] = []
+    facts: dict[str, Any] = {}
+    with (
+        tempfile.TemporaryDirectory(prefix="pipeline-") as place,
+        ProcessPoolExecutor(1, get_context("spawn")) as alone,
+    ):
+        folder = Path(place)
+        sizes = {"real": options.passages, "simulated": options.simulated_passages}
+        wanted = [kind for kind in sizes if options.only in (None, kind)]
+        benches = {
+            kind: Bench(folder / kind, options.articles, sizes[kind], alone) for kind in wanted
+        }
+        with ray_session(benches[wanted[0]].config.ray):
+            for kind, bench in benches.items():
+                facts[kind] = described(bench.facts)
+                if kind == "real":
+                    rows += measure_real(bench, options.rounds)
+                else:
+                    rows += measure_simulated(bench, options.rounds, options.speeds, 60)
+    write_result("pipeline", rows, corpora=facts)
+    sys.stdout.write(f"{table(rows)}\n{json.dumps(facts, indent=1)}\n")
+
+
+def described(facts: dict[str, Any]) -> dict[str, Any]:
+    """What reading alone made of a corpus, and what of it goes through the object store."""
+    tokens = facts["tokens"]
+    return {
+        **{name: facts[name] for name in ("passages", "tokens", "slices")},
+        "tokens_per_s_of_a_reading_task": round(tokens / facts["seconds"]),
+        "object_store_bytes_per_token": round(facts["bytes"] / tokens, 2),
+    }
+
+
+if __name__ == "__main__":
+    main()

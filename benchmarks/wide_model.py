@@ -1,0 +1,30 @@
+"""A model folder of BGE-M3's widths around the quickstart's tokenizer, for simulated encoders.
+
+Its weights file is empty: a simulated encoder looks at configuration, tokenizer and heads alone.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from actors.config import ModelConfig
+from actors.model_files import COLBERT_HEAD, SPARSE_HEAD, resolve_model
+
+DIM = 1024
+
+
+def make_wide_model(folder: Path, name: str) -> Path:
+    """`name`: of the model whose tokenizer it has."""
+    folder.mkdir(parents=True)
+    for path in resolve_model(ModelConfig(name=name)).folder.glob("*.json"):
+        shutil.copy(path, folder / path.name)
+    config = json.loads((folder / "config.json").read_text()) | {"hidden_size": DIM}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").touch()
+    for head, rows in ((SPARSE_HEAD, 1), (COLBERT_HEAD, DIM)):
+        torch.save(torch.nn.Linear(DIM, rows).state_dict(), folder / head)
+    return folder
