@@ -23,12 +23,13 @@ from actors.backbone import (
     resolve_device,
     resolve_dtype,
 )
+from actors.columns import to_arrow
 from actors.config import ModelConfig, Output
 from actors.encoded import EncodedBatch, EncoderInfo
 from actors.errors import DeviceError, EncodeError, ModelError
 from actors.fingerprint import fingerprint, space_parts
 from actors.forward import Forward, WindowVectors
-from actors.heads import OutputHeads, load_head, to_arrow
+from actors.heads import OutputHeads, load_head
 from actors.icl import query_tokenizer
 from actors.model_files import ModelFiles, resolve_model
 from actors.packing import micro_batches
