@@ -200,7 +200,7 @@ class _Window:
             return WindowVectors(vectors, self.failures)
         arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         vectors = vectors.to_pinned()
-        arrived.record()
+        arrived.record(torch.cuda.current_stream(self._device))
         return WindowVectors(vectors, self.failures, arrived)
 
     def _all(self) -> Vectors:

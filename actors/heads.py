@@ -136,10 +136,12 @@ class OutputHeads:
             # NaN survives relu; -Inf does not, and a weight of 0 is what it would have meant.
             finite_N &= _all_by_passage(sparse_T.isfinite(), packed.lengths_N)
         if "colbert" in outputs:
-            keep_T = torch.ones(len(hidden_TH), dtype=torch.bool, device=hidden_TH.device)
-            keep_T[packed.cu_seqlens[:-1].long()] = False
-            colbert_TD, finite_T = self._colbert(hidden_TH[keep_T])
-            finite_N &= _all_by_passage(finite_T, packed.lengths_N - 1)
+            others_N = packed.lengths_N - 1
+            passage_T = _passage_of(others_N, len(hidden_TH) - n)
+            # The c-th of them has a first token more before it in each passage up to its own.
+            at_T = torch.arange(len(passage_T), device=hidden_TH.device) + passage_T + 1
+            colbert_TD, finite_T = self._colbert(hidden_TH.index_select(0, at_T))
+            finite_N &= _all_by_passage(finite_T, others_N)
         return Vectors(dense_ND, sparse_T, colbert_TD, finite_N)
 
     def zeros(
@@ -183,7 +185,9 @@ class OutputHeads:
             return hidden_TH[packed.cu_seqlens[:-1].long()]
         if self._pooling == "last_token":
             return hidden_TH[packed.cu_seqlens[1:].long() - 1]
-        return torch.segment_reduce(hidden_TH.float(), "mean", lengths=packed.lengths_N, axis=0)
+        return torch.segment_reduce(  # unsafe: the lengths are not checked, which would wait
+            hidden_TH.float(), "mean", lengths=packed.lengths_N, axis=0, unsafe=True
+        )
 
     def _finish(self, vectors: torch.Tensor) -> torch.Tensor:
         """Truncate, then normalise in float32, then cast: in this order."""
@@ -196,8 +200,11 @@ class OutputHeads:
 
 
 def _all_by_passage(ok_T: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
-    passage_T = torch.repeat_interleave(
-        torch.arange(len(lengths_N), device=ok_T.device), lengths_N, output_size=len(ok_T)
-    )
     bad_N = torch.zeros(len(lengths_N), dtype=torch.int32, device=ok_T.device)
-    return bad_N.index_add_(0, passage_T, (~ok_T).int()) == 0
+    return bad_N.index_add_(0, _passage_of(lengths_N, len(ok_T)), (~ok_T).int()) == 0
+
+
+def _passage_of(lengths_N: torch.Tensor, tokens: int) -> torch.Tensor:
+    """The passage of each token; `tokens`: the lengths' sum, so that nothing has to wait for it."""
+    passages_N = torch.arange(len(lengths_N), device=lengths_N.device)
+    return torch.repeat_interleave(passages_N, lengths_N, output_size=tokens)

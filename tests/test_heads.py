@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from actors import linear
 from actors.columns import to_arrow
 from actors.config import OUTPUTS
 from actors.errors import ModelError
@@ -131,6 +134,26 @@ def test_output_heads_overflow_of_the_stored_type_marks_its_passage() -> None:
     hidden_TH[2] = 70_000.0  # finite in float32, infinite in float16
     head = heads(("dense",), normalize=False, vector_dtype=torch.float16)
     assert head(hidden_TH, packed_of([2, 2])).finite_N.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "last_token"])
+def test_output_heads_never_wait_for_the_device(
+    pooling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tensor without numbers raises where a device would have to be waited for."""
+    monkeypatch.setattr(linear, "_has_onednn", lambda: False)  # as on CUDA
+    packed, hidden_TH = packed_of([3, 1, 5]), random_hidden([3, 1, 5], seed=0)
+    run = heads(pooling=pooling)
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        without_numbers = dataclasses.replace(
+            packed,
+            cu_seqlens=fake.from_tensor(packed.cu_seqlens),
+            input_ids_T=fake.from_tensor(packed.input_ids_T),
+            position_ids_T=fake.from_tensor(packed.position_ids_T),
+        )
+        vectors = run(fake.from_tensor(hidden_TH), without_numbers)
+    assert vectors.colbert_TD is not None
+    assert vectors.colbert_TD.shape == (9 - 3, COLBERT_DIM)
 
 
 def test_output_heads_half_hidden_normalised_in_float32() -> None:
