@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from actors.config import OUTPUTS
 from actors.encoder import EncodedBatch, Encoder, ModelConfig, load_encoder
-from actors.errors import EncodeError, ModelError
+from actors.errors import DeviceError, EncodeError, ModelError
 from actors.packed_bert import PackedBert
 from actors.packing import PackedBatch
 from actors.tokenizer import TextTokenizer
@@ -436,6 +436,46 @@ def test_stream_other_errors_than_a_kernels_propagate() -> None:
 
     encoder._forward.backbone = broken
     with pytest.raises(TypeError, match="a bug"):
+        stream(encoder, GOOD)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    rows=st.lists(st.sampled_from([*GOOD, OUT_OF_VOCABULARY]), max_size=20),
+    max_batch_tokens=st.integers(1, 12),
+)
+def test_stream_a_window_ahead_gives_the_same_batches_in_order(
+    m3: Encoder, rows: list[list[int]], max_batch_tokens: int
+) -> None:
+    """As on CUDA, where the device has the next window while the host makes columns."""
+    encoder = load(**M3_ALL, max_batch_tokens=max_batch_tokens)
+    expected = stream(encoder, rows)
+    encoder._ahead = 1
+    found = stream(encoder, rows)
+    assert [(b.start, b.stop, b.failures) for b in found] == [
+        (b.start, b.stop, b.failures) for b in expected
+    ]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_vectors_equal(ours.columns, theirs.columns)
+
+
+def test_stream_whose_device_fails_after_a_window_was_begun_is_device_error() -> None:
+    encoder = load(**M3_ALL)
+    forward = encoder._forward
+
+    class Late:
+        """Vectors that never arrive."""
+
+        window_tokens = forward.window_tokens
+
+        def __call__(self, *_: Any) -> Any:
+            return self
+
+        def wait(self) -> None:
+            raise torch.AcceleratorError("CUDA error: illegal address")
+
+    encoder._forward = Late()  # type: ignore[assignment]
+    with pytest.raises(DeviceError, match=r"expected vectors, found CUDA error"):
         stream(encoder, GOOD)
 
 
