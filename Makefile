@@ -2,6 +2,7 @@
 # make check         style, types          make test    the suite, two files at a time
 # make slow          tests that take minutes
 # make chaos         runs that are killed over and over, compared with undisturbed ones
+# make bench-encode  how fast texts become vectors, beside sentence-transformers and FlagEmbedding
 # make bench-reindex what re-indexing costs beside three full builds
 # make bench-pipeline what the pipeline costs beside its encoder
 # make bench-scaling what many actors cost the driver
@@ -11,13 +12,14 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+FLAG   := .venv-flagembedding
 
 # PyPI's torch carries CUDA (gigabytes). Where there is no GPU and PyTorch's own index answers,
 # its CPU build is taken; anywhere else pip chooses. Override: make quickstart TORCH_INDEX=...
 TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null || $(PYTHON) -c "import urllib.request as u; p='https://download.pytorch.org/whl/cpu'; u.urlopen(p+'/torch/', timeout=3); print(p)" 2>/dev/null)
 PIP_FLAGS   := --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: quickstart test slow check chaos format docs lock bench-serve bench-reindex bench-pipeline bench-scaling clean
+.PHONY: quickstart test slow check chaos format docs lock bench-serve bench-encode bench-reindex bench-pipeline bench-scaling clean
 
 quickstart: $(STAMP)
 	$(BIN)/python -m pipelines.embed_corpus conf/quickstart.yaml
@@ -62,6 +64,15 @@ lock: $(STAMP)
 bench-serve: $(STAMP)
 	$(BIN)/python -m benchmarks.serve
 
+# FlagEmbedding wants transformers 4: an environment of its own.
+$(FLAG)/.installed: benchmarks/flagembedding.txt
+	$(PYTHON) -m venv $(FLAG)
+	$(FLAG)/bin/pip install -q $(PIP_FLAGS) -r $<
+	touch $@
+
+bench-encode: $(STAMP) $(FLAG)/.installed
+	$(BIN)/python -m benchmarks.encode
+
 bench-reindex: $(STAMP)
 	$(BIN)/python -m benchmarks.reindex
 
@@ -72,4 +83,4 @@ bench-scaling: $(STAMP)
 	$(BIN)/python -m benchmarks.scaling
 
 clean:
-	rm -rf $(VENV) out
+	rm -rf $(VENV) $(FLAG) out

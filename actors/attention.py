@@ -50,13 +50,28 @@ def packed_attention(
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
     )
     query_THD, key_TKD, value_TKD = (x[0].transpose(0, 1) for x in (query, key, value))
-    if query.is_cuda and softcap is not None:
-        attend = attend_flex
-    elif _has_flash(query):
-        attend = _attend_varlen
-    else:
-        attend = _attend_runs
     return attend(query_THD, key_TKD, value_TKD, packed, rule).unsqueeze(0), None
+
+
+def attend(
+    query_THD: torch.Tensor,
+    key_TKD: torch.Tensor,
+    value_TKD: torch.Tensor,
+    packed: PackedBatch,
+    rule: AttentionRule,
+) -> torch.Tensor:
+    """Attention over one packed micro-batch, by the kernel its device and type have.
+
+    query: [T, heads, head_dim], key and value: [T, key heads, head_dim]. Returns query's shape,
+    contiguous.
+    """
+    if query_THD.is_cuda and rule.softcap is not None:
+        kernel = attend_flex
+    elif _has_flash(query_THD):
+        kernel = _attend_varlen
+    else:
+        kernel = _attend_runs
+    return kernel(query_THD, key_TKD, value_TKD, packed, rule)
 
 
 def _has_flash(query: torch.Tensor) -> bool:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from actors import attention
 from actors.config import ComputeDtype, ModelConfig
 from actors.errors import ModelError
 from actors.families import Family
+from actors.forward import Backbone
 from actors.model_files import ModelFiles
+from actors.packed_bert import PackedBert, can_take
 from actors.packing import PackedBatch
 from actors.registry import ModelRecord
 
@@ -66,8 +70,15 @@ def load_backbone(files: ModelFiles, dtype: torch.dtype, device: torch.device) -
     return model.eval().to(device)  # type: ignore[no-any-return]
 
 
+def fastest(model: torch.nn.Module, family: Family) -> Backbone:
+    """What computes a loaded model's last hidden states; `model` is used up."""
+    if family.packed and can_take(model):
+        return PackedBert(model)
+    return functools.partial(run, model, family)
+
+
 def run(model: torch.nn.Module, family: Family, packed: PackedBatch) -> torch.Tensor:
-    """The last hidden states [T, H] of a packed micro-batch."""
+    """The last hidden states [T, H] of a packed micro-batch, by transformers' own modules."""
     if not family.packed:
         return _run_padded(model, packed)
     arguments = dict(family.forward_arguments)

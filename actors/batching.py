@@ -239,8 +239,6 @@ class Batcher(Generic[Text]):
 
     def _encode(self, items: list[_Item[Text]], budget: int) -> None:
         started = time.perf_counter()
-        # Attention on a CPU goes by runs of one length: the fewer, the faster (158 -> 171 req/s).
-        items.sort(key=_length)
         rows = [item.ids for item in items if item.ids is not None]
         tokens = TokenizedTexts.from_rows(rows, [item.truncated for item in items])
         outputs = frozenset().union(*(item.job.outputs for item in items))

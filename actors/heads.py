@@ -10,19 +10,18 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import torch
 from torch.nn import functional as F
 
 from actors.config import Output, Pooling
 from actors.errors import ModelError
+from actors.linear import prepared
 from actors.packing import PackedBatch
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """What one forward pass computed, still on the device; None where not asked for."""
+    """What forward passes computed of some passages; None where not asked for."""
 
     dense_ND: torch.Tensor | None
     sparse_T: torch.Tensor | None
@@ -31,6 +30,35 @@ class Vectors:
     """Token vectors less each passage's first: T - N rows."""
     finite_N: torch.Tensor
     """bool: no NaN or Inf anywhere in the passage's outputs."""
+
+    def put(
+        self, others: Vectors, at_N: torch.Tensor, at_T: torch.Tensor, at_C: torch.Tensor
+    ) -> None:
+        """Take over some passages' vectors: their rows, tokens and ColBERT vectors in here."""
+        for name, at in (
+            ("dense_ND", at_N),
+            ("sparse_T", at_T),
+            ("colbert_TD", at_C),
+            ("finite_N", at_N),
+        ):
+            mine = getattr(self, name)
+            if mine is not None:
+                mine[at] = getattr(others, name)
+
+    def to_pinned(self) -> Vectors:
+        """On the host once the device's stream comes to that; in memory that needs no staging."""
+
+        def pinned(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            if tensor is None:
+                return None
+            host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            return host.copy_(tensor, non_blocking=True)
+
+        finite_N = pinned(self.finite_N)
+        assert finite_N is not None
+        return Vectors(
+            pinned(self.dense_ND), pinned(self.sparse_T), pinned(self.colbert_TD), finite_N
+        )
 
 
 def load_head(path: Path, hidden_size: int, *, out_features: int | None) -> torch.nn.Linear:
@@ -72,12 +100,22 @@ class OutputHeads:
         self,
         linears: Mapping[Output, torch.nn.Linear],
         *,
+        hidden_size: int,
         pooling: Pooling,
         normalize: bool,
         truncate_dim: int | None,
         vector_dtype: torch.dtype,
     ) -> None:
-        self._linears = linears
+        self._linears = {
+            output: prepared(linear.weight, linear.bias) for output, linear in linears.items()
+        }
+        self.dim = min(truncate_dim or hidden_size, hidden_size)
+        """Of dense vectors."""
+        self.colbert_dim: int | None = None
+        """Of ColBERT vectors, where there is such a head."""
+        if "colbert" in linears:
+            full = linears["colbert"].out_features
+            self.colbert_dim = min(truncate_dim or full, full)
         self._pooling = pooling
         self._normalize = normalize
         self._truncate_dim = truncate_dim
@@ -104,14 +142,35 @@ class OutputHeads:
             finite_N &= _all_by_passage(finite_T, packed.lengths_N - 1)
         return Vectors(dense_ND, sparse_T, colbert_TD, finite_N)
 
+    def zeros(
+        self,
+        passages: int,
+        tokens: int,
+        colbert_tokens: int,
+        outputs: Collection[Output],
+        device: torch.device,
+    ) -> Vectors:
+        """The outputs of so many passages, tokens, and tokens that are not a passage's first."""
+
+        def zeros(*shape: int, dtype: torch.dtype = self._vector_dtype) -> torch.Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        return Vectors(
+            zeros(passages, self.dim) if "dense" in outputs else None,
+            zeros(tokens, dtype=torch.float32) if "sparse" in outputs else None,
+            zeros(colbert_tokens, self.colbert_dim or 0) if "colbert" in outputs else None,
+            zeros(passages, dtype=torch.bool),
+        )
+
     def _colbert(self, hidden_TH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The vectors of tokens, and which of them are finite.
 
         Some tokens at a time: in float32 those of a long passage are several times what is kept.
         """
         linear = self._linears["colbert"]
-        dim = min(self._truncate_dim or linear.out_features, linear.out_features)
-        made_TD = hidden_TH.new_empty((len(hidden_TH), dim), dtype=self._vector_dtype)
+        made_TD = hidden_TH.new_empty(
+            (len(hidden_TH), self.colbert_dim or 0), dtype=self._vector_dtype
+        )
         finite_T = torch.empty(len(hidden_TH), dtype=torch.bool, device=hidden_TH.device)
         for start in range(0, len(hidden_TH), _COLBERT_TOKENS):
             some = slice(start, start + _COLBERT_TOKENS)
@@ -142,62 +201,3 @@ def _all_by_passage(ok_T: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor
     )
     bad_N = torch.zeros(len(lengths_N), dtype=torch.int32, device=ok_T.device)
     return bad_N.index_add_(0, passage_T, (~ok_T).int()) == 0
-
-
-def to_arrow(
-    vectors: Vectors, input_ids: np.ndarray, cu_seqlens: np.ndarray, non_lexical: np.ndarray
-) -> pa.Table:
-    """Vectors as the output columns, in input order; waits for the device.
-
-    input_ids int32 [T] and cu_seqlens int32 [N + 1], both on the host; non_lexical: token ids that
-    never enter a sparse vector. Columns: dense FixedSizeList<half|float>[D], sparse
-    Struct<indices: List<int32>, values: List<float32>> with sorted indices, colbert
-    List<FixedSizeList<half|float>[D]> with n_tokens - 1 vectors a passage.
-    """
-    columns: dict[str, pa.Array] = {}
-    if vectors.dense_ND is not None:
-        columns["dense"] = fixed_size_lists(vectors.dense_ND.cpu().numpy())
-    if vectors.sparse_T is not None:
-        weights = vectors.sparse_T.cpu().numpy()
-        columns["sparse"] = sparse_vectors(weights, input_ids, cu_seqlens, non_lexical)
-    if vectors.colbert_TD is not None:
-        offsets = cu_seqlens - np.arange(len(cu_seqlens), dtype=np.int32)
-        rows = fixed_size_lists(vectors.colbert_TD.cpu().numpy())
-        columns["colbert"] = pa.ListArray.from_arrays(pa.array(offsets), rows)
-    return pa.table(columns)
-
-
-def fixed_size_lists(rows: np.ndarray) -> pa.FixedSizeListArray:
-    """[N, D] as FixedSizeList[D], without a copy."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
-
-
-def sparse_vectors(
-    weights: np.ndarray, input_ids: np.ndarray, cu_seqlens: np.ndarray, non_lexical: np.ndarray
-) -> pa.StructArray:
-    """Maximum weight per (passage, token id), zero weights and `non_lexical` ids dropped.
-
-    A segment maximum over sorted (passage, id) keys: no matrix of passages by vocabulary.
-    """
-    n = len(cu_seqlens) - 1
-    passage = np.repeat(np.arange(n, dtype=np.int64), np.diff(cu_seqlens))
-    lexical = (weights > 0) & ~np.isin(input_ids, non_lexical)
-    keys = (passage[lexical] << 32) | input_ids[lexical]
-    order = np.argsort(keys, kind="stable")
-    keys = keys[order]
-    firsts = np.flatnonzero(np.diff(keys, prepend=-1))
-    maxima = (
-        np.maximum.reduceat(weights[lexical][order], firsts)
-        if len(firsts)
-        else np.empty(0, dtype=np.float32)
-    )
-    keys = keys[firsts]
-    offsets = pa.array(np.searchsorted(keys >> 32, np.arange(n + 1)).astype(np.int32))
-    indices = pa.array((keys & 0xFFFFFFFF).astype(np.int32))
-    return pa.StructArray.from_arrays(
-        [
-            pa.ListArray.from_arrays(offsets, indices),
-            pa.ListArray.from_arrays(offsets, pa.array(maxima.astype(np.float32))),
-        ],
-        names=["indices", "values"],
-    )

@@ -33,6 +33,24 @@ class PackedBatch:
         return self.cu_seqlens.diff().long()
 
 
+@dataclass(frozen=True)
+class TokenRows:
+    """Where the tokens of some rows of a column lie in it."""
+
+    places_T: np.ndarray
+    """int64 [T]: index into the column's values."""
+    cu_seqlens: np.ndarray
+    """int64 [N + 1]."""
+
+    @staticmethod
+    def of(offsets: np.ndarray, rows: np.ndarray) -> TokenRows:
+        """Of rows values[offsets[row]:offsets[row + 1]], in the order given."""
+        lengths = offsets[rows + 1] - offsets[rows]
+        cu_seqlens = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+        shifts = np.repeat(offsets[rows] - cu_seqlens[:-1], lengths)
+        return TokenRows(np.arange(cu_seqlens[-1]) + shifts, cu_seqlens)
+
+
 def pack(
     values: np.ndarray, offsets: np.ndarray, *, first_position: int, device: torch.device
 ) -> PackedBatch:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from actors.columns import fixed_size_lists
 from actors.config import Output
-from actors.heads import fixed_size_lists
 from actors.vectors import SparseVectors, TokenVectors, dense_vectors
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 import warnings
 from collections.abc import Iterator
@@ -87,7 +88,12 @@ def pool_for(config: RayConfig, *, shrunk: bool = False) -> Pool:
     per_actor = config.gpus_per_actor
     if per_actor is None:
         per_actor = 1.0 if gpus else 0.0
-    cpus = config.cpus_per_actor or (1 if per_actor else 2)
+    cores = _cores()
+    if config.cpus_per_actor or per_actor:
+        cpus = config.cpus_per_actor or 1
+    else:  # one actor a machine, so that the model is in memory once, unless more are asked for
+        on_each = -(-(config.actors or config.min_actors or 1) // len(cores))
+        cpus = max(min(cores) // on_each, 1)
     by_gpus = int(gpus / per_actor + 1e-6) if per_actor else have
     fit = min(by_gpus, (have - 1) // cpus)
     if config.min_actors or config.max_actors:
@@ -95,7 +101,8 @@ def pool_for(config: RayConfig, *, shrunk: bool = False) -> Pool:
         most = max(config.max_actors or fit, least)
         actors = max(min(fit, most), least)
     else:
-        actors = least = most = config.actors or (max(by_gpus, 1) if per_actor else 1)
+        wanted = by_gpus if per_actor else min(len(cores), fit)
+        actors = least = most = config.actors or max(wanted, 1)
     if shrunk:
         actors = max(min(actors, fit), 1)
         least, most = min(least, actors), max(most if config.max_actors else actors, actors)
@@ -106,6 +113,21 @@ def pool_for(config: RayConfig, *, shrunk: bool = False) -> Pool:
             "Lower ray.actors, ray.min_actors or ray.cpus_per_actor, or use a larger cluster.",
         )
     return Pool(actors, per_actor, cpus, least, most)
+
+
+def _cores() -> list[int]:
+    """How many cores of each machine may encode where there are no GPUs: three quarters, the others
+    read and tokenise; all of one that Ray was told has more than there are.
+    """
+    found = []
+    for node in ray.nodes():
+        cpus = int(node["Resources"].get("CPU", 0)) if node["Alive"] else 0
+        real = os.cpu_count() or 1
+        if node["NodeManagerHostname"] == socket.gethostname() and real < cpus <= _MIN_LOCAL_CPUS:
+            found.append(real)
+        elif cpus:
+            found.append(max(cpus * 3 // 4, 1))
+    return found
 
 
 def has_room(pool: Pool, actors: int) -> bool:

@@ -156,7 +156,8 @@ class RayConfig(Section):
     gpus_per_actor: Annotated[float, Field(ge=0)] | None = None
     """1 when the cluster has GPUs, else 0."""
     cpus_per_actor: Count | None = None
-    """1 beside a GPU; without one: how many threads an actor computes with (2)."""
+    """1 beside a GPU; without one: how many threads an actor computes with, three quarters of its
+    machine's cores when not given."""
     slices_per_actor: Count = 2
     """Slices an actor holds at once: one encodes while the others are written."""
     stuck_minutes: Annotated[float, Field(gt=0)] = 60.0

@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actors.heads import fixed_size_lists, load_head, sparse_vectors
+from actors.columns import fixed_size_lists, sparse_vectors
+from actors.heads import load_head
 from actors.model_files import ModelFiles
 from actors.tokenizer import TOKENS_COLUMN
 from actors.tokenizer_files import non_lexical_ids

@@ -17,6 +17,7 @@ import pyarrow as pa
 import torch
 from conftest import config_for
 
+from actors.encoded import EncodedBatch
 from actors.encoder import load_encoder
 from actors.model_files import resolve_model
 from pipelines import encode_slices, reindex_task
@@ -186,7 +187,7 @@ class _Poisoned:
     def stream(self, tokens):
         for row in range(len(tokens)):
             if self._tokens & set(tokens[row].as_py()):
-                yield self._encoder.failed(row, "poison")
+                yield EncodedBatch.failed(row, "poison", self._encoder.empty())
             else:
                 yield from (b.moved(row) for b in self._encoder.stream(tokens.slice(row, 1)))
 

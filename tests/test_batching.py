@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from hypothesis import strategies as st
 from actors.batching import Batcher, ForwardStats
 from actors.encoder import EncodedBatch
 from actors.errors import EncodeError, ModelError
+from actors.packing import PackedBatch
 from actors.text_vectors import TextVectors
 
 BUDGET = 64
@@ -174,17 +174,18 @@ def test_batcher_text_whose_vectors_are_not_finite_fails_alone(
 ) -> None:
     encoder = tiny_encoder()
     bad = encoder.passage_tokenizer.tokenize(["poison"]).values
-    real = encoder._forward
+    real = encoder._forward.backbone
 
-    @torch.inference_mode()
-    def forward(values: Any, offsets: Any, outputs: Any) -> Any:
-        vectors = real(values, offsets, outputs)
-        for row, (start, stop) in enumerate(itertools.pairwise(offsets)):
-            if np.array_equal(values[start:stop], bad):
-                vectors.finite_N[row] = False
-        return vectors
+    def backbone(packed: PackedBatch) -> torch.Tensor:
+        hidden_TH = real(packed)
+        start = 0
+        for length in packed.lengths_N.tolist():
+            if np.array_equal(packed.input_ids_T[start : start + length], bad):
+                hidden_TH[start : start + length] = torch.nan
+            start += length
+        return hidden_TH
 
-    monkeypatch.setattr(encoder, "_forward", forward)
+    monkeypatch.setattr(encoder._forward, "backbone", backbone)
     found = batcher.submit(["fine", "poison", "as well"], OUTPUTS).result(20)
     assert isinstance(found[1], EncodeError)
     assert "NaN" in found[1].message

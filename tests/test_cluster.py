@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import ray
 
@@ -32,7 +34,34 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
     ],
     ids=str,
 )
-def test_pool_for_takes_what_the_cluster_has(config, pool):
+def test_pool_for_takes_what_the_cluster_has(config, pool, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)  # Ray is told of 4
+    assert pool_for(RayConfig(**config)) == pool
+
+
+@pytest.mark.parametrize(
+    ("machines", "config", "pool"),
+    [
+        ([16], {}, Pool(1, 0.0, 12, 1, 1)),
+        ([64, 64, 96], {}, Pool(3, 0.0, 48, 3, 3)),
+        ([0, 8, 8], {}, Pool(2, 0.0, 6, 2, 2)),
+        ([16], {"actors": 4}, Pool(4, 0.0, 3, 4, 4)),
+        ([8, 8], {"actors": 4}, Pool(4, 0.0, 3, 4, 4)),
+        ([16], {"cpus_per_actor": 4}, Pool(1, 0.0, 4, 1, 1)),
+        ([8], {"actors": 1, "cpus_per_actor": 7}, Pool(1, 0.0, 7, 1, 1)),
+        ([4], {}, Pool(1, 0.0, 3, 1, 1)),
+    ],
+    ids=str,
+)
+def test_pool_for_machines_without_gpus_is_an_actor_each_with_most_cores(
+    machines, config, pool, monkeypatch
+):
+    nodes = [
+        {"NodeManagerHostname": f"m{i}", "Alive": True, "Resources": {"CPU": float(n)}}
+        for i, n in enumerate(machines)
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": float(sum(machines))})
     assert pool_for(RayConfig(**config)) == pool
 
 

@@ -6,7 +6,6 @@ In process, on the tiny M3, over a small BEIR-like file of queries.
 from __future__ import annotations
 
 import gzip
-import itertools
 import json
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from conftest import ROOT
 from typer.testing import CliRunner
 
 from actors.encoder import Encoder, load_encoder
+from actors.forward import Forward
 from pipelines import encode_queries as module
 from pipelines.config import load_config
 from pipelines.encode_queries import app
@@ -207,16 +207,16 @@ def test_rows_that_are_no_queries_are_named_and_the_others_written(run: Any) -> 
 def test_query_that_the_model_cannot_encode_is_named_and_left_out(
     run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = Encoder._forward
     bad = encoder().tokenize_queries([QUERIES["PLAIN-2"]]).rows()[0].tolist()
+    run_rows = Forward._run_rows
 
-    def fails(self: Encoder, values: Any, offsets: Any, outputs: Any) -> Any:
-        for a, b in itertools.pairwise(offsets):
-            if values[a:b].tolist() == bad:
+    def fails(self: Forward, window: Any, rows: Any) -> None:
+        for row in rows:
+            if window.values[window.offsets[row] : window.offsets[row + 1]].tolist() == bad:
                 raise RuntimeError("kernel failed")
-        return forward(self, values, offsets, outputs)
+        run_rows(self, window, rows)
 
-    monkeypatch.setattr(Encoder, "_forward", fails)
+    monkeypatch.setattr(Forward, "_run_rows", fails)
     for setting in ("values", "bytes"):
         option = f"index.colbert_storage={setting}"
         result = run("queries.jsonl", "out.parquet", "--id", "_id", "--force", "--set", option)

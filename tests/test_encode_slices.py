@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from actors import forward
 from actors.encoder import load_encoder
 from actors.errors import DeviceError, ModelError
 from actors.model_files import resolve_model
@@ -87,11 +88,16 @@ class Bench:
 
     def poison(self):
         """From now on a passage with the token POISON has no finite vector."""
-        backbone = self.encoder._encoder._backbone
+        backbone = self.encoder._encoder._forward.backbone
         tokenizer = self.encoder._encoder.passage_tokenizer
         [_, token, _] = tokenizer.tokenize([POISON]).values.tolist()
-        with torch.no_grad():
-            backbone.get_input_embeddings().weight[token] = torch.nan
+        backbone.words_VH[token] = torch.nan
+
+
+@pytest.fixture(autouse=True)
+def _window_of_one_micro_batch(monkeypatch):
+    """Small batches, so that a document's passages are in several."""
+    monkeypatch.setattr(forward, "_WINDOW_BATCHES", 1)
 
 
 @pytest.fixture
@@ -439,15 +445,16 @@ def next_process(work, killers, fault=Killed):
     """A slice encoder that reads the words of those before it, and dies of some passages."""
     request = Request.of(work.config, resolve_model(work.config.encoder))
     process = SliceEncoder(work.config, RUN, request.space_fingerprint, "session")
-    forward = process._encoder._forward
+    running = process._encoder._forward
+    backbone = running.backbone
 
-    def fatal(values, offsets, outputs):
-        rows = itertools.pairwise(offsets.tolist())
-        if any(values[a:b].tobytes() in killers for a, b in rows):
+    def fatal(packed):
+        passages = packed.input_ids_T.int().split(packed.lengths_N.tolist())
+        if any(passage.numpy().tobytes() in killers for passage in passages):
             raise fault
-        return forward(values, offsets, outputs)
+        return backbone(packed)
 
-    process._encoder._forward = fatal
+    running.backbone = fatal
     return process
 
 

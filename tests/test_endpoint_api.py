@@ -357,7 +357,7 @@ def test_encoder_that_fails_is_unhealthy_and_its_texts_are_424(
         raise RuntimeError("device lost, said of 'secret text'")
 
     with endpoint() as client:
-        monkeypatch.setattr(tiny_encoder(), "_forward", broken)
+        monkeypatch.setattr(tiny_encoder()._forward, "backbone", broken)
         assert client.post("/encode", {"texts": ["a"]}).status_code == 424
         openai = client.post("/v1/embeddings", {"input": "a", "model": "m"})
         assert openai.status_code == 424

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.packing import micro_batches, next_stop, pack
+from actors.packing import TokenRows, micro_batches, next_stop, pack
 
 CPU = torch.device("cpu")
 PASSAGES = st.lists(
@@ -109,3 +109,16 @@ def test_next_stop_always_advances_and_stays_inside(
 def test_micro_batches_passage_over_budget_gets_its_own() -> None:
     batches = list(micro_batches(offsets_of([4, 100, 4, 4]), 8))
     assert batches == [(0, 1), (1, 2), (2, 4)]
+
+
+@settings(deadline=None)
+@given(passages=PASSAGES, data=st.data())
+def test_token_rows_are_the_tokens_of_rows_in_the_order_given(
+    passages: list[list[int]], data: st.DataObject
+) -> None:
+    values, offsets = buffers([[7, 7, 7], *passages])
+    rows = data.draw(st.lists(st.integers(1, len(passages)), min_size=1, max_size=8))
+    tokens = TokenRows.of(offsets, np.array(rows))
+    chosen = [passages[row - 1] for row in rows]
+    assert values[tokens.places_T].tolist() == list(itertools.chain(*chosen))
+    assert np.diff(tokens.cu_seqlens).tolist() == [len(passage) for passage in chosen]

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from actors import backbone, linear
 from actors.encoder import Encoder, ModelConfig, load_encoder
 from actors.model_files import resolve_model
 from actors.tokenizer import TextTokenizer
@@ -92,6 +93,19 @@ ICL_EXAMPLES = {
     )
 }
 BERT_QUERY = "Represent this sentence for searching relevant passages: "
+
+
+@pytest.fixture(autouse=True, params=["prepared", "plain", "transformers"])
+def _path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every way an encoder computes: faster ones may change no vector.
+
+    prepared: layers of our own with oneDNN's weights and fused work; plain: without these, as on
+    CUDA; transformers: its modules, as for architectures that have no layers of our own.
+    """
+    if request.param != "prepared":
+        monkeypatch.setattr(linear, "_has_onednn", lambda: False)
+    if request.param == "transformers":
+        monkeypatch.setattr(backbone, "can_take", lambda model: False)
 
 
 def encoder_for(model: str, outputs: tuple[str, ...], **options: Any) -> Encoder:

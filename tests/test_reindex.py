@@ -15,6 +15,7 @@ from conftest import config_for
 from in_process import without_ray
 from typer.testing import CliRunner
 
+from actors.encoded import EncodedBatch
 from actors.errors import ConfigError, GateError, IndexStateError
 from pipelines import run as run_module
 from pipelines.embed_corpus import embed_corpus
@@ -272,7 +273,7 @@ def test_reindex_of_an_edit_that_is_rejected_for_now_keeps_the_old_version(
 
     def poisoned(self, input_ids, outputs=None):
         for row in range(len(input_ids)):
-            yield self.failed(row, "poison")
+            yield EncodedBatch.failed(row, "poison", self.empty())
 
     with monkeypatch.context() as patch:
         patch.setattr(Encoder, "stream", poisoned)

@@ -55,9 +55,8 @@ def run_with_poison(config):
         inner.passage_tokenizer.tokenize(["some words about item 1 and more"]).values.tolist()
     )
     bad = set(inner.passage_tokenizer.tokenize(["qqqq"]).values.tolist()) - good
-    with torch.no_grad():
-        for token in bad:
-            inner._backbone.get_input_embeddings().weight[token] = torch.nan
+    for token in bad:
+        inner._forward.backbone.words_VH[token] = torch.nan
     for unit in run.units:
         for piece in reader.slices(unit):
             encoder.encode(piece)

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import actors.scoring
+from actors.columns import fixed_size_lists
 from actors.encoder import Encoder, ModelConfig, load_encoder
 from actors.errors import EncodeError, ModelError
-from actors.heads import fixed_size_lists
 from actors.scoring import (
     colbert_matrix,
     colbert_pairs,

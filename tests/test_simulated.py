@@ -15,6 +15,7 @@ import pytest
 from actors.encoder import ModelConfig, load_encoder
 from actors.errors import ModelError
 from actors.fingerprint import fingerprint, space_parts
+from actors.forward import Forward
 from actors.model_files import resolve_model
 from actors.simulated import SimulatedDevice, SimulatedEncoder, load_simulated
 from pipelines.embed_corpus import embed_corpus
@@ -103,7 +104,9 @@ def test_columns_have_the_types_and_sizes_of_the_real_encoder(changes):
     assert dataclasses.replace(made.info, **same) == dataclasses.replace(real.info, **same)
 
 
-def test_batches_are_those_of_the_real_encoder():
+def test_batches_are_those_of_a_real_encoder_on_a_gpu(monkeypatch):
+    on_gpu = property(lambda self: self.max_batch_tokens)  # a micro-batch at a time
+    monkeypatch.setattr(Forward, "window_tokens", on_gpu)
     real = load_encoder(dataclasses.replace(TINY, max_batch_tokens=100))
     made = load_simulated(simulated(max_batch_tokens=100))
     chunked = pa.chunked_array([TOKENS.slice(0, 4), TOKENS.slice(4)])

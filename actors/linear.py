@@ -1,0 +1,87 @@
+"""Linear layers that never train: weights laid out once, elementwise work fused.
+
+On a CPU oneDNN multiplies by weights in a blocked layout of its own (for bfloat16: AMX tiles),
+which `torch.nn.functional.linear` makes anew on every call, and applies GELU or adds a residual
+while the result is still in cache. Both are what torch.compile's CPU backend emits; called directly
+they need no compiler on the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch.nn import functional as F
+
+
+class Linear(Protocol):
+    """x W^T + b; x: [T, in], result: [T, out]."""
+
+    def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
+        """The plain product."""
+        ...
+
+    def gelu(self, x_TI: torch.Tensor) -> torch.Tensor:
+        """GELU (exact, by erf) of the product."""
+        ...
+
+    def plus(self, x_TI: torch.Tensor, residual_TO: torch.Tensor) -> torch.Tensor:
+        """The product and a residual."""
+        ...
+
+
+def prepared(weight_OI: torch.Tensor, bias_O: torch.Tensor) -> Linear:
+    """The fastest of this module for the weights' device and type; keeps no copy it does not need.
+
+    `weight_OI`: [out, in], as torch.nn.Linear has it.
+    """
+    on_cpu = weight_OI.device.type == "cpu"
+    if on_cpu and weight_OI.dtype in (torch.float32, torch.bfloat16) and _has_onednn():
+        return _Blocked(weight_OI, bias_O)
+    return _Plain(weight_OI, bias_O)
+
+
+def _has_onednn() -> bool:
+    # AMX or not: oneDNN's bfloat16 needs AVX-512 or better.
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return bool(available and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class _Plain:
+    """Any device, any type."""
+
+    def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor) -> None:
+        self._weight_OI, self._bias_O = weight_OI, bias_O
+
+    def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
+        return F.linear(x_TI, self._weight_OI, self._bias_O)
+
+    def gelu(self, x_TI: torch.Tensor) -> torch.Tensor:
+        return F.gelu(self(x_TI))
+
+    def plus(self, x_TI: torch.Tensor, residual_TO: torch.Tensor) -> torch.Tensor:
+        return self(x_TI).add_(residual_TO)
+
+
+class _Blocked:
+    """oneDNN's own layout of the weights."""
+
+    def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor) -> None:
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), _ROWS)
+        self._bias_O = bias_O
+
+    def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
+        return _pointwise(x_TI, self._weight, self._bias_O, "none", [], "")
+
+    def gelu(self, x_TI: torch.Tensor) -> torch.Tensor:
+        return _pointwise(x_TI, self._weight, self._bias_O, "gelu", [], "none")
+
+    def plus(self, x_TI: torch.Tensor, residual_TO: torch.Tensor) -> torch.Tensor:
+        return _binary(x_TI, residual_TO, self._weight, self._bias_O, "add")
+
+
+_ROWS = 1024
+"""The layout is chosen for about so many tokens at a time; it is right for any number."""
+_pointwise: Callable[..., torch.Tensor] = torch.ops.mkldnn._linear_pointwise
+_binary: Callable[..., torch.Tensor] = torch.ops.mkldnn._linear_pointwise.binary
