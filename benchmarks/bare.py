@@ -28,11 +28,15 @@ def slices_of(config: RunConfig) -> Iterator[Slice]:
 
 
 def tokenise(config: RunConfig, path: Path) -> dict[str, Any]:
-    """Write the token blocks of all slices to a file; what that took, and what slices weigh."""
+    """Write what the encoder gets of all slices to a file; what reading took, what slices weigh.
+
+    Of equal passages of a slice the encoder gets one: `tokens` and `passages` count these alone.
+    """
     began = time.perf_counter()
     work = [*slices_of(config)]
     seconds = time.perf_counter() - began
-    blocks = [piece.passages.select(["input_ids"]) for piece in work]
+    blocks = [_distinct(piece.passages) for piece in work]
+    every_token = sum(int(piece.passages["n_tokens"].to_numpy().sum()) for piece in work)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, blocks[0].schema) as writer:
         for block in blocks:
             writer.write_batch(block.combine_chunks().to_batches()[0])
@@ -41,8 +45,15 @@ def tokenise(config: RunConfig, path: Path) -> dict[str, Any]:
         "slices": len(work),
         "passages": sum(block.num_rows for block in blocks),
         "tokens": sum(len(block["input_ids"].combine_chunks().flatten()) for block in blocks),
-        "bytes": sum(piece.to_row().nbytes for piece in work),
+        "bytes_per_token": sum(piece.to_row().nbytes for piece in work) / every_token,
+        "tokens_per_s": every_token / seconds,
     }
+
+
+def _distinct(passages: pa.Table) -> pa.Table:
+    hashes = passages["passage_hash"].to_pylist()
+    firsts = {digest: row for row, digest in reversed(list(enumerate(hashes)))}
+    return passages.select(["input_ids"]).take(pa.array(sorted(firsts.values())))
 
 
 def encode(config: ModelConfig, path: Path, blocks: int | None = None) -> float:

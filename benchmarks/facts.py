@@ -30,6 +30,12 @@ def write_result(name: str, rows: Sequence[dict[str, Any]], **more: Any) -> None
     (_RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
+def read_result(name: str) -> dict[str, Any]:
+    """What was written last; empty where nothing was."""
+    path = _RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def _processor() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):

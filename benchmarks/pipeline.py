@@ -3,12 +3,13 @@
     python -m benchmarks.pipeline                      # `make bench-pipeline`
     python -m benchmarks.pipeline --passages 2000 --rounds 2
 
-The same passages, the same cores, in turn: `bare` is the encoder in a process of its own over token
-blocks that are there already; `end to end` reads, chunks, tokenises, encodes, writes and uploads on
-a local Ray cluster. Start-up is apart in two ways: `tokens_per_s` counts from the beginning of the
-first slice to the end of the last one, `tokens_per_s_by_wall` the whole command less one over a
-single document. Then simulated encoders of several speeds, 1,024 dimensions wide: how much of the
-time they have work (`device_busy`: tokens by speed, of the seconds from first slice to last).
+The same passages (of equal ones in a slice the first alone, as in the pipeline), the same cores, in
+turn: `bare` is the encoder in a process of its own over token blocks that are there already; `end
+to end` reads, chunks, tokenises, encodes, writes and uploads on a local Ray cluster. Start-up is
+apart in two ways: `tokens_per_s` counts from the beginning of the first slice to the end of the
+last one, `tokens_per_s_by_wall` the whole command less one over a single document. Then simulated
+encoders of several speeds, 1,024 dimensions wide: `ratio` is how much of the time from the first
+slice to the last their device has work: tokens by speed.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from benchmarks import bare
-from benchmarks.facts import write_result
+from benchmarks.facts import read_result, write_result
 from benchmarks.reindex import Corpus
 from benchmarks.wide_model import make_wide_model
 from pipelines.busy import encoder_busy
@@ -48,6 +49,8 @@ _STORED = {  # what is simulated: name -> overrides
     "all, colbert as bytes": ["index.colbert_storage=bytes"],
     "all, colbert as values": ["index.colbert_storage=values"],
 }
+
+_OTHER = {"real": "simulated", "simulated": "real"}  # a run of one keeps the other's rows
 
 Row = dict[str, Any]
 
@@ -96,7 +99,7 @@ class Bench:
             "wall": wall,
             "span": max(t.ended for t in times) - min(t.began for t in times),
             "slices": len(done),
-            "tokens": sum(record.tokens for record in done),
+            "tokens": sum(record.encoded_tokens for record in done),
             "encoder_busy": encoder_busy(done),
             "encode": sum(t.encode for t in times),
             "write": sum(t.write for t in times),
@@ -153,6 +156,8 @@ def measure_real(bench: Bench, rounds: int) -> list[Row]:
     }
     bare_rate = tokens / statistics.median(alone)
     found = middle(whole)
+    if found["tokens"] != tokens:
+        sys.exit(f"end to end {found['tokens']:,} tokens were encoded, alone {tokens:,}")
     by_wall = [row["wall"] - start_up for row in whole]
     return [
         {"system": "bare encoder", **about, "tokens_per_s": round(bare_rate), "ratio": 1.0},
@@ -201,9 +206,9 @@ def measure_simulated(
                 "profile": "simplewiki",
                 "dtype": "float16",
                 "outputs": name,
-                "tokens": bench.tokens,
+                "tokens": int(row["tokens"]),
                 "rounds": rounds,
-                "tokens_per_s": round(bench.tokens / row["span"]),
+                "tokens_per_s": round(row["tokens"] / row["span"]),
                 "ratio": round(row["device_busy"], 3),
                 **_rounded(row),
             }
@@ -251,8 +256,10 @@ def main() -> None:
     parser.add_argument("--only", choices=("real", "simulated"))
     options = parser.parse_args()
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    rows: list[Row] = []
-    facts: dict[str, Any] = {}
+    before = read_result("pipeline")
+    kept = _OTHER.get(options.only)
+    rows = [row for row in before.get("rows", ()) if _kind(row) == kept]
+    facts = {kind: each for kind, each in before.get("corpora", {}).items() if kind == kept}
     with (
         tempfile.TemporaryDirectory(prefix="pipeline-") as place,
         ProcessPoolExecutor(1, get_context("spawn")) as alone,
@@ -270,17 +277,21 @@ def main() -> None:
                     rows += measure_real(bench, options.rounds)
                 else:
                     rows += measure_simulated(bench, options.rounds, options.speeds, 60)
+    rows.sort(key=_kind)
     write_result("pipeline", rows, corpora=facts)
     sys.stdout.write(f"{table(rows)}\n{json.dumps(facts, indent=1)}\n")
 
 
+def _kind(row: Row) -> str:
+    return "simulated" if row["system"].startswith("simulated") else "real"
+
+
 def described(facts: dict[str, Any]) -> dict[str, Any]:
     """What reading alone made of a corpus, and what of it goes through the object store."""
-    tokens = facts["tokens"]
     return {
         **{name: facts[name] for name in ("passages", "tokens", "slices")},
-        "tokens_per_s_of_a_reading_task": round(tokens / facts["seconds"]),
-        "object_store_bytes_per_token": round(facts["bytes"] / tokens, 2),
+        "tokens_per_s_of_a_reading_task": round(facts["tokens_per_s"]),
+        "object_store_bytes_per_token": round(facts["bytes_per_token"], 2),
     }
 
 
