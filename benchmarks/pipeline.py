@@ -17,29 +17,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from benchmarks import bare
+from benchmarks.end_to_end import Bench, Row
 from benchmarks.facts import read_result, write_result
-from benchmarks.reindex import Corpus
-from benchmarks.wide_model import make_wide_model
-from pipelines.busy import encoder_busy
 from pipelines.cluster import ray_session
-from pipelines.config import RunConfig, load_config
-from pipelines.done_records import read_done
-from pipelines.embed_corpus import embed_corpus
-from pipelines.storage import open_store
 
 _ROOT = Path(__file__).parent.parent
 _ARTICLES = _ROOT / "conf/data/simplewiki-1200.parquet"
@@ -51,76 +40,6 @@ _STORED = {  # what is simulated: name -> overrides
 }
 
 _OTHER = {"real": "simulated", "simulated": "real"}  # a run of one keeps the other's rows
-
-Row = dict[str, Any]
-
-
-class Bench:
-    """A corpus, the same as token blocks, and who encodes it."""
-
-    def __init__(self, folder: Path, articles: Path, passages: int, alone: Executor) -> None:
-        self._folder, self._alone = folder, alone
-        self._corpus, self._one = folder / "corpus", folder / "one"
-        self._one.mkdir(parents=True)
-        table = pq.read_table(articles, columns=["id", "url", "title", "text"])
-        pq.write_table(table, self._one / "one.parquet")
-        of_all = sum(
-            piece.passages.num_rows for piece in bare.slices_of(self._config([], one=True))
-        )
-        pq.write_table(table.slice(0, 1), self._one / "one.parquet")
-        documents = max(round(passages / of_all * table.num_rows), 20)
-        Corpus(self._corpus, articles, documents)
-        self.config = self._config([])
-        self._blocks = folder / "blocks.arrow"
-        self.facts = bare.tokenise(self.config, self._blocks)
-        self._wide = make_wide_model(folder / "wide", self.config.model.name)
-
-    @property
-    def tokens(self) -> int:
-        """Of all passages."""
-        return int(self.facts["tokens"])
-
-    def encode_alone(self, blocks: int | None = None) -> float:
-        """Seconds of the bare encoder; `blocks`: of the first only, to warm up."""
-        config = self.config.with_absolute_paths().encoder
-        return self._alone.submit(bare.encode, config, self._blocks, blocks).result()
-
-    def end_to_end(self, overrides: Sequence[str] = (), *, one: bool = False) -> Row:
-        """One run of embed_corpus, of everything or of one document."""
-        config = self._config(overrides, one=one)
-        shutil.rmtree(config.index.uri, ignore_errors=True)
-        began = time.perf_counter()
-        with bare.watched_memory() as memory:
-            manifest = embed_corpus(config)
-        wall = time.perf_counter() - began
-        done = read_done(open_store(config.index.uri), manifest.run_id)
-        times = [record.times for record in done if record.times]
-        return {
-            "wall": wall,
-            "span": max(t.ended for t in times) - min(t.began for t in times),
-            "slices": len(done),
-            "tokens": sum(record.encoded_tokens for record in done),
-            "encoder_busy": encoder_busy(done),
-            "encode": sum(t.encode for t in times),
-            "write": sum(t.write for t in times),
-            "upload": sum(t.upload for t in times),
-            "bytes_written": sum(record.part.bytes for record in done if record.part),
-            "encoder_memory": memory.encoder,
-            "reader_memory": memory.reader,
-        }
-
-    def simulate(self, speed: float, overrides: Sequence[str]) -> Row:
-        """One run with an encoder of so many tokens a second."""
-        # Slices of the default size: a file each here, and on a GPU up to 131,072 tokens.
-        wide = [f"model.name={self._wide}", f"model.heads={self._wide}", "slice.documents=1000"]
-        speed_of = f"model.simulated_tokens_per_second={speed}"
-        row = self.end_to_end([*wide, speed_of, *overrides])
-        return row | {"device_busy": row["tokens"] / speed / row["span"]}
-
-    def _config(self, overrides: Sequence[str], *, one: bool = False) -> RunConfig:
-        source = self._one if one else self._corpus
-        places = [f"source.uri={source}", f"index.uri={self._folder / 'index'}"]
-        return load_config(_ROOT / "conf/quickstart.yaml", [*places, *overrides])
 
 
 def middle(rounds: Sequence[Row]) -> Row:
