@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import os
 import signal
 import sys
@@ -12,11 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray.cloudpickle
+import torch
 import typer
 from fault_proxy import FaultProxy
 from in_process import ray_left_out
@@ -24,7 +23,9 @@ from rich.console import Console
 from s3_server import s3_bucket  # noqa: F401
 from test_embed_corpus import _planned
 
+from actors.encoder import Encoder
 from actors.errors import EmbedError, LeaseHeldError
+from actors.packing import PackedBatch
 from pipelines import data_path, encode_slices, last_words, read_slices, slices
 from pipelines.cli import Log, exit_with_one_line
 from pipelines.commit import commit
@@ -76,21 +77,22 @@ class FatalEncoder(SliceEncoder):
         encode_slices.DEATHS_ALONE = last_words.DEATHS_ALONE = 1
         super().__init__(*args, **kwargs)
         encoder = self._encoder
+        assert isinstance(encoder, Encoder)
         killer, sleeper = (
-            encoder.passage_tokenizer.tokenize([text]).values.tobytes()
-            for text in (KILLER, SLEEPER)
+            encoder.passage_tokenizer.tokenize([text]).values.tolist() for text in (KILLER, SLEEPER)
         )
-        forward = encoder._forward
+        backbone = encoder._forward.backbone
 
-        def fatal(values: np.ndarray, offsets: np.ndarray, outputs: Any) -> Any:
-            rows = [values[a:b].tobytes() for a, b in itertools.pairwise(offsets.tolist())]
+        def fatal(packed: PackedBatch) -> torch.Tensor:
+            passages = packed.input_ids_T.split(packed.lengths_N.tolist())
+            rows = [passage.tolist() for passage in passages]
             if killer in rows:
                 os.kill(os.getpid(), signal.SIGKILL)
             if sleeper in rows:
                 time.sleep(60)  # longer than the run may be stuck; Ray lets a busy actor finish
-            return forward(values, offsets, outputs)
+            return backbone(packed)
 
-        encoder._forward = fatal  # type: ignore[method-assign]
+        encoder._forward.backbone = fatal
 
 
 def test_passage_that_kills_its_actor_every_time_is_rejected_alone(

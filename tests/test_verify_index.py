@@ -40,7 +40,7 @@ def corpus(path: Path) -> Path:
     texts = [f"some words about item {i} and more" for i in range(20)]
     for poisoned in (3, 9, 17):
         texts[poisoned] += " qqqq"
-    texts[6] = " ".join(f"some words about item 6 and {n} more." for n in range(400)) + " qqqq"
+    texts[6] = " ".join(f"some words about item 6 and {n} more." for n in range(900)) + " qqqq"
     texts[7] = " ".join(f"some words about item 7 and {n} more." for n in range(60))
     texts[19] = ""
     ids = [f"d{i}" for i in range(20)]
