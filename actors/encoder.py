@@ -31,8 +31,8 @@ from actors.fingerprint import fingerprint, space_parts
 from actors.forward import Forward, WindowVectors
 from actors.heads import OutputHeads, load_head
 from actors.icl import query_tokenizer
+from actors.micro_batches import micro_batches
 from actors.model_files import ModelFiles, resolve_model
-from actors.packing import micro_batches
 from actors.tokenizer import TOKENS_COLUMN, TextTokenizer, TokenizedTexts
 from actors.tokenizer_files import non_lexical_ids
 

@@ -18,7 +18,8 @@ import torch
 
 from actors.config import Output
 from actors.heads import OutputHeads, Vectors
-from actors.packing import PackedBatch, TokenRows, next_stop, pack
+from actors.micro_batches import TokenRows, next_stop
+from actors.packing import PackedBatch, pack
 
 Backbone = Callable[[PackedBatch], torch.Tensor]
 """A packed micro-batch in, the last hidden states [T, H] out."""

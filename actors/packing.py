@@ -33,24 +33,6 @@ class PackedBatch:
         return self.cu_seqlens.diff().long()
 
 
-@dataclass(frozen=True)
-class TokenRows:
-    """Where the tokens of some rows of a column lie in it."""
-
-    places_T: np.ndarray
-    """int64 [T]: index into the column's values."""
-    cu_seqlens: np.ndarray
-    """int64 [N + 1]."""
-
-    @staticmethod
-    def of(offsets: np.ndarray, rows: np.ndarray) -> TokenRows:
-        """Of rows values[offsets[row]:offsets[row + 1]], in the order given."""
-        lengths = offsets[rows + 1] - offsets[rows]
-        cu_seqlens = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
-        shifts = np.repeat(offsets[rows] - cu_seqlens[:-1], lengths)
-        return TokenRows(np.arange(cu_seqlens[-1]) + shifts, cu_seqlens)
-
-
 def pack(
     values: np.ndarray, offsets: np.ndarray, *, first_position: int, device: torch.device
 ) -> PackedBatch:
@@ -87,21 +69,3 @@ def _runs(cu_seqlens: np.ndarray) -> Iterator[tuple[int, int, int]]:
     lasts = np.concatenate((borders, [len(lengths)]))
     for first, last in zip(firsts, lasts, strict=True):
         yield int(cu_seqlens[first]), int(last - first), int(lengths[first])
-
-
-def micro_batches(offsets: np.ndarray, max_tokens: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) rows of consecutive passages within a token budget, in input order.
-
-    A passage longer than the budget gets a micro-batch of its own.
-    """
-    start, rows = 0, len(offsets) - 1
-    while start < rows:
-        stop = next_stop(offsets, start, max_tokens)
-        yield start, stop
-        start = stop
-
-
-def next_stop(offsets: np.ndarray, start: int, max_tokens: int) -> int:
-    """Where the micro-batch that begins at row `start` ends."""
-    fits = int(np.searchsorted(offsets, offsets[start] + max_tokens, side="right")) - 1
-    return min(max(fits, start + 1), len(offsets) - 1)

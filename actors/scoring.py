@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from actors.config import OUTPUTS, Output
 from actors.errors import ModelError
-from actors.packing import micro_batches
+from actors.micro_batches import micro_batches
 from actors.vectors import Column, SparseVectors, TokenVectors, dense_vectors
 
 Weights: TypeAlias = tuple[float, float, float]

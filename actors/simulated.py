@@ -17,6 +17,7 @@ import pyarrow as pa
 from actors.config import ModelConfig, Output
 from actors.encoded import EncodedBatch, EncoderInfo
 from actors.fingerprint import fingerprint, space_parts
+from actors.micro_batches import micro_batches
 from actors.model_files import ModelFiles, resolve_model
 
 _BATCH_TOKENS = 16_384  # as on a GPU
@@ -87,15 +88,11 @@ class SimulatedEncoder:
             input_ids = input_ids.combine_chunks()
         offsets = input_ids.offsets.to_numpy(zero_copy_only=True)
         wanted = self.info.outputs if outputs is None else outputs
-        start = 0
-        while start < len(offsets) - 1:
-            fits = np.searchsorted(offsets, offsets[start] + self.max_batch_tokens, side="right")
-            stop = min(max(int(fits) - 1, start + 1), len(offsets) - 1)
+        for start, stop in micro_batches(offsets, self.max_batch_tokens):
             lengths = np.diff(offsets[start : stop + 1])
             with self._device.held(int(lengths.sum())):
                 columns = self._columns(lengths, wanted)
             yield EncodedBatch(start, stop, columns, {})
-            start = stop
 
     def empty(self) -> pa.Table:
         """The output columns with no rows: their types."""

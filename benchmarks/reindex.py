@@ -33,6 +33,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.report import machine
 from pipelines.cluster import ray_session
 from pipelines.config import RunConfig, load_config
 from pipelines.embed_corpus import embed_corpus
@@ -193,7 +194,7 @@ def measure(articles: Path, documents: int, shares: Sequence[float]) -> dict[str
     return {
         "benchmark": "reindex",
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": {"cpus": os.cpu_count(), "processor": _processor()},
+        "machine": machine(),
         "python": platform.python_version(),
         "documents": documents,
         "start_up_seconds": [round(seconds, 2) for seconds in starts],
@@ -208,13 +209,6 @@ def _note(rows: list[dict[str, Any]], case: str, seconds: float, counts: Counts 
     found = {name: getattr(counts, name) for name in names} if counts else {}
     rows.append({"case": case, "seconds": round(seconds, 2), **found})
     sys.stderr.write(f"{rows[-1]}\n")
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def table(result: dict[str, Any]) -> str:

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.packing import TokenRows, micro_batches, next_stop, pack
+from actors.micro_batches import TokenRows, micro_batches, next_stop
+from actors.packing import pack
 
 CPU = torch.device("cpu")
 PASSAGES = st.lists(
