@@ -595,7 +595,8 @@ def test_command_interrupted_and_started_again_keeps_finished_slices_and_prints_
     start, *stages, committed, counts, this_run, look = result.stderr.splitlines()
     assert re.match(r"run [0-9a-f]{16}: 40 documents", start)
     of = r"\d+ of 40 documents \(\d+%\)"
-    ours = rf"(starting Ray|loading the model), \d+ s(; {of} so far)?|{of}, .* actors busy.*"
+    stage = "(starting Ray|loading the model|committing)"
+    ours = rf"{stage}, \d+ s(; {of} so far)?|{of}, .* actors busy.*"
     assert all(re.fullmatch(ours, line) for line in stages), stages
     assert committed == f"committed generation 1 of {index}"
     assert re.fullmatch(
