@@ -1,0 +1,55 @@
+"""Putting rankings together: of shards, and of several ways to rank.
+
+Shape suffixes: Q queries, K best rows, M pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+Best = tuple[np.ndarray, np.ndarray]
+"""float32 scores [Q, K], best first, and int64 rows [Q, K]; -inf and -1 where there are no more."""
+
+
+def merge(parts: Sequence[Best], top: int) -> Best:
+    """The best of rankings of different rows; the lower row first where scores are equal."""
+    scores_QM = np.concatenate([scores for scores, _ in parts], axis=1)
+    rows_QM = np.concatenate([rows for _, rows in parts], axis=1)
+    order = np.lexsort((rows_QM, -scores_QM), axis=1)[:, :top]
+    return np.take_along_axis(scores_QM, order, 1), np.take_along_axis(rows_QM, order, 1)
+
+
+def reciprocal_rank_fusion(parts: Sequence[Best], top: int, k: int = 60) -> Best:
+    """Sum over rankings of 1 / (k + rank), ranks from 1; nothing from one without the row.
+
+    Cormack, Clarke and Büttcher 2009, who set k = 60. Rows in the order of `merge`.
+    """
+    n = len(parts[0][0])
+    query = np.concatenate([np.nonzero(rows >= 0)[0] for _, rows in parts])
+    rank = np.concatenate([np.nonzero(rows >= 0)[1] for _, rows in parts]) + 1
+    row = np.concatenate([rows[rows >= 0] for _, rows in parts])
+    order = np.lexsort((row, query))
+    query, row, gains = query[order], row[order], 1.0 / (k + rank[order])
+    firsts = np.flatnonzero(
+        np.diff(query, prepend=-1).astype(bool) | np.diff(row, prepend=-1).astype(bool)
+    )
+    sums = np.add.reduceat(gains, firsts) if len(firsts) else gains
+    return best_of_pairs(query[firsts], row[firsts], sums, n, top)
+
+
+def best_of_pairs(
+    query_M: np.ndarray, row_M: np.ndarray, score_M: np.ndarray, queries: int, top: int
+) -> Best:
+    """The best rows of each query, of pairs in any order."""
+    scores_QK = np.full((queries, top), -np.inf, dtype=np.float32)
+    rows_QK = np.full((queries, top), -1)
+    score_M = score_M.astype(np.float32)
+    order = np.lexsort((row_M, -score_M, query_M))
+    query_M, row_M, score_M = query_M[order], row_M[order], score_M[order]
+    place = np.arange(len(query_M)) - np.searchsorted(query_M, query_M)
+    kept = place < top
+    scores_QK[query_M[kept], place[kept]] = score_M[kept]
+    rows_QK[query_M[kept], place[kept]] = row_M[kept]
+    return scores_QK, rows_QK

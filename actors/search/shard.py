@@ -1,0 +1,155 @@
+"""A shard: the vectors of some passages, searched exactly.
+
+    shard = Shard(doc_ids, {"dense": column, "sparse": column})
+    shard.rank(queries, ("dense", "hybrid"), top=10)
+
+Rows are numbered from 0, as they come; those of a document are neighbours. Every row is scored: a
+block of rows and some hundred queries at a time, so that memory does not grow with the shard.
+Shape suffixes: Q queries, B rows of a block, K best rows, M pairs, N rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from actors.config import OUTPUTS, Output
+from actors.scoring import Weights
+from actors.search.fusion import Best
+from actors.search.pairs import PAIR_SCORES
+from actors.search.scored_rows import SCORED_ROWS, ScoredRows
+from actors.search.tiles import segments
+from actors.search.top_rows import TopRows
+
+Ranking: TypeAlias = Literal["dense", "sparse", "colbert", "hybrid"]
+"""What rows are ordered by; hybrid: the weighted mean of all outputs there are."""
+Unit: TypeAlias = Literal["passage", "document"]
+
+_QUERIES = 512
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Neighbouring rows that are scored at once, whole documents."""
+
+    first_row: int
+    first_document: int
+    document_offsets: np.ndarray
+    """int64 [documents + 1], from 0."""
+    rows: Mapping[Output, ScoredRows]
+
+
+class Shard:
+    """Passages in memory; safe to share between threads."""
+
+    def __init__(
+        self,
+        doc_ids: pa.ChunkedArray,
+        vectors: Mapping[Output, pa.ChunkedArray],
+        *,
+        device: str = "cpu",
+    ) -> None:
+        """Chunks are blocks: the same rows in every column, whole documents.
+
+        `device`: where dense and ColBERT vectors are scored; on a CPU they are not copied.
+        """
+        self.outputs: tuple[Output, ...] = tuple(o for o in OUTPUTS if o in vectors)
+        self._device = torch.device(device)
+        self._vectors = vectors
+        self._blocks = list(self._read(doc_ids))
+        self._rows = len(doc_ids)
+        starts = [block.first_row + block.document_offsets[:-1] for block in self._blocks]
+        self._documents = np.concatenate([np.zeros(0, np.int64), *starts])
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def rank(
+        self,
+        queries: pa.Table,
+        by: Collection[Ranking],
+        top: int,
+        *,
+        unit: Unit = "passage",
+        weights: Weights = (1.0, 1.0, 1.0),
+    ) -> dict[Ranking, Best]:
+        """The best rows of each query; of documents, each as its best passage: its first row.
+
+        `queries`: an encoder's columns. Sparse ranks only rows that share a token with the query.
+        """
+        needed = self._needed(by, weights)
+        starts = range(0, len(queries), _QUERIES)
+        batches = [(start, min(start + _QUERIES, len(queries))) for start in starts]
+        best = {name: [TopRows(stop - start, top) for start, stop in batches] for name in by}
+        for block in self._blocks:
+            first = block.first_row if unit == "passage" else block.first_document
+            scorers = {output: block.rows[output].scorer(queries[output]) for output in needed}
+            for number, (start, stop) in enumerate(batches):
+                scores = {output: scorers[output](start, stop) for output in needed}
+                for name in by:
+                    tile = scores[name] if name != "hybrid" else _mean(scores, weights)
+                    if unit == "document" and len(block.document_offsets) <= tile.shape[1]:
+                        tile = segments(tile, block.document_offsets, "max")
+                    best[name][number].add(tile, first, above=0.0 if name == "sparse" else -np.inf)
+        return {name: self._sorted(parts, top, unit) for name, parts in best.items()}
+
+    def score(self, queries: pa.Table, query_M: np.ndarray, row_M: np.ndarray) -> pa.Table:
+        """Scores of pairs of a query and a row: float32 [M] for each output."""
+        return pa.table(
+            {
+                output: PAIR_SCORES[output](queries[output], self._vectors[output], query_M, row_M)
+                for output in self.outputs
+            }
+        )
+
+    def document_rows(self, row_N: np.ndarray) -> np.ndarray:
+        """int64 [N, 2]: the rows [first, stop) of the document that each row is of."""
+        at = np.searchsorted(self._documents, row_N, side="right")
+        return np.stack([self._documents[at - 1], np.append(self._documents, len(self))[at]], 1)
+
+    def _needed(self, by: Collection[Ranking], weights: Weights) -> tuple[Output, ...]:
+        weight = dict(zip(OUTPUTS, weights, strict=True))
+        return tuple(o for o in self.outputs if o in by or ("hybrid" in by and weight[o]))
+
+    def _sorted(self, parts: Sequence[TopRows], top: int, unit: Unit) -> Best:
+        found = [part.sorted() for part in parts]
+        scores_QK = np.concatenate([np.zeros((0, top), np.float32), *(s for s, _ in found)])
+        rows_QK = np.concatenate([np.zeros((0, top), np.int64), *(r for _, r in found)])
+        if unit == "document" and len(self._documents):
+            rows_QK = np.where(rows_QK < 0, -1, self._documents[rows_QK])
+        return scores_QK, rows_QK
+
+    def _read(self, doc_ids: pa.ChunkedArray) -> Iterator[_Block]:
+        row = document = 0
+        for number, ids in enumerate(doc_ids.chunks):
+            chunks = {output: column.chunk(number) for output, column in self._vectors.items()}
+            if any(len(chunk) != len(ids) for chunk in chunks.values()):
+                raise ValueError("expected blocks of the same rows in every column")
+            offsets = _document_offsets(ids)
+            rows = {
+                output: SCORED_ROWS[output](chunk, self._device) for output, chunk in chunks.items()
+            }
+            yield _Block(row, document, offsets, rows)
+            row, document = row + len(ids), document + len(offsets) - 1
+
+
+def _mean(scores: Mapping[Output, torch.Tensor], weights: Weights) -> torch.Tensor:
+    """`actors.scoring.weighted_mean` on the scores' device."""
+    weight = dict(zip(OUTPUTS, weights, strict=True))
+    total = sum(scores[output] * weight[output] for output in scores if weight[output])
+    assert isinstance(total, torch.Tensor)  # some weight is not 0
+    return total / sum(weight[output] for output in scores)
+
+
+def _document_offsets(ids: pa.Array) -> np.ndarray:
+    """Where in a block each document begins, and its end."""
+    if not len(ids):
+        return np.zeros(1, np.int64)
+    changes = pc.not_equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
+    return np.concatenate(([0], np.flatnonzero(changes) + 1, [len(ids)])).astype(np.int64)
