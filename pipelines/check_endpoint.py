@@ -19,7 +19,8 @@ from actors.model_files import resolve_model
 from pipelines.cli import exit_with_one_line, log_to_stderr
 from pipelines.endpoint.config import EndpointConfig, parse_endpoint_config
 from pipelines.endpoint.guard import read_keys
-from pipelines.endpoint.space import check_same_space, model_to_load
+from pipelines.endpoint.space import model_to_load, space_of
+from pipelines.space import check_same_space
 
 IMPORT_PATH = "pipelines.endpoint.deployment:build"
 
@@ -63,7 +64,7 @@ def check_endpoint(config: EndpointConfig) -> str:
     model, _ = model_to_load(config)
     resolve_model(model)
     if config.index:
-        check_same_space(config.index, model)
+        check_same_space(space_of(config.index), model)
     who = f"{len(keys)} keys" if keys else "no keys: whoever reaches the port may ask"
     index = f"index {config.index.uri}" if config.index else "no index"
     return f"{model.name} ({', '.join(model.outputs)}), {index}, {who}"

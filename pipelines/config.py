@@ -26,6 +26,7 @@ from pipelines.config_sections import (
     GateConfig,
     IndexConfig,
     RayConfig,
+    SearchConfig,
     Section,
     Share,
     SliceConfig,
@@ -44,6 +45,7 @@ class RunConfig(Section):
     chunk: ChunkConfig = ChunkConfig()
     slice: SliceConfig = SliceConfig()
     gate: GateConfig = GateConfig()
+    search: SearchConfig = SearchConfig()
     ray: RayConfig = RayConfig()
     max_reject_fraction: Share = 0.01
     """A run with a larger share of rejected documents is not committed; nothing it did is lost."""
@@ -126,6 +128,21 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         _apply(raw, override)
     return parse_config(raw, where=str(path))
+
+
+def override(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """A configuration with `a.b=value` overrides, as `load_config` applies them.
+
+    Raises:
+        ConfigError: as there.
+    """
+    if not overrides:
+        return config
+    raw = config.model_dump(mode="json")
+    raw["model"].pop("outputs", None)
+    for one in overrides:
+        _apply(raw, one)
+    return parse_config(raw, where="--set")
 
 
 def parse_config(raw: Mapping[str, Any], *, where: str = "configuration") -> RunConfig:

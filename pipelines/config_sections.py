@@ -13,6 +13,7 @@ from actors.config import OUTPUTS
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Character = Annotated[str, Field(min_length=1, max_length=1)]
 
 
@@ -171,6 +172,43 @@ class RayConfig(Section):
         if most and most < least:
             raise ValueError(f"max_actors: expected at least min_actors ({least}), got {most}")
         return self
+
+
+class SearchConfig(Section):
+    """How an index is searched: search_index, evaluate_index and the endpoint; never part of what
+    decides what is in it.
+    """
+
+    weights: tuple[Weight, Weight, Weight] = (1.0, 1.0, 1.0)
+    """Of dense, sparse and ColBERT scores in hybrid: their weighted mean, over the outputs the
+    index has. FlagEmbedding's default; its documentation uses [0.4, 0.2, 0.4]."""
+    rrf_k: Count = 60
+    """Reciprocal rank fusion adds 1 / (rrf_k + rank) over the outputs."""
+    rrf_depth: Count = 1000
+    """So many passages of each output take part in it."""
+    candidates: Count | None = None
+    """ColBERT, hybrid and rrf score only the best so many of dense and of sparse; every passage
+    when not given."""
+    shards: Count | None = None
+    """Search actors that share the passages; one on each machine of the cluster when not given."""
+    gpus_per_shard: Annotated[float, Field(ge=0)] = 0
+    """GPUs of a search actor, also a fraction: dense and ColBERT vectors are then held and scored
+    there."""
+    cpus_per_shard: Count | None = None
+    """CPUs of a search actor, and the threads it scores with; half of its machine's when not
+    given."""
+    max_memory_bytes: Count | None = None
+    """A search that needs more on a machine is refused; what is free there when not given."""
+    folder: str | None = None
+    """Where each machine keeps the vectors in a form that can be mapped; packvec/search in the
+    user's cache when not given."""
+
+    @field_validator("weights")
+    @classmethod
+    def _check_weights(cls, weights: tuple[float, ...]) -> tuple[float, ...]:
+        if not sum(weights):
+            raise ValueError("a weight other than 0")
+        return weights
 
 
 class GateConfig(Section):

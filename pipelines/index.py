@@ -140,6 +140,11 @@ class Index:
         batches = (b for part, ranges in wanted for b in self._read_rows(part, ranges, schema))
         return pa.RecordBatchReader.from_batches(schema, batches)
 
+    def live_rows(self, part: Part, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The live rows of one of `parts`, in its order, some thousand at a time."""
+        for rows in self._read_rows(part.path, part.live, self._projected(columns)):
+            yield pa.Table.from_batches([rows])
+
     def documents(self, ids: pa.Array | None = None) -> pa.Table:
         """The ledger: a row for each live document, or for those of the given ids."""
         found = [LEDGER_SCHEMA.empty_table()]
@@ -243,6 +248,4 @@ def _read_part(batch: pa.Table, index: Index, names: list[str]) -> Iterator[pa.T
     schema = index._projected(names)
     for number in batch["part"].to_pylist():
         yield schema.empty_table()
-        part = index.parts[number]
-        for rows in index._read_rows(part.path, part.live, schema):
-            yield pa.Table.from_batches([rows])
+        yield from index.live_rows(index.parts[number], names)

@@ -18,7 +18,8 @@ from actors.errors import IndexStateError
 from pipelines.check_endpoint import IMPORT_PATH, app
 from pipelines.embed_corpus import embed_corpus
 from pipelines.endpoint.config import ServedIndex, parse_endpoint_config
-from pipelines.endpoint.space import check_same_space, model_to_load, read_space
+from pipelines.endpoint.space import model_to_load, space_of
+from pipelines.space import check_same_space
 
 MODEL = {"name": "builtin:tiny-m3", "max_length": 128}
 
@@ -128,30 +129,30 @@ def test_model_to_load_is_the_indexs_where_nothing_is_said(index: str) -> None:
 def test_check_same_space_names_what_differs(
     index: str, change: dict[str, Any], named: str
 ) -> None:
-    model = read_space(ServedIndex(uri=index)).model
+    model = space_of(ServedIndex(uri=index)).run.model
     with pytest.raises(IndexStateError) as caught:
-        check_same_space(ServedIndex(uri=index), dataclasses.replace(model, **change))
+        check_same_space(space_of(ServedIndex(uri=index)), dataclasses.replace(model, **change))
     assert f"they differ in {named}" in str(caught.value)
 
 
 def test_check_same_space_is_deaf_to_what_does_not_decide_it(
     index: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = read_space(ServedIndex(uri=index)).model
+    model = space_of(ServedIndex(uri=index)).run.model
     other: ModelConfig = dataclasses.replace(
         model, vector_dtype="float32", outputs=("dense",), max_batch_tokens=64
     )
     with caplog.at_level(logging.WARNING):
-        check_same_space(ServedIndex(uri=index), other)
+        check_same_space(space_of(ServedIndex(uri=index)), other)
     assert not caplog.records
 
 
 def test_check_same_space_warns_of_another_compute_dtype(
     index: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    space = read_space(ServedIndex(uri=index))
+    space = space_of(ServedIndex(uri=index))
     [computed] = space.manifest.model.dtypes
-    check_same_space(ServedIndex(uri=index), space.model, computed)
+    check_same_space(space_of(ServedIndex(uri=index)), space.run.model, computed)
     assert not caplog.records
-    check_same_space(ServedIndex(uri=index), space.model, "float64")
-    assert f"computed in {computed}, this endpoint computes in float64" in caplog.text
+    check_same_space(space_of(ServedIndex(uri=index)), space.run.model, "float64")
+    assert f"computed in {computed}, queries are in float64" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,7 +86,7 @@ def in_blocks(column: pa.ChunkedArray, cuts: Sequence[int]) -> pa.ChunkedArray:
     array = column.combine_chunks()
     bounds = [0, *cuts, len(array)]
     # Slices: blocks of one buffer, as those of a mapped file are.
-    parts = [array.slice(a, b - a) for a, b in zip(bounds, bounds[1:], strict=False)]
+    parts = [array.slice(a, b - a) for a, b in itertools.pairwise(bounds)]
     return pa.chunked_array(parts, array.type)
 
 
@@ -128,7 +129,7 @@ def test_shard_rank_equals_scoring_every_row(
             if by in ("dense", "sparse"):  # exact in float32: also the order of ties
                 assert places[kept].tolist() == [row for _, row in expected]
             else:
-                everything = dict((r, s) for s, r in naive_ranking(query, rows, docs, by, unit))
+                everything = {r: s for s, r in naive_ranking(query, rows, docs, by, unit)}
                 mine = [everything[row] for row in places[kept].tolist()]
                 np.testing.assert_allclose(mine, scores[kept], atol=1e-5)
 
@@ -167,9 +168,7 @@ def test_shard_with_columns_of_other_blocks_is_refused() -> None:
 def test_shard_of_mapped_vectors_makes_no_copy_of_them() -> None:
     table = random_columns(np.random.default_rng(0), 4)
     column = table["dense"].combine_chunks()
-    shard = Shard(
-        pa.chunked_array([pa.array(list("abcd"))]), {"dense": pa.chunked_array([column])}
-    )
+    shard = Shard(pa.chunked_array([pa.array(list("abcd"))]), {"dense": pa.chunked_array([column])})
     rows: Any = shard._blocks[0].rows["dense"]
     assert rows._rows_BD.data_ptr() == column.flatten().buffers()[1].address
 
@@ -224,7 +223,7 @@ def test_segments_on_a_device_equal_those_of_numpy(lengths: list[int], reduce: s
     values = torch.randn(3, int(offsets[-1]), generator=torch.Generator().manual_seed(0))
     there = segments_on_device(values, offsets, reduce)
     torch.testing.assert_close(segments(values, offsets, reduce), there)
-    run = [values[:, a:b] for a, b in zip(offsets, offsets[1:], strict=False)]
+    run = [values[:, a:b] for a, b in itertools.pairwise(offsets)]
     naive = [
         torch.zeros(3) if not r.shape[1] else (r.amax(1) if reduce == "max" else r.sum(1))
         for r in run

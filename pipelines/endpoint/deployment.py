@@ -25,7 +25,8 @@ from pipelines.endpoint.api import create_api
 from pipelines.endpoint.config import EndpointConfig, parse_endpoint_config
 from pipelines.endpoint.guard import App, read_keys
 from pipelines.endpoint.service import Service
-from pipelines.endpoint.space import check_same_space, model_to_load
+from pipelines.endpoint.space import model_to_load, space_of
+from pipelines.space import check_same_space
 
 logger = logging.getLogger("ray.serve")
 
@@ -110,5 +111,5 @@ def _load(config: EndpointConfig) -> tuple[Encoder, ChunkConfig | None]:
     model, chunk = model_to_load(config)
     encoder = load_encoder(model)
     if config.index:
-        check_same_space(config.index, model, encoder.info.dtype)
+        check_same_space(space_of(config.index), model, encoder.info.dtype)
     return encoder, chunk

@@ -1,0 +1,64 @@
+"""Ranked rows as answers: what was found for each query, its scores, its text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from actors.config import Output
+from actors.search.shard import Unit
+from pipelines.search.searcher import Mode, Searcher
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One passage that was found."""
+
+    rank: int
+    """From 1."""
+    score: float
+    """By the mode that was asked for."""
+    scores: dict[Output, float]
+    """By each output."""
+    row: int
+    """Of the searcher."""
+    passage: dict[str, Any]
+    """Columns of the index that are no vectors."""
+
+
+def find(
+    searcher: Searcher,
+    queries: pa.Table,
+    mode: Mode,
+    top: int,
+    *,
+    unit: Unit = "passage",
+    columns: Sequence[str] | None = None,
+) -> list[list[Hit]]:
+    """The best of each query, best first; documents as the passage that answers best.
+
+    `queries`: an encoder's columns. Raises as `Searcher.search`.
+    """
+    scores_QK, rows_QK = searcher.search(queries, [mode], top, unit=unit)[mode]
+    query_M, place_M = np.nonzero(rows_QK >= 0)
+    row_M = rows_QK[query_M, place_M]
+    if unit == "document" and len(row_M):
+        row_M = searcher.best_passages(queries, mode, query_M, row_M)
+    parts = searcher.score(queries, query_M, row_M)
+    passages = searcher.take(row_M, columns).to_pylist()
+    found: list[list[Hit]] = [[] for _ in range(len(queries))]
+    for m, (query, place) in enumerate(zip(query_M.tolist(), place_M.tolist(), strict=True)):
+        found[query].append(
+            Hit(
+                rank=place + 1,
+                score=float(scores_QK[query, place]),
+                scores={output: float(parts[output][m].as_py()) for output in searcher.outputs},
+                row=int(row_M[m]),
+                passage=passages[m],
+            )
+        )
+    return found

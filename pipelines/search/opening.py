@@ -1,0 +1,83 @@
+"""Loading the shards of an index: in this process, or as actors of a Ray cluster.
+
+with open_searcher(index, ("dense", "sparse"), config.search, config.ray) as searcher: ...
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from actors.config import Output
+from pipelines.config_sections import RayConfig, SearchConfig
+from pipelines.index import Index
+from pipelines.search.memory import check_fits, needed
+from pipelines.search.searcher import Searcher, ShardCalls
+from pipelines.search.shard_files import shards_of
+from pipelines.search.shard_host import ShardHost, ShardRequest
+
+
+@contextmanager
+def open_searcher(
+    index: Index, outputs: Sequence[Output], search: SearchConfig, ray: RayConfig
+) -> Iterator[Searcher]:
+    """A searcher for as long as it is needed; of the generation that `index` reads.
+
+    On Ray where a cluster is named (`ray.address`, RAY_ADDRESS) or shards are asked for, else in
+    this process.
+
+    Raises:
+        ConfigError: it does not fit the memory there is. IndexStateError, StorageError: the index
+            cannot be read.
+    """
+    if not (search.shards or ray.address or os.environ.get("RAY_ADDRESS")):
+        check(index, outputs, search, 1)
+        yield Searcher([_Here(request(index, outputs, search, 0, 1))], outputs, search)
+        return
+    from pipelines.search.shard_actors import shard_actors  # late: a look at an index needs no Ray
+
+    with shard_actors(index, outputs, search, ray) as shards:
+        yield Searcher(shards, outputs, search)
+
+
+def request(
+    index: Index, outputs: Sequence[Output], search: SearchConfig, number: int, shards: int
+) -> ShardRequest:
+    """What shard `number` of so many is told."""
+    return ShardRequest(
+        uri=index.store.uri,
+        storage_options=index.store.options,
+        generation=index.info.generation,
+        number=number,
+        shards=shards,
+        outputs=tuple(outputs),
+        folder=search.folder,
+    )
+
+
+def n_shards(index: Index, wanted: int) -> int:
+    """How many shards there will be: an index of few parts makes fewer."""
+    return len(shards_of(index.parts, wanted))
+
+
+def check(index: Index, outputs: Sequence[Output], search: SearchConfig, machines: int) -> None:
+    """That the vectors fit; those of candidates are only looked up.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    scanned = [output for output in outputs if output != "colbert" or not search.candidates]
+    check_fits(index.store.uri, needed(index, scanned), machines, search.max_memory_bytes)
+
+
+class _Here(ShardCalls):
+    """A shard of this process."""
+
+    def __init__(self, request: ShardRequest) -> None:
+        self._host = ShardHost(request)
+
+    def start(self, method: str, *args: Any, **named: Any) -> Callable[[], Any]:
+        result = getattr(self._host, method)(*args, **named)
+        return lambda: result

@@ -1,0 +1,238 @@
+"""Asks all shards of an index at once, and makes one ranking of their answers.
+
+    with open_searcher(index, outputs, config.search, config.ray) as searcher:
+        _, rows_QK = searcher.search(encoder.encode_queries(texts), ["hybrid"], 10)["hybrid"]
+        searcher.take(rows_QK[0], ["title", "text"])
+
+Exact: every live passage is scored, unless `search.candidates` says otherwise. Rows are numbered
+over all shards, in the order of the index's parts. Shape suffixes: Q queries, K best rows, M pairs,
+N rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol, TypeAlias, cast, get_args
+
+import numpy as np
+import pyarrow as pa
+
+from actors.config import OUTPUTS, Output
+from actors.errors import IndexStateError
+from actors.scoring import weighted_mean
+from actors.search.fusion import Best, best_of_pairs, merge, reciprocal_rank_fusion
+from actors.search.shard import Unit
+from pipelines.config_sections import SearchConfig
+
+Mode: TypeAlias = Literal["dense", "sparse", "colbert", "hybrid", "rrf"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+"""One output, their weighted mean, or reciprocal rank fusion of them."""
+
+
+class ShardCalls(Protocol):
+    """One shard, wherever it is."""
+
+    def start(self, method: str, *args: Any, **named: Any) -> Callable[[], Any]:
+        """Begin a call of its `ShardHost`; the result is waited for by calling what comes back."""
+
+
+class Searcher:
+    """All rows of a generation; made by `open_searcher`. Safe to share between threads."""
+
+    def __init__(
+        self, shards: Sequence[ShardCalls], outputs: Sequence[Output], config: SearchConfig
+    ) -> None:
+        """Waits until every shard is loaded."""
+        self._shards = shards
+        self.outputs = tuple(outputs)
+        self.config = config
+        rows = [wait() for wait in [shard.start("n_rows") for shard in shards]]
+        self._firsts = np.concatenate([[0], np.cumsum(rows)])
+
+    @property
+    def rows(self) -> int:
+        """Live passages."""
+        return int(self._firsts[-1])
+
+    def search(
+        self, queries: pa.Table, modes: Sequence[Mode], top: int, *, unit: Unit = "passage"
+    ) -> dict[Mode, Best]:
+        """The best rows of each query by each mode; documents as their first rows.
+
+        `queries`: an encoder's columns, with those outputs.
+
+        Raises:
+            IndexStateError: a mode of an output that is not searched.
+        """
+        outputs_for(modes, self.outputs, self.config)
+        queries = queries.select([o for o in self.outputs if o in queries.column_names])
+        if self.config.candidates:
+            return self._among_candidates(queries, modes, top, unit)
+        depth = max(self.config.rrf_depth, top)
+        found = self._rank(queries, [mode for mode in modes if mode != "rrf"], top, unit)
+        if "rrf" in modes:
+            parts = self._rank(queries, self.outputs, depth, unit)
+            found["rrf"] = reciprocal_rank_fusion([*parts.values()], top, self.config.rrf_k)
+        return found
+
+    def score(self, queries: pa.Table, query_M: np.ndarray, row_M: np.ndarray) -> pa.Table:
+        """Scores of pairs: float32 [M] for each output; and the rows of the pair's document."""
+        parts = self._by_shard(
+            row_M,
+            lambda shard, own, rows: shard.start("score", queries, query_M[own], rows),
+        )
+        order = np.argsort(np.concatenate([own for own, _, _ in parts]), kind="stable")
+        tables = []
+        for _, first, table in parts:
+            for name in ("first", "stop"):
+                at = table.column_names.index(name)
+                moved = pa.array(table[name].to_numpy() + first)
+                table = table.set_column(at, name, moved)
+            tables.append(table)
+        return pa.concat_tables(tables).take(pa.array(order))
+
+    def take(
+        self, row_N: np.ndarray, columns: Sequence[str] | None = None, *, vectors: bool = False
+    ) -> pa.Table:
+        """These rows of the index, in this order; all that is no vector when not told."""
+        parts = self._by_shard(
+            row_N, lambda shard, own, rows: shard.start("take", rows, columns, vectors)
+        )
+        order = np.argsort(np.concatenate([own for own, _, _ in parts]), kind="stable")
+        return pa.concat_tables([table for _, _, table in parts]).take(pa.array(order))
+
+    def best_passages(
+        self, queries: pa.Table, mode: Mode, query_M: np.ndarray, row_M: np.ndarray
+    ) -> np.ndarray:
+        """int64 [M]: of the document a row is of, the passage that answers the query best.
+
+        rrf, which ranks and does not score, takes the weighted mean.
+        """
+        documents = self.score(queries, query_M, row_M)
+        first, stop = documents["first"].to_numpy(), documents["stop"].to_numpy()
+        pair = np.repeat(np.arange(len(row_M)), stop - first)
+        row = np.arange(len(pair)) - np.repeat(
+            np.cumsum(stop - first) - (stop - first), stop - first
+        )
+        row += first[pair]
+        scores = self._mode_scores(self.score(queries, query_M[pair], row), mode)
+        return best_of_pairs(pair, row, scores, len(row_M), 1)[1][:, 0]
+
+    def _rank(self, queries: pa.Table, by: Sequence[Any], top: int, unit: Unit) -> dict[Mode, Best]:
+        if not by:
+            return {}
+        waits = [
+            shard.start("rank", queries, by, top, unit=unit, weights=self.config.weights)
+            for shard in self._shards
+        ]
+        answers = [wait() for wait in waits]
+        return {
+            name: merge(
+                [
+                    (scores, np.where(rows < 0, -1, rows + first))
+                    for first, (scores, rows) in zip(
+                        self._firsts, (answer[name] for answer in answers), strict=False
+                    )
+                ],
+                top,
+            )
+            for name in by
+        }
+
+    def _among_candidates(
+        self, queries: pa.Table, modes: Sequence[Mode], top: int, unit: Unit
+    ) -> dict[Mode, Best]:
+        """ColBERT only of what dense and sparse find; all modes that need it among these."""
+        plain = [mode for mode in modes if mode in ("dense", "sparse")]
+        found = self._rank(queries, plain, top, unit)
+        others = [mode for mode in modes if mode not in plain]
+        if not others:
+            return found
+        cheap = [output for output in self.outputs if output != "colbert"]
+        if not cheap:
+            raise IndexStateError(
+                "search.candidates: expected dense or sparse vectors to find them by, found none."
+            )
+        assert self.config.candidates is not None
+        best = self._rank(queries, cheap, self.config.candidates, "passage")
+        pairs = (
+            np.concatenate([np.argwhere(rows >= 0)[:, :1] for _, rows in best.values()])[:, 0],
+            np.concatenate([rows[rows >= 0] for _, rows in best.values()]),
+        )
+        query_M, row_M = np.unique(np.stack(pairs, 1), axis=0).T
+        table = self.score(queries, query_M, row_M)
+        if unit == "document":
+            row_M = table["first"].to_numpy()
+        n = len(queries)
+        for mode in others:
+            if mode != "rrf":
+                scores = self._mode_scores(table, mode)
+                found[mode] = _best_rows(query_M, row_M, scores, n, top)
+            else:
+                depth = max(self.config.rrf_depth, top)
+                parts = [
+                    _best_rows(query_M, row_M, table[o].to_numpy(), n, depth, o == "sparse")
+                    for o in self.outputs
+                ]
+                found[mode] = reciprocal_rank_fusion(parts, top, self.config.rrf_k)
+        return found
+
+    def _mode_scores(self, table: pa.Table, mode: Mode) -> np.ndarray:
+        if mode in self.outputs:
+            return np.asarray(table[mode].to_numpy())
+        scores = {output: table[output].to_numpy() for output in self.outputs}
+        return weighted_mean(cast("dict[Output, np.ndarray]", scores), self.config.weights)
+
+    def _by_shard(
+        self, row_N: np.ndarray, start: Callable[[ShardCalls, np.ndarray, np.ndarray], Any]
+    ) -> list[tuple[np.ndarray, int, pa.Table]]:
+        """(places in row_N, the shard's first row, its answer) for each shard with such rows."""
+        at = np.searchsorted(self._firsts, row_N, side="right") - 1
+        begun = []
+        for number in np.unique(at) if len(row_N) else [0]:
+            own, first = np.flatnonzero(at == number), int(self._firsts[number])
+            begun.append((own, first, start(self._shards[number], own, row_N[own] - first)))
+        return [(own, first, wait()) for own, first, wait in begun]
+
+
+def _best_rows(
+    query_M: np.ndarray,
+    row_M: np.ndarray,
+    score_M: np.ndarray,
+    queries: int,
+    top: int,
+    positive: bool = False,
+) -> Best:
+    """Of pairs in which a row may come more than once: each as its best."""
+    order = np.lexsort((-score_M, row_M, query_M))
+    query_M, row_M, score_M = query_M[order], row_M[order], score_M[order]
+    pairs = np.stack([query_M, row_M], axis=1)
+    kept = np.concatenate([[True], (np.diff(pairs, axis=0) != 0).any(axis=1)])[: len(pairs)]
+    if positive:
+        kept &= score_M > 0
+    return best_of_pairs(query_M[kept], row_M[kept], score_M[kept], queries, top)
+
+
+def outputs_for(
+    modes: Sequence[Mode], outputs: Sequence[str], config: SearchConfig
+) -> tuple[Output, ...]:
+    """The outputs that modes need, of those an index has.
+
+    Raises:
+        IndexStateError: it has not what a mode is named after, or nothing with a weight.
+    """
+    has: tuple[Output, ...] = tuple(output for output in OUTPUTS if output in outputs)
+    for mode in modes:
+        if mode not in MODES or (mode in OUTPUTS and mode not in has):
+            raise IndexStateError(
+                f"mode: expected one of {', '.join([*has, 'hybrid', 'rrf'])}, got {mode}.",
+                "The index has no other vectors." if mode in MODES else "",
+            )
+    weight = dict(zip(OUTPUTS, config.weights, strict=True))
+    if "hybrid" in modes and not any(weight[output] for output in has):
+        raise IndexStateError(
+            f"search.weights: expected a weight other than 0 for {' or '.join(has)}, of which the "
+            f"index has vectors, got {list(config.weights)}."
+        )
+    combined = any(mode not in OUTPUTS for mode in modes)
+    return tuple(output for output in has if combined or output in modes)

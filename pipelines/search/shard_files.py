@@ -1,0 +1,126 @@
+"""The live rows of some parts as Arrow files of this machine, which are mapped, not read.
+
+    files = ShardFiles(index, parts, folder)
+    files.open("dense")      # pyarrow.Table, a chunk a block
+
+Parquet cannot be mapped: rows are decoded once, when a generation is first searched here, and found
+again by every later process. One file an output, so that a dense search never touches ColBERT.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import pyarrow as pa
+from filelock import FileLock
+
+from actors.config import OUTPUTS
+from actors.model_cache import cache_home
+from pipelines.index import Index
+from pipelines.local_files import local_disk
+from pipelines.part_rows import Part
+from pipelines.search.blocks import in_blocks
+
+_LAYOUT = 1
+ROWS = "rows"
+"""The file of everything that is no vector."""
+_NOT_SHOWN = ("passage_hash", *OUTPUTS)
+_CUT_BY = ("doc_id", "n_tokens")
+_FORGET_SECONDS = 24 * 3600
+
+
+def default_folder() -> Path:
+    """Where files are kept when nothing else is said."""
+    return cache_home() / "search"
+
+
+class ShardFiles:
+    """Files of one shard of one generation."""
+
+    def __init__(self, index: Index, parts: Sequence[Part], folder: Path) -> None:
+        """`parts`: some of the index's, in its order."""
+        self._index, self._parts = index, parts
+        own = hashlib.sha256(index.store.uri.encode()).hexdigest()[:16]
+        state = [
+            _LAYOUT,
+            [(m.run_id, m.tables.parts.sha256, m.tables.deletions.sha256) for m in index.chain],
+            [part.path for part in parts],
+        ]
+        name = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
+        self._generation = folder / own / f"{index.info.generation:06d}"
+        self._folder = self._generation / name
+
+    def open(self, names: Sequence[str]) -> dict[str, pa.Table]:
+        """ROWS or outputs: each a mapped table, the same rows in the same chunks.
+
+        Raises:
+            StorageError: the disk is full or may not be written, or a part cannot be read.
+        """
+        with local_disk(str(self._generation)):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            os.utime(self._generation)
+            with FileLock(self._folder / ".lock"):
+                missing = [name for name in names if not self._path(name).exists()]
+                if missing:
+                    self._write(missing)
+                    self._forget_old_generations()
+        return {name: self._map(name) for name in names}
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.arrow"
+
+    def _map(self, name: str) -> pa.Table:
+        with pa.ipc.open_file(pa.memory_map(str(self._path(name)))) as file:
+            return file.read_all()
+
+    def _write(self, names: Sequence[str]) -> None:
+        schema = self._index.schema
+        kept = {
+            name: [c for c in schema.names if c not in _NOT_SHOWN] if name == ROWS else [name]
+            for name in names
+        }
+        columns = sorted({*_CUT_BY, *(c for group in kept.values() for c in group)})
+        making = {name: self._path(name).with_suffix(".making") for name in names}
+        with ExitStack() as stack:
+            writers = {
+                name: stack.enter_context(
+                    pa.ipc.new_file(
+                        str(path), pa.schema([schema.field(column) for column in kept[name]])
+                    )
+                )
+                for name, path in making.items()
+            }
+            for block in in_blocks(self._rows(columns)):
+                for name, writer in writers.items():
+                    writer.write_batch(block.select(kept[name]))
+        for name, path in making.items():
+            path.replace(self._path(name))
+
+    def _rows(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        for part in self._parts:
+            yield from self._index.live_rows(part, columns)
+
+    def _forget_old_generations(self) -> None:
+        """Those that nobody searched here for a day; a process that mapped a file keeps it."""
+        for other in self._generation.parent.iterdir():
+            if time.time() - other.stat().st_mtime > _FORGET_SECONDS:
+                shutil.rmtree(other, ignore_errors=True)
+
+
+def shards_of(parts: Sequence[Part], shards: int) -> list[list[Part]]:
+    """Parts with live rows in so many runs of about as many rows; fewer where there are fewer."""
+    live = [(part, sum(stop - first for first, stop in part.live)) for part in parts]
+    live = [(part, rows) for part, rows in live if rows]
+    total, found, seen = sum(rows for _, rows in live), [list[Part]() for _ in range(shards)], 0
+    for part, rows in live:
+        # By its middle, so that neither the first nor the last shard gets all that is left over.
+        found[min(int((seen + rows / 2) * shards / total), shards - 1)].append(part)
+        seen += rows
+    return [shard for shard in found if shard] or [[]]

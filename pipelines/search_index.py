@@ -1,0 +1,140 @@
+"""Search an index: queries in, ranked passages out. Exact: every live passage is scored.
+
+python -m pipelines.search_index out/quickstart "when was the bridge built?"
+python -m pipelines.search_index out/quickstart "old bridges" --mode sparse --format json
+
+queries -> encode (as the index's own model does) -> shards -> ranked passages
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from actors.errors import ConfigError
+from actors.search.shard import Unit
+from pipelines.cli import exit_with_one_line, log_to_stderr
+from pipelines.config import RunConfig, override
+from pipelines.index import Index, open_index
+from pipelines.search.answer_text import answers_text
+from pipelines.search.answers import Hit, find
+from pipelines.search.opening import open_searcher
+from pipelines.search.searcher import Mode, outputs_for
+from pipelines.show_index import in_short
+from pipelines.space import check_same_space, read_space
+
+DEFAULT_TOP = 10
+
+
+def search_index(
+    index: Index,
+    config: RunConfig,
+    queries: Sequence[str],
+    *,
+    mode: Mode | None = None,
+    top: int = DEFAULT_TOP,
+    unit: Unit = "passage",
+) -> tuple[Mode, list[list[Hit]]]:
+    """What each query finds, best first, and the mode: hybrid where there are several outputs.
+
+    `config`: model, search and ray sections count.
+
+    Raises:
+        ConfigError: a query without a word, or vectors that do not fit the memory.
+        IndexStateError: no such vectors, or the model's are of another space.
+    """
+    for query in queries:
+        if not query.strip():
+            raise ConfigError("QUERY: expected words, got nothing but whitespace.")
+    if mode is None:
+        mode = "hybrid" if len(index.info.outputs) > 1 else "dense"
+        if mode not in ("hybrid", *index.info.outputs):
+            mode = index.info.outputs[0]  # type: ignore[assignment]  # its only one
+    assert mode is not None
+    outputs = outputs_for([mode], index.info.outputs, config.search)
+    from actors.encoder import load_encoder  # late: what is refused above needs no torch
+
+    model = dataclasses.replace(config.model, outputs=outputs)
+    encoder = load_encoder(model)
+    space = read_space(index.store.uri, index.store.options, index.info.generation)
+    check_same_space(space, model, encoder.info.dtype)
+    with open_searcher(index, outputs, config.search, config.ray) as searcher:
+        return mode, find(searcher, encoder.encode_queries(queries), mode, top, unit=unit)
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    uri: Annotated[str, typer.Argument(help="The index: a local path or s3://...")],
+    queries: Annotated[
+        list[str], typer.Argument(metavar="QUERY...", help="What to look for.", show_default=False)
+    ],
+    mode: Annotated[
+        Mode | None,
+        typer.Option(
+            help="What passages are ranked by: one output; hybrid, their weighted mean "
+            "(search.weights); rrf, reciprocal rank fusion. When not given: hybrid, or the only "
+            "output there is.",
+            show_default=False,
+        ),
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many for each query.", min=1)] = DEFAULT_TOP,
+    unit: Annotated[
+        Unit, typer.Option("--by", help="Rank passages, or documents as their best passage.")
+    ] = "passage",
+    whole: Annotated[bool, typer.Option("--whole", help="Whole passages, no excerpts.")] = False,
+    generation: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="This generation, whichever is live.", show_default=False),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Set a key of the index's own configuration, as in search.weights=[0.4,0.2,0.4] "
+            "or ray.address=auto. May be repeated.",
+        ),
+    ] = None,
+    output_format: Annotated[
+        Literal["text", "json"], typer.Option("--format", help="json: one object a query, a line.")
+    ] = "text",
+    verbose: Annotated[bool, typer.Option("--verbose", help="Stack traces of errors.")] = False,
+) -> None:
+    """Find the passages of an index that answer each QUERY, by comparing all of them."""
+    with log_to_stderr("text") as log, exit_with_one_line(log, verbose=verbose):
+        index = open_index(uri, generation=generation)
+        space = read_space(uri, generation=index.info.generation)
+        config = override(space.run, overrides or [])
+        used, answers = search_index(index, config, queries, mode=mode, top=top, unit=unit)
+        if output_format == "json":
+            for query, hits in zip(queries, answers, strict=True):
+                typer.echo(json.dumps(_plain(query, used, index, hits), default=str))
+            return
+        console = Console(highlight=False)
+        console.print(f"{uri}: {in_short(index)}; by {used}", markup=False)
+        for query, hits in zip(queries, answers, strict=True):
+            console.print(answers_text(query, hits, whole=whole))
+
+
+def _plain(query: str, mode: Mode, index: Index, hits: Sequence[Hit]) -> dict[str, object]:
+    return {
+        "query": query,
+        "mode": mode,
+        "generation": index.info.generation,
+        "hits": [
+            {"rank": hit.rank, "score": hit.score, "scores": hit.scores} | hit.passage
+            for hit in hits
+        ],
+    }
+
+
+if __name__ == "__main__":
+    app()
