@@ -52,7 +52,7 @@ def explain_hits(
         if own and text is not None and row.colbert is not None:
             pieces = _kept(reader.passage_pieces(text, title), len(row.colbert), row.truncated)
             if pieces and vectors.colbert is not None:
-                said |= _alignment(vectors.colbert, row.colbert, pieces)
+                said |= _alignment(vectors.colbert, row.colbert, own, pieces)
         found.append(said)
     return found
 
@@ -75,9 +75,14 @@ def _shared(
     ]
 
 
-def _alignment(query_QD: np.ndarray, passage_PD: np.ndarray, pieces: Sequence[Piece]) -> Json:
+def _alignment(
+    query_QD: np.ndarray, passage_PD: np.ndarray, own: Sequence[Piece], pieces: Sequence[Piece]
+) -> Json:
     scores_QP = query_QD.astype(np.float32) @ passage_PD.astype(np.float32).T
-    best_Q, most_P = scores_QP.argmax(axis=1), scores_QP.max(axis=0)
+    best_Q = scores_QP.argmax(axis=1)
+    # What is most like the end of a query says nothing of its words.
+    of_text = [q for q, piece in enumerate(own) if piece.start is not None] or slice(None)
+    most_P = scores_QP[of_text].max(axis=0)
     return {
         "passage_tokens": [
             _place(piece) | {"score": _short(score)}
