@@ -66,7 +66,9 @@ class Place(BaseModel):
 class PassageToken(Place):
     """A token of a passage."""
 
-    score: float = Field(description="Inner product with the query's own token that is most like it.")
+    score: float = Field(
+        description="Inner product with the query's own token that is most like it."
+    )
 
 
 class TokenWeight(BaseModel):
