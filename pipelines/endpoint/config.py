@@ -23,6 +23,8 @@ class ServedIndex(Section):
     """A local path, s3://, gs://, az:// or abfs://."""
     storage_options: dict[str, Any] = Field(default_factory=dict)
     """Passed to fsspec (keys, endpoint)."""
+    generation: Count | None = None
+    """This generation; when not given, the one that is live when the endpoint is deployed."""
 
 
 class Limits(Section):

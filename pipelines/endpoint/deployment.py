@@ -64,7 +64,11 @@ def build(args: dict[str, Any]) -> Application:
         max_constructor_retry_count=1,
         **replicas,
     )
-    return deployment.bind(config, bind_shards(config))
+    shards = bind_shards(config)
+    if shards and config.index:  # what is live may change before a replica starts
+        index = config.index.model_copy(update={"generation": shards.generation})
+        config = config.model_copy(update={"index": index})
+    return deployment.bind(config, shards)
 
 
 @serve.deployment

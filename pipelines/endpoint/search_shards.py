@@ -18,14 +18,12 @@ from ray.serve import Application
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from actors.config import OUTPUTS, Output
-from actors.errors import IndexStateError
+from actors.config import Output
 from pipelines.cluster import refuse_local_index
 from pipelines.config_sections import SearchConfig
 from pipelines.endpoint.config import EndpointConfig
 from pipelines.endpoint.search_service import ShardDownError
-from pipelines.endpoint.space import model_to_load
-from pipelines.index import open_index
+from pipelines.endpoint.space import searched_index
 from pipelines.search.opening import check, n_shards, request
 from pipelines.search.searcher import Searcher, ShardCalls
 from pipelines.search.shard_actors import cpus_of
@@ -43,22 +41,16 @@ class ServedShards:
 
 
 def bind_shards(config: EndpointConfig) -> ServedShards | None:
-    """Shards of the index's live generation, which stays theirs; None without `search`.
+    """Shards of a generation of the index, which stays theirs; None without `search`.
 
     Raises:
         IndexStateError: no index, or none of the endpoint's outputs in it. ConfigError: it does not
             fit the memory. StorageError: it cannot be read, or is local on several machines.
     """
-    if config.search is None or config.index is None:
+    searched = searched_index(config)
+    if searched is None or config.search is None:
         return None
-    index = open_index(config.index.uri, config.index.storage_options)
-    model, _ = model_to_load(config)
-    outputs = tuple(o for o in OUTPUTS if o in model.outputs and o in index.info.outputs)
-    if not outputs:
-        raise IndexStateError(
-            f"outputs: expected some of {', '.join(index.info.outputs)}, of which "
-            f"{config.index.uri} has vectors, got {', '.join(model.outputs)}."
-        )
+    index, outputs = searched
     refuse_local_index(index.store)
     machines = sum(node["Alive"] for node in ray.nodes())
     check(index, outputs, config.search, machines)
