@@ -47,7 +47,8 @@ def speed_chart(speed: Speed | None) -> Chart | Note:
     axes.stairs(
         total, edges, baseline=below, fill=True, color=colour, alpha=_PALE, label="last try"
     )
-    axes.stairs(total, edges, color=SERIES[0] if speed.new.any() else _KEPT, linewidth=1.4)
+    outline = SERIES[0] if speed.new.any() else _KEPT
+    axes.stairs(total, edges, baseline=None, color=outline, linewidth=1.4)
     if speed.resumed is not None:
         legend(axes)
     axes.set_xlim(0, edges[-1])

@@ -26,8 +26,8 @@ def write_page(run: RunReport) -> None:
 def run_page(run: RunReport) -> str:
     """The whole page."""
     manifest, report = run.manifest, run.report
-    states = {True: "published", False: "committed, not published"}
-    state = states.get(report.get("published"), "committed")  # a compaction's does not say
+    states = {"True": "published", "False": "committed, not published"}
+    state = states.get(str(report.get("published")), "committed")  # a compaction's does not say
     outputs = ", ".join(manifest.outputs)
     subtitle = f"{manifest.model.name}, {outputs}; {moment(manifest.ended)}, {state}"
     return page(f"Generation {manifest.generation} of {run.store.uri}", subtitle, _sections(run))
