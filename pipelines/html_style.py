@@ -53,7 +53,10 @@ section {{ margin-top: 2.75rem; }}
 .subtitle {{ color: var(--muted); margin: .35rem 0 0; }}
 .lead {{ max-width: 42rem; margin: 0 0 1rem; white-space: pre-line; }}
 footer {{ margin-top: 3rem; color: var(--muted); font-size: .8rem; }}
-@media (max-width: 30rem) {{ body {{ padding: 1.5rem 1rem 3rem; }} }}
+@media (max-width: 30rem) {{
+  body {{ padding: 1.5rem 1rem 3rem; }}
+  h1 {{ font-size: 1.4rem; }}
+}}
 @media print {{ body {{ padding: 0; }} figure {{ break-inside: avoid; }} }}
 """
 

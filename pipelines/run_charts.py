@@ -43,12 +43,15 @@ def speed_chart(speed: Speed | None) -> Chart | Note:
     if speed.resumed is not None:
         axes.stairs(speed.kept, edges, fill=True, color=_KEPT, alpha=_PALE, label="earlier tries")
         axes.axvline(speed.resumed / size, color=MUTED, linewidth=1, linestyle=_DASHED)
-    below, colour = speed.kept, SERIES[0]
-    axes.stairs(
-        total, edges, baseline=below, fill=True, color=colour, alpha=_PALE, label="last try"
-    )
-    outline = SERIES[0] if speed.new.any() else _KEPT
-    axes.stairs(total, edges, baseline=None, color=outline, linewidth=1.4)
+    area = axes.stairs(total, edges, baseline=speed.kept, fill=True, label="last try")
+    area.set(color=SERIES[0], alpha=_PALE)
+    first = int(np.argmax(speed.new > 0)) if speed.new.any() else len(total)
+    for line, ends, colour in (
+        (total[:first], edges[: first + 1], _KEPT),
+        (total[first:], edges[first:], SERIES[0]),
+    ):
+        if len(line):
+            axes.stairs(line, ends, baseline=None, color=colour, linewidth=1.4)
     if speed.resumed is not None:
         legend(axes)
     axes.set_xlim(0, edges[-1])

@@ -109,7 +109,8 @@ class RunReport:
         if "seconds" in report:
             items.append(("wall time", duration(report["seconds"])))
             items.append(("tokens/s, overall", f"{report['tokens_per_second']:,.0f}"))
-        if (busy := encoder_busy(self.done)) is not None:
+        # Of the last try: between two there is time that is nobody's.
+        if (busy := encoder_busy(self.tries[1] or self.tries[0])) is not None:
             items.append(("encoders busy", f"{busy:.1%}"))
         if self.actor_times:
             devices = " + ".join(sorted({actor.device for actor in self.actor_times}))
@@ -172,11 +173,12 @@ class RunReport:
         """Every actor; of many the first ones."""
         shown = self.actor_times[:_ACTORS_SHOWN]
         left = len(self.actor_times) - len(shown)
+        mixed = len({actor.device for actor in self.actor_times}) > 1
         rows: list[list[str | int]] = [
             [
                 number,
                 actor.worker,
-                actor.device,
+                *([actor.device] if mixed else []),
                 actor.slices,
                 actor.tokens,
                 f"{actor.tokens / max(actor.span, 1e-3):,.0f}",
@@ -185,7 +187,8 @@ class RunReport:
             ]
             for number, actor in enumerate(shown, 1)
         ]
-        header = ["actor", "process", "device", "slices", "tokens", "tokens/s", "busy"]
+        header = ["actor", "process", *(["device"] if mixed else [])]
+        header += ["slices", "tokens", "tokens/s", "busy"]
         header += [f"{name} s" for name in ("encode", "write", "upload", "wait")]
         more = f" {left:,} more are not shown." if left else ""
         return Table(
@@ -217,7 +220,7 @@ class RunReport:
             return Note("Every document is in the index.")
         total = counts.live_documents + sum(counts.rejects.values())
         rows = [
-            [code, count, f"{count / total:.2%}", "for now" if code in FOR_NOW else "yes"]
+            [code, count, _share(count, total), "for now" if code in FOR_NOW else "yes"]
             for code, count in sorted(counts.rejects.items(), key=lambda item: -item[1])
         ]
         return Table(["code", "rows", "of all", "final"], rows)
@@ -245,7 +248,11 @@ class RunReport:
 
 
 def _of(count: int, whole: int) -> str:
-    return f"{count:,} ({count / whole:.2%})" if count else "0"
+    return f"{count:,} ({_share(count, whole)})" if count else "0"
+
+
+def _share(count: int, whole: int) -> str:
+    return f"{count / whole:.2%}" if count / whole >= 0.0001 else "<0.01%"
 
 
 def moment(iso: str) -> str:
