@@ -98,7 +98,7 @@ class Chart:
         return _fill(CHART, title=self.title, caption=self.caption, svg=drawn)
 
     def _repr_html_(self) -> str:
-        return _in_notebook(self, width="40rem")
+        return _in_notebook(self, width="31rem")
 
 
 @dataclass(frozen=True)
