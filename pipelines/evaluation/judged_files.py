@@ -48,7 +48,7 @@ def _content(uri: str, options: Options) -> bytes:
 
     try:
         return fetched(read)
-    except (FileNotFoundError, IsADirectoryError):
+    except FileNotFoundError:
         raise SourceError(f"{uri}: expected a file, found none.", "Check the path.") from None
     except (ValueError, ImportError) as error:
         raise SourceError(f"{uri}: cannot be read ({error}).") from None
