@@ -78,3 +78,9 @@ def test_importing_the_endpoints_routes_loads_no_ray() -> None:
     loaded = loaded_after("pipelines.endpoint.api", "pipelines.check_endpoint")
     assert "fastapi" in loaded
     assert "ray" not in loaded
+
+
+def test_importing_the_entry_points_loads_no_matplotlib() -> None:
+    """Only the end of a run draws."""
+    loaded = loaded_after("pipelines.embed_corpus", "pipelines.reindex", "pipelines.html_report")
+    assert "matplotlib" not in loaded
