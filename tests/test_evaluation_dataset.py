@@ -53,7 +53,7 @@ def test_trec_qrels_are_read_between_any_white_space(tmp_path):
 
 def test_queries_and_qrels_are_read_from_any_store_and_compressed(place):
     root, options, put = place
-    put("q/queries.jsonl.gz", gzip.compress('{"_id": 7, "text": "wo?", "metadata": {}}'.encode()))
+    put("q/queries.jsonl.gz", gzip.compress(b'{"_id": 7, "text": "wo?", "metadata": {}}'))
     put("q/qrels/test.tsv.gz", gzip.compress(b"7\td\t1\n"))
     assert read_queries(f"{root}/q/queries.jsonl.gz", options) == {"7": "wo?"}
     assert read_qrels(f"{root}/q/qrels/test.tsv.gz", options) == {"7": {"d": 1}}
