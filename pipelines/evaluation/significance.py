@@ -38,27 +38,36 @@ def compare(first: PerQuery, second: PerQuery) -> dict[str, Comparison]:
     Raises:
         ConfigError: they answered different queries.
     """
-    return compare_all(first, {"": second})[""]
+    return compare_pairs({"": (first, second)})[""]
 
 
 def compare_all(
     baseline: PerQuery, others: Mapping[str, PerQuery]
 ) -> dict[str, dict[str, Comparison]]:
-    """Each against the baseline: name -> measure -> comparison.
+    """Each against the baseline: name -> measure -> comparison; corrected as `compare_pairs` does.
+
+    Raises:
+        ConfigError: one answered other queries than the baseline.
+    """
+    return compare_pairs({name: (baseline, other) for name, other in others.items()})
+
+
+def compare_pairs(
+    pairs: Mapping[str, tuple[PerQuery, PerQuery]],
+) -> dict[str, dict[str, Comparison]]:
+    """The second of each pair against its first: name -> measure -> comparison.
 
     For each measure p values are corrected over the names by Holm's procedure (Holm, "A simple
     sequentially rejective multiple test procedure", 1979).
 
     Raises:
-        ConfigError: one answered other queries than the baseline.
+        ConfigError: the two of a pair answered different queries.
     """
-    found: dict[str, dict[str, Comparison]] = {name: {} for name in others}
-    for name, other in others.items():
-        _check_same_queries(baseline, name, other)
+    found: dict[str, dict[str, Comparison]] = {name: {} for name in pairs}
+    for name, (first, second) in pairs.items():
+        _check_same_queries(first, name, second)
     for measure in MEASURES:
-        gains = {
-            name: other.values[measure] - baseline.values[measure] for name, other in others.items()
-        }
+        gains = {name: b.values[measure] - a.values[measure] for name, (a, b) in pairs.items()}
         p_values = [permutation_p(each) for each in gains.values()]
         for (name, each), p, p_holm in zip(gains.items(), p_values, holm(p_values), strict=True):
             wins, losses = int((each > _TIE).sum()), int((each < -_TIE).sum())
@@ -103,13 +112,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _check_same_queries(baseline: PerQuery, name: str, other: PerQuery) -> None:
-    if baseline.query_ids == other.query_ids:
+def _check_same_queries(first: PerQuery, name: str, second: PerQuery) -> None:
+    if first.query_ids == second.query_ids:
         return
-    shared = len(set(baseline.query_ids).intersection(other.query_ids))
+    shared = len(set(first.query_ids).intersection(second.query_ids))
     raise ConfigError(
-        f"comparison{f' with {name}' if name else ''}: expected the same judged queries on both "
-        f"sides, found {len(baseline.query_ids):,} and {len(other.query_ids):,}, "
+        f"comparison{f' of {name}' if name else ''}: expected the same judged queries on both "
+        f"sides, found {len(first.query_ids):,} and {len(second.query_ids):,}, "
         f"{shared:,} of them on both.",
         "Evaluate both with the same queries and judgements.",
     )
