@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipelines.html_style import LIGHT
@@ -58,6 +59,16 @@ def legend(axes: Axes) -> None:
         borderpad=0, fontsize=_FONT, labelcolor=INK, handlelength=0.9, handleheight=0.9,
         handletextpad=0.5, columnspacing=1.2,
     )  # fmt: skip
+
+
+def rows_of_bars(axes: Axes, labels: Sequence[str]) -> None:
+    """Prepare for one horizontal bar a label, at y = 0, 1, ..., the first one on top."""
+    axes.spines["bottom"].set_visible(False)
+    axes.grid(visible=False, axis="y")
+    axes.grid(axis="x", color=LINE, linewidth=1)
+    axes.set_yticks(range(len(labels)), list(labels))
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.tick_params(axis="y", labelcolor=INK)
 
 
 def short(value: float) -> str:

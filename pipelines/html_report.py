@@ -21,6 +21,7 @@ from pipelines.html_style import (
     CHART,
     FACTS,
     LIGHT,
+    NOTE,
     NOTEBOOK,
     PAGE,
     PAGE_STYLE,
@@ -52,7 +53,10 @@ class Facts:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; columns of numbers, formatted or not, are aligned right. None is an empty cell."""
+    """A table; columns of numbers, formatted or not, are aligned right. None is an empty cell.
+
+    With no name in the header, it is one of names and values.
+    """
 
     header: Sequence[str]
     rows: Sequence[Sequence[str | int | float | None]]
@@ -69,6 +73,7 @@ class Table:
         return _fill(
             TABLE,
             caption=self.caption,
+            named=any(self.header),
             header=list(zip(self.header, kinds, strict=True)),
             rows=[list(zip(row, kinds, strict=True)) for row in rows],
         )
@@ -97,12 +102,29 @@ class Chart:
 
 
 @dataclass(frozen=True)
+class Note:
+    """A sentence, such as one that says why there is nothing to show."""
+
+    text: str
+
+    def html(self) -> Markup:
+        """It, escaped."""
+        return _fill(NOTE, text=self.text)
+
+    def _repr_html_(self) -> str:
+        return _in_notebook(self)
+
+
+Block = Facts | Table | Chart | Note
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of a page; charts that follow each other stand side by side where there is room."""
 
     heading: str
     lead: str = ""
-    blocks: Sequence[Facts | Table | Chart] = ()
+    blocks: Sequence[Block] = ()
 
 
 def page(title: str, subtitle: str, sections: Sequence[Section], footer: str = "") -> str:
@@ -128,7 +150,7 @@ def _blocks(section: Section) -> list[Markup]:
     return blocks
 
 
-def _in_notebook(block: Facts | Table | Chart, width: str = "60rem") -> str:
+def _in_notebook(block: Block, width: str = "60rem") -> str:
     from markupsafe import Markup
 
     style, colours = Markup(BLOCK_STYLE), Markup(variables(LIGHT))

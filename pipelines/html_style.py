@@ -46,7 +46,7 @@ body {{
   font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
 }}
 main {{ max-width: 60rem; margin: 0 auto; }}
-h1, h2, p, dd, td, figcaption {{ overflow-wrap: anywhere; }}
+h1, h2, p, dd, figcaption {{ overflow-wrap: anywhere; }}
 h1 {{ font-size: 1.7rem; line-height: 1.25; font-weight: 600; margin: 0; letter-spacing: -.01em; }}
 h2 {{ font-size: 1.1rem; line-height: 1.3; font-weight: 600; margin: 0 0 .75rem; }}
 section {{ margin-top: 2.75rem; }}
@@ -78,19 +78,21 @@ figure {
 figure h3 { font-size: .95rem; line-height: 1.35; font-weight: 600; margin: 0 0 .5rem; }
 figcaption { color: var(--muted); font-size: .8rem; line-height: 1.45; margin-top: .5rem; }
 svg { display: block; width: 100%; height: auto; font-family: inherit; stroke-linejoin: round; }
+.note { color: var(--muted); font-size: .9rem; max-width: 42rem; margin: 0 0 1.25rem; }
 .table { overflow-x: auto; margin: 0 0 1.25rem; }
 table { border-collapse: collapse; font-size: .9rem; line-height: 1.4; }
-caption {
-  caption-side: bottom; text-align: left; color: var(--muted); font-size: .8rem;
-  padding-top: .5rem;
-}
+.caption { color: var(--muted); font-size: .8rem; line-height: 1.45; max-width: 42rem; }
+.caption { margin: -.75rem 0 1.25rem; }
 th, td {
   padding: .4rem 1.4rem .4rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line);
 }
 th:last-child, td:last-child { padding-right: .25rem; }
 th { color: var(--muted); font-weight: 500; font-size: .8rem; vertical-align: bottom; }
-td { min-width: 3.5rem; max-width: 32rem; }
+td { max-width: 36rem; overflow-wrap: break-word; }
+.pairs tr:first-child td { border-top: 1px solid var(--line); }
+.pairs td:first-child { color: var(--muted); }
+.pairs td { overflow-wrap: anywhere; min-width: 5.5rem; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 """
 
@@ -124,12 +126,16 @@ FACTS = """<dl class="facts">{% for label, value in items %}
 <div><dt>{{ label }}</dt><dd>{{ value }}</dd></div>{% endfor %}
 </dl>"""
 
-TABLE = """<div class="table"><table>{% if caption %}<caption>{{ caption }}</caption>{% endif %}
-<thead><tr>{% for name, kind in header %}<th{{ kind }} scope="col">{{ name }}</th>{% endfor %}
+TABLE = """<div class="table"><table{% if not named %} class="pairs"{% endif %}>
+{% if named %}<thead><tr>{% for name, kind in header %}
+<th{{ kind }} scope="col">{{ name }}</th>{% endfor %}
 </tr></thead>
-<tbody>{% for row in rows %}
+{% endif %}<tbody>{% for row in rows %}
 <tr>{% for cell, kind in row %}<td{{ kind }}>{{ cell }}</td>{% endfor %}</tr>{% endfor %}
-</tbody></table></div>"""
+</tbody></table></div>{% if caption %}
+<p class="caption">{{ caption }}</p>{% endif %}"""
+
+NOTE = """<p class="note">{{ text }}</p>"""
 
 CHART = """<figure><h3>{{ title }}</h3>
 {{ svg }}{% if caption %}<figcaption>{{ caption }}</figcaption>{% endif %}</figure>"""

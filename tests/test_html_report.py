@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 
 import pytest
+from html_pages import Parsed
 from matplotlib.figure import Figure
 
 from pipelines.figures import CARD, INK, LINE, MUTED, SERIES, legend, new_figure, short, svg
@@ -13,34 +13,6 @@ from pipelines.html_report import Chart, Facts, Section, Table, page
 from pipelines.html_style import DARK, LIGHT
 
 EVIL = "</title><script>alert('$x$')</script> & \"q\" $y$"
-VOID = {"meta", "br", "link", "img", "input", "hr"}
-
-
-class Parsed(HTMLParser):
-    """Tags (with attributes) and text of a page; fails where a tag is not closed."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert not self._open
-
-    def handle_starttag(self, tag, attrs) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag, attrs) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data) -> None:
-        self.text += data
 
 
 def drawn(label: str = "a") -> Figure:
