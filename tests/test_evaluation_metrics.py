@@ -13,7 +13,7 @@ from actors.errors import ConfigError
 from pipelines.evaluation.metrics import (
     MEASURES,
     PerQuery,
-    first_relevant_ranks,
+    first_relevant,
     mean_of,
     measure,
 )
@@ -92,10 +92,10 @@ def test_identical_ids_are_no_results_where_asked():
     assert rankings == {"q": ranked("q", "a")}
 
 
-def test_first_relevant_rank_is_none_where_nothing_was_found():
+def test_first_relevant_is_none_where_nothing_was_found():
     qrels = {"q": {"a": 1, "x": 0}, "r": {"b": 1}, "s": {"b": 1}}
     rankings = {"q": ranked("x", "y", "a"), "r": ranked("a")}
-    assert first_relevant_ranks(qrels, rankings) == {"q": 3, "r": None, "s": None}
+    assert first_relevant(qrels, rankings) == {"q": (3, "a"), "r": None, "s": None}
 
 
 def test_interval_is_scipy_s_percentile_bootstrap():

@@ -60,7 +60,7 @@ def test_modes_are_measured_and_compared_with_the_baseline():
     assert sparse.against_baseline["AP"].p_holm == pytest.approx(2 * alone["AP"].p)
     assert colbert.against_baseline["AP"].ties == 9
     assert (sparse.seconds, sparse.settings, dense.seconds) == (0.5, {"weight": 2}, None)
-    assert dense.first_relevant == [2, 2, 2, 2, 2, 2, 2, None, 2]
+    assert dense.first_relevant == [*((2, f"d{i}") for i in range(7)), None, (2, "d0")]
     assert dense.top == ["x"] * 7 + [None, "x"]
 
 
@@ -105,7 +105,7 @@ def test_identical_ids_are_left_out_of_every_number():
     (mode,) = evaluate_modes(
         qrels, {"dense": {"a": {"a": 2.0, "b": 1.0}}}, ignore_identical_ids=True
     )
-    assert (mode.first_relevant, mode.top) == ([1], ["b"])
+    assert (mode.first_relevant, mode.top) == ([(1, "b")], ["b"])
     assert mode.measures["RR@10"].mean == 1
 
 

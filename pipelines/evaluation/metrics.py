@@ -21,6 +21,7 @@ MEASURES = ("nDCG@10", "R@100", "RR@10", "AP")
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 SEED = 0
+_BLOCK = 1 << 20  # values at once
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,13 @@ def without_identical_ids(rankings: Rankings) -> Rankings:
     }
 
 
-def first_relevant_ranks(qrels: Qrels, rankings: Rankings) -> dict[str, int | None]:
-    """Query -> rank, from 1, of its first relevant document; None where none was found."""
-    ranks: dict[str, int | None] = {}
+def first_relevant(qrels: Qrels, rankings: Rankings) -> dict[str, tuple[int, str] | None]:
+    """Query -> rank, from 1, and id of its first relevant document; None where none was found."""
+    first: dict[str, tuple[int, str] | None] = {}
     for query, judged in qrels.items():
         found = enumerate(rankings.get(query, ()), start=1)
-        ranks[query] = next((rank for rank, doc in found if judged.get(doc, 0) > 0), None)
-    return ranks
+        first[query] = next((at for at in found if judged.get(at[1], 0) > 0), None)
+    return first
 
 
 def mean_of(per_query: PerQuery, name: str, *, resamples: int = RESAMPLES) -> Mean:
@@ -96,7 +97,10 @@ def mean_of(per_query: PerQuery, name: str, *, resamples: int = RESAMPLES) -> Me
     values = per_query.values[name]
     rng = np.random.default_rng(SEED)
     n = len(values)
-    means = [values[rng.integers(0, n, n)].mean() for _ in range(resamples)]
+    means: list[float] = []
+    while len(means) < resamples:
+        size = min(resamples - len(means), max(_BLOCK // n, 1))
+        means += values[rng.integers(0, n, (size, n))].mean(axis=1).tolist()
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return Mean(float(values.mean()), float(low), float(high))

@@ -21,7 +21,7 @@ from pipelines.evaluation.metrics import (
     RESAMPLES,
     Mean,
     PerQuery,
-    first_relevant_ranks,
+    first_relevant,
     mean_of,
     measure,
     without_identical_ids,
@@ -45,8 +45,8 @@ class ModeResult(Record):
     """Measure -> this mode against the baseline; empty for the baseline."""
     per_query: dict[str, list[float]]
     """Measure -> what each query got."""
-    first_relevant: list[int | None]
-    """Rank, from 1, of each query's first relevant document; null where none was found."""
+    first_relevant: list[tuple[int, str] | None]
+    """Rank, from 1, and id of each query's first relevant document; null where none was found."""
     top: list[str | None]
     """Each query's first document; null where none was found."""
 
@@ -154,7 +154,7 @@ def evaluate_modes(
     compared = compare_all(measured[baseline], others)
     results = []
     for name, per_query in measured.items():
-        ranks = first_relevant_ranks(qrels, rankings[name])
+        first = first_relevant(qrels, rankings[name])
         results.append(
             ModeResult(
                 name=name,
@@ -163,7 +163,7 @@ def evaluate_modes(
                 measures={each: mean_of(per_query, each) for each in MEASURES},
                 against_baseline=compared.get(name, {}),
                 per_query={each: per_query.values[each].tolist() for each in MEASURES},
-                first_relevant=[ranks[query] for query in per_query.query_ids],
+                first_relevant=[first[query] for query in per_query.query_ids],
                 top=[next(iter(rankings[name].get(q, ())), None) for q in per_query.query_ids],
             )
         )

@@ -97,8 +97,8 @@ def permutation_p(differences: np.ndarray) -> float:
     extreme = 0
     for done in range(0, PERMUTATIONS, at_once):
         size = (min(at_once, PERMUTATIONS - done), n)
-        signs = rng.integers(0, 2, size, dtype=np.int8) * 2.0 - 1
-        extreme += int((np.abs(signs @ changed) >= least).sum())
+        positive = rng.integers(0, 2, size, dtype=np.int8).astype(np.float64) @ changed
+        extreme += int((np.abs(2 * positive - changed.sum()) >= least).sum())
     return (extreme + 1) / (PERMUTATIONS + 1)
 
 
