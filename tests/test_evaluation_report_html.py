@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import numpy as np
-from test_evaluation_results import GOOD, POOR, QRELS, evaluation
+from judged_by_hand import GOOD, POOR, QRELS, evaluation
 
 from pipelines.evaluation.charts import gains_chart, lengths_chart, lengths_of_relevant
 from pipelines.evaluation.dataset import JudgedQueries
