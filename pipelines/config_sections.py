@@ -68,11 +68,12 @@ class SourceConfig(Section):
 
     uri: str | tuple[str, ...]
     """A file, a folder (every file below it of the one format), a glob, or a list of these."""
-    format: Literal["auto", "parquet", "jsonl", "csv", "tsv", "text", "lines", "wikiextractor"] = (
-        "auto"
-    )
-    """"auto": by extension, else by how a file begins; "text": a document a file; "lines": a
-    document a line. All but Parquet may be compressed (.gz, .zst, .bz2)."""
+    format: Literal[
+        "auto", "parquet", "jsonl", "beir", "csv", "tsv", "text", "lines", "wikiextractor"
+    ] = "auto"
+    """"auto": by extension, else by how a file begins; "beir": of a folder only corpus.jsonl;
+    "text": a document a file; "lines": a document a line. All but Parquet may be compressed (.gz,
+    .zst, .bz2)."""
     columns: Columns = Columns()
     csv: CsvConfig = CsvConfig()
     limit: Count | None = None
