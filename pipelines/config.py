@@ -23,6 +23,7 @@ from pipelines.config_keys import refuse_unknown_keys
 from pipelines.config_sections import (
     ChunkConfig,
     Count,
+    EvaluateConfig,
     GateConfig,
     IndexConfig,
     RayConfig,
@@ -46,6 +47,7 @@ class RunConfig(Section):
     slice: SliceConfig = SliceConfig()
     gate: GateConfig = GateConfig()
     search: SearchConfig = SearchConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
     ray: RayConfig = RayConfig()
     max_reject_fraction: Share = 0.01
     """A run with a larger share of rejected documents is not committed; nothing it did is lost."""
