@@ -27,6 +27,8 @@ from pipelines.output import write_table
 from pipelines.plan import load_plan, units_to_bytes
 from pipelines.records import Counts, Manifest, Plan
 from pipelines.rewrite_parts import NewPart, PartRewriter, ledgers_by_part
+from pipelines.run_page import write_page
+from pipelines.run_report import RunReport
 from pipelines.schemas import DELETIONS_SCHEMA
 from pipelines.source import Unit
 from pipelines.storage import Store
@@ -149,7 +151,7 @@ def _counts(parts: Sequence[NewPart], rejects: Counter[str]) -> Counts:
 
 
 def _report(store: Store, view: LiveView, manifest: Manifest, parts: Sequence[NewPart]) -> None:
-    """report.json, and the configuration of the generation that was compacted."""
+    """report.json and .html, and the configuration of the generation that was compacted."""
     before = {part.file.path for part in view.parts}
     report = {
         "generation": manifest.generation,
@@ -175,6 +177,7 @@ def _report(store: Store, view: LiveView, manifest: Manifest, parts: Sequence[Ne
     else:
         store.overwrite(generation_path(number, name), config)
     store.overwrite(generation_path(number, "report.json"), json.dumps(report, indent=1).encode())
+    write_page(RunReport(store, manifest, [], report))
 
 
 def _now() -> str:

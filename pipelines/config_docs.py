@@ -117,10 +117,13 @@ def annotated_yaml() -> str:
         lines += [f"{indent}# {line}" for line in textwrap.wrap(entry.doc, width)]
         if not entry.type:
             lines.append(f"{indent}{name}:")
-        elif entry.default:
-            lines.append(f"{indent}{name}: {entry.default}  # {entry.type}")
+            continue
+        key = f"{indent}{name}: {entry.default}" if entry.default else f"{indent}{name}:"
+        kind = f"# {entry.type}" if entry.default else f"# required: {entry.type}"
+        if len(key) + 2 + len(kind) > _COLUMNS:
+            lines += [f"{indent}{kind}", key]
         else:
-            lines.append(f"{indent}{name}:  # required: {entry.type}")
+            lines.append(f"{key}  {kind}")
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""report.json and config.yaml of a generation: for people, written after its commit."""
+"""config.yaml, report.json and report.html of a generation: for people, after its commit."""
 
 from __future__ import annotations
 
@@ -39,6 +39,9 @@ def write_report(
     gate: Sequence[str] = (),
 ) -> None:
     """What a person reads later; `gate`: what kept it from going live."""
+    from pipelines.run_page import write_page  # late: they read reports too
+    from pipelines.run_report import RunReport
+
     seconds = sum(record.seconds for record in done)
     report = {
         "generation": manifest.generation,
@@ -58,3 +61,4 @@ def write_report(
     configuration = yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True)
     store.overwrite(generation_path(number, "config.yaml"), configuration.encode())
     store.overwrite(_report_path(number), json.dumps(report, indent=1).encode())
+    write_page(RunReport(store, manifest, done, report))

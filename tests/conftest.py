@@ -54,6 +54,18 @@ def without_ray() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _empty_pages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """report.html takes 0.3 s to draw, and runs in tests are many: few ask for `pages`."""
+    if "pages" not in request.fixturenames:
+        monkeypatch.setattr("pipelines.run_page.run_page", lambda _: "")
+
+
+@pytest.fixture
+def pages() -> None:
+    """Runs of this test draw their report.html."""
+
+
 @pytest.fixture(scope="session")
 def articles() -> pa.Table:
     """Real articles: id, url, title, text."""

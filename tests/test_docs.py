@@ -1,4 +1,4 @@
-"""Snippets of docs/output.md and docs/rejects.md are run; links of all pages lead somewhere."""
+"""Snippets of some pages are run; links of all pages lead somewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipelines.config import load_config
 from pipelines.embed_corpus import embed_corpus
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-RUN = ("output.md", "rejects.md")
+RUN = ("output.md", "rejects.md", "reports.md")
 
 
 def snippets(language: str) -> list[str]:

@@ -138,3 +138,26 @@ def test_text_files_are_documents_or_lines_as_named(tmp_path):
     assert column(documents(tmp_path)) == ["x\ny\n", "# z\n"]
     assert chosen(tmp_path, format="lines") == ("lines", ["a.txt"])
     assert column(documents(tmp_path, format="lines")) == ["x", "y"]
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl", "corpus.jsonl.gz"])
+def test_beir_folder_gives_its_corpus_without_queries_and_judgements(tmp_path, name):
+    document = '{"_id": "d1", "title": "T", "text": "é", "metadata": {}}\n'.encode()
+    content = gzip.compress(document) if name.endswith(".gz") else document
+    fill(
+        tmp_path,
+        {name: content, "queries.jsonl": b'{"_id": "q", "text": "?"}\n', "qrels/test.tsv": b"q\n"}
+        | {"my-corpus.jsonl": b"?", "README.md": b"?"},
+    )
+    columns = {"id": "_id", "text": "text", "title": "title"}
+    assert chosen(tmp_path, format="beir") == ("beir", [name])
+    (found,) = documents(tmp_path, format="beir", columns=columns)
+    assert (found["doc_id"], found["title"], found["text"]) == ("d1", "T", "é")
+    (found,) = documents(tmp_path / name, format="beir", columns=columns)
+    assert found["doc_id"] == "d1"
+
+
+def test_beir_folder_without_a_corpus_is_refused_naming_the_file(tmp_path):
+    fill(tmp_path, {"queries.jsonl": b"{}\n"})
+    with pytest.raises(SourceError, match=r"expected beir files \(corpus\.jsonl\) at"):
+        chosen(tmp_path, format="beir")

@@ -78,3 +78,17 @@ def test_importing_the_endpoints_routes_loads_no_ray() -> None:
     loaded = loaded_after("pipelines.endpoint.api", "pipelines.check_endpoint")
     assert "fastapi" in loaded
     assert "ray" not in loaded
+
+
+def test_importing_the_entry_points_loads_no_matplotlib() -> None:
+    """Only the end of a run draws."""
+    loaded = loaded_after("pipelines.embed_corpus", "pipelines.reindex", "pipelines.html_report")
+    assert "matplotlib" not in loaded
+
+
+def test_importing_evaluation_loads_neither_ray_nor_torch() -> None:
+    """But for what MTEB drives; and what the extra brings is imported when it is needed."""
+    modules = ("bm25", "metrics", "report_html", "results", "tables", "trec_runs")
+    loaded = loaded_after(*(f"pipelines.evaluation.{name}" for name in modules))
+    assert "rich" in loaded
+    assert not loaded & {"ray", "torch", "ir_measures", "bm25s", "mteb", "matplotlib"}

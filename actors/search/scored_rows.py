@@ -14,7 +14,7 @@ import torch
 
 from actors.config import Output
 from actors.search.postings import Postings
-from actors.search.tiles import as_tensor, max_sim_tile
+from actors.search.tiles import Floats, as_tensor, max_sim_tile
 from actors.vectors import Column, SparseVectors, TokenVectors, dense_vectors
 
 Scorer: TypeAlias = Callable[[int, int], torch.Tensor]
@@ -24,8 +24,8 @@ Scorer: TypeAlias = Callable[[int, int], torch.Tensor]
 class ScoredRows(Protocol):
     """Rows of one kind of vector."""
 
-    def scorer(self, queries: Column) -> Scorer:
-        """For an encoder's column of queries."""
+    def scorer(self, queries: Column, floats: Floats) -> Scorer:
+        """For an encoder's column of queries; good until `floats` is used for other rows."""
 
 
 class DenseRows:
@@ -35,10 +35,10 @@ class DenseRows:
         """FixedSizeList<half|float>; on a CPU it stays where it is, mapped from a file or not."""
         self._rows_BD = as_tensor(dense_vectors(column)).to(device)
 
-    def scorer(self, queries: Column) -> Scorer:
+    def scorer(self, queries: Column, floats: Floats) -> Scorer:
         """As `ScoredRows`."""
         queries_QD = as_tensor(dense_vectors(queries)).to(self._rows_BD.device).float()
-        rows_DB = self._rows_BD.float().T
+        rows_DB = floats.of(self._rows_BD).T
         return lambda start, stop: queries_QD[start:stop] @ rows_DB
 
 
@@ -50,7 +50,7 @@ class SparseRows:
         self._postings = Postings(SparseVectors.of(column))
         self._device = device
 
-    def scorer(self, queries: Column) -> Scorer:
+    def scorer(self, queries: Column, floats: Floats) -> Scorer:
         """As `ScoredRows`."""
         vectors = SparseVectors.of(queries)
         return lambda start, stop: torch.from_numpy(
@@ -66,7 +66,7 @@ class TokenRows:
         tokens = TokenVectors.of(column)
         self._tokens_TD, self._offsets = as_tensor(tokens.vectors_TD).to(device), tokens.offsets
 
-    def scorer(self, queries: Column) -> Scorer:
+    def scorer(self, queries: Column, floats: Floats) -> Scorer:
         """As `ScoredRows`."""
         tokens = TokenVectors.of(queries)
         queries_TD = as_tensor(tokens.vectors_TD).to(self._tokens_TD.device).float()
@@ -74,7 +74,8 @@ class TokenRows:
         def scores(start: int, stop: int) -> torch.Tensor:
             offsets = tokens.offsets[start : stop + 1]
             own_TD = queries_TD[offsets[0] : offsets[-1]]
-            return max_sim_tile(own_TD, offsets - offsets[0], self._tokens_TD, self._offsets)
+            own = offsets - offsets[0]
+            return max_sim_tile(own_TD, own, self._tokens_TD, self._offsets, floats)
 
         return scores
 

@@ -24,7 +24,7 @@ from actors.scoring import Weights
 from actors.search.fusion import Best
 from actors.search.pairs import PAIR_SCORES
 from actors.search.scored_rows import SCORED_ROWS, ScoredRows
-from actors.search.tiles import segments
+from actors.search.tiles import Floats, segments
 from actors.search.top_rows import TopRows
 
 Ranking: TypeAlias = Literal["dense", "sparse", "colbert", "hybrid"]
@@ -87,9 +87,13 @@ class Shard:
         starts = range(0, len(queries), _QUERIES)
         batches = [(start, min(start + _QUERIES, len(queries))) for start in starts]
         best = {name: [TopRows(stop - start, top) for start, stop in batches] for name in by}
+        floats = {output: Floats() for output in needed}
         for block in self._blocks:
             first = block.first_row if unit == "passage" else block.first_document
-            scorers = {output: block.rows[output].scorer(queries[output]) for output in needed}
+            scorers = {
+                output: block.rows[output].scorer(queries[output], floats[output])
+                for output in needed
+            }
             for number, (start, stop) in enumerate(batches):
                 scores = {output: scorers[output](start, stop) for output in needed}
                 for name in by:

@@ -24,8 +24,30 @@ def as_tensor(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array)
 
 
+class Floats:
+    """Tensors as float32, one after the other in the same memory.
+
+    Fresh memory for each block costs more than the cast: the system clears every page of it.
+    """
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0)
+
+    def of(self, values: torch.Tensor) -> torch.Tensor:
+        """The tensor as float32; what came before is overwritten."""
+        if values.dtype == torch.float32:
+            return values
+        if self._memory.numel() < values.numel() or self._memory.device != values.device:
+            self._memory = torch.empty(values.numel(), device=values.device)
+        return self._memory[: values.numel()].view(values.shape).copy_(values)
+
+
 def max_sim_tile(
-    query_TD: torch.Tensor, query_offsets: np.ndarray, tokens_TD: torch.Tensor, offsets: np.ndarray
+    query_TD: torch.Tensor,
+    query_offsets: np.ndarray,
+    tokens_TD: torch.Tensor,
+    offsets: np.ndarray,
+    floats: Floats,
 ) -> torch.Tensor:
     """MaxSim float32 [Q, B]: over a query's tokens, the mean of the best inner product in the row.
 
@@ -34,7 +56,7 @@ def max_sim_tile(
     """
     scores_QB = query_TD.new_empty(len(query_offsets) - 1, len(offsets) - 1)
     for start, stop in micro_batches(offsets, _PASSAGE_TOKENS):
-        block_TD = tokens_TD[offsets[start] : offsets[stop]].float()
+        block_TD = floats.of(tokens_TD[offsets[start] : offsets[stop]])
         own = offsets[start : stop + 1] - offsets[start]
         for begin, end in micro_batches(query_offsets, _QUERY_TOKENS):
             block = query_TD[query_offsets[begin] : query_offsets[end]] @ block_TD.T

@@ -24,13 +24,30 @@ class FormatRecord:
     make: Callable[[SourceConfig], Format]
     extensions: tuple[str, ...] = ()
     """Of the files it takes from a folder; none: every file."""
+    stem: str | None = None
+    """What those files are called before the extension; None: anything."""
     files_in_unit: int = 1
     """Files that make one unit: a slice for every short text file would be a commit for each."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the names of those files end with."""
+        return tuple(f"{self.stem or ''}{extension}" for extension in self.extensions)
+
+    def takes(self, path: str) -> bool:
+        """Whether a file found in a folder is one of its."""
+        if not self.extensions:
+            return True
+        extension = extension_of(path)
+        stem = plain_name(path).removesuffix(extension)
+        return extension in self.extensions and self.stem in (None, stem)
 
 
 FORMATS: dict[str, FormatRecord] = {
     "parquet": FormatRecord(ParquetFiles, (".parquet", ".pq")),
     "jsonl": FormatRecord(JsonLines, (".jsonl", ".ndjson", ".json")),
+    # Of BEIR's folder only the documents: queries.jsonl and qrels/ lie beside them.
+    "beir": FormatRecord(JsonLines, (".jsonl",), stem="corpus"),
     "csv": FormatRecord(lambda config: CsvFiles(config, ","), (".csv",)),
     "tsv": FormatRecord(lambda config: CsvFiles(config, "\t"), (".tsv", ".tab")),
     "text": FormatRecord(TextFiles, (".txt", ".text", ".md"), files_in_unit=1000),
@@ -43,11 +60,17 @@ _SNIFFED = 10
 _BEGINNINGS = {b"PAR1": "parquet", b"<doc ": "wikiextractor", b"{": "jsonl"}
 
 
-def extension_of(path: str) -> str:
-    """The last one that is no compression's, in lower case."""
+def plain_name(path: str) -> str:
+    """The file's name in lower case, without a compression's extension."""
     name = name_in(path).lower()
     for end in COMPRESSIONS:
         name = name.removesuffix(end)
+    return name
+
+
+def extension_of(path: str) -> str:
+    """The last one that is no compression's, in lower case."""
+    name = plain_name(path)
     return f".{name.rpartition('.')[2]}" if "." in name else ""
 
 
@@ -65,15 +88,13 @@ def choose_format(
     name: str = config.format
     if name == "auto":
         name = _found_out(config, access, list(files))
-    extensions = FORMATS[name].extensions
+    record = FORMATS[name]
     taken = [
-        file
-        for file, from_folder in files.items()
-        if not from_folder or not extensions or extension_of(file.path) in extensions
+        file for file, from_folder in files.items() if not from_folder or record.takes(file.path)
     ]
     if not taken:
         raise SourceError(
-            f"source.uri: expected {name} files ({', '.join(extensions)}) at "
+            f"source.uri: expected {name} files ({', '.join(record.names)}) at "
             f"{config.described}, found none of them among {len(files)} files."
         )
     return name, taken

@@ -1,0 +1,166 @@
+"""Judged queries in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/<split>.tsv.
+
+BEIR: Thakur et al., "BEIR: A Heterogenous Benchmark for Zero-shot Evaluation of Information
+Retrieval Models", NeurIPS 2021.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from actors.errors import SourceError
+from pipelines.evaluation.judged_files import Options, numbered_lines
+
+Rankings = dict[str, dict[str, float]]
+"""Query id -> document id -> score, the best first: order decides, also where scores are equal."""
+
+Qrels = dict[str, dict[str, int]]
+"""Query id -> document id -> how relevant; 0 and below: judged, and not relevant."""
+
+
+@dataclass(frozen=True)
+class JudgedQueries:
+    """What an index is evaluated with."""
+
+    queries: dict[str, str]
+    """Query id -> text: exactly the judged ones, in the order of the judgements."""
+    qrels: Qrels
+
+    @property
+    def judgements(self) -> int:
+        """How many."""
+        return sum(map(len, self.qrels.values()))
+
+    def relevant(self) -> set[str]:
+        """Documents that some query should find."""
+        return {doc for judged in self.qrels.values() for doc, rel in judged.items() if rel > 0}
+
+
+def read_judged(
+    queries_uri: str, qrels_uri: str, storage_options: Options | None = None
+) -> JudgedQueries:
+    """Queries and judgements that belong together; queries without a judgement are left out.
+
+    Raises:
+        SourceError: a file that cannot be read, or a judged query without a text: a mean over the
+            others would not compare with anyone else's.
+    """
+    queries = read_queries(queries_uri, storage_options)
+    qrels = read_qrels(qrels_uri, storage_options)
+    missing = [query for query in qrels if query not in queries]
+    if missing:
+        raise SourceError(
+            f"{queries_uri}: expected all {len(qrels):,} queries that {qrels_uri} judges, found "
+            f"{len(missing):,} missing ({', '.join(missing[:3])}{', ...' * (len(missing) > 3)}).",
+            "Add them, or take their judgements out of a copy of the file.",
+        )
+    return JudgedQueries({query: queries[query] for query in qrels}, qrels)
+
+
+def read_queries(uri: str, storage_options: Options | None = None) -> dict[str, str]:
+    """Query id -> text, of JSON lines with `_id` (string or integer) and `text`.
+
+    A local path or URI; also compressed; other fields are ignored.
+
+    Raises:
+        SourceError: it cannot be read; a line of another kind; an id twice.
+    """
+    queries: dict[str, str] = {}
+    for number, line in numbered_lines(uri, storage_options):
+        where = f"{uri}, line {number}"
+        query_id, text = _query(line, where)
+        if query_id in queries:
+            raise SourceError(f"{where}: expected each query once, found {query_id!r} again.")
+        queries[query_id] = text
+    if not queries:
+        raise SourceError(f"{uri}: expected queries, found none.")
+    return queries
+
+
+def read_qrels(uri: str, storage_options: Options | None = None) -> Qrels:
+    """Judgements: BEIR's TSV (query-id, corpus-id, score) with or without its header line, or
+    TREC's four columns (query, 0, document, relevance) between white space.
+
+    A local path or URI; also compressed.
+
+    Raises:
+        SourceError: it cannot be read; a line of another kind; two judgements that disagree.
+    """
+    qrels: Qrels = {}
+    is_first = True
+    for number, line in numbered_lines(uri, storage_options):
+        where = f"{uri}, line {number}"
+        query, document, score = _judgement(line, where)
+        if not (is_first and not _is_number(score)):  # the header
+            relevance = _relevance(score, where)
+            judged = qrels.setdefault(query, {})
+            if judged.setdefault(document, relevance) != relevance:
+                raise SourceError(
+                    f"{where}: expected one judgement of {document!r} for query {query!r}, "
+                    f"found {judged[document]} and {relevance}."
+                )
+        is_first = False
+    if not qrels:
+        raise SourceError(f"{uri}: expected judgements, found none.")
+    return qrels
+
+
+def beir_files(folder: str, split: str = "test") -> tuple[str, str]:
+    """Where a BEIR folder has its queries and the judgements of a split."""
+    base = folder.rstrip("/")
+    return f"{base}/queries.jsonl", f"{base}/qrels/{split}.tsv"
+
+
+def unknown_documents(judged: JudgedQueries, doc_ids: Collection[str]) -> set[str]:
+    """Relevant documents that are not among these: nothing that searches them can find all."""
+    return judged.relevant().difference(doc_ids)
+
+
+def _query(line: str, where: str) -> tuple[str, str]:
+    try:
+        value: Any = json.loads(line)
+    except ValueError as error:
+        raise SourceError(f"{where}: expected a JSON object, found no JSON ({error}).") from None
+    if not isinstance(value, dict):
+        raise SourceError(f"{where}: expected a JSON object, found {type(value).__name__}.")
+    query_id: Any = value.get("_id")
+    text: Any = value.get("text")
+    if isinstance(query_id, int) and not isinstance(query_id, bool):
+        query_id = str(query_id)
+    for key, found in (("_id", query_id), ("text", text)):
+        if not isinstance(found, str):
+            raise SourceError(
+                f"{where}: expected {key!r} to be a string, found "
+                f"{'no such key' if key not in value else type(found).__name__}.",
+                'A query is {"_id": "...", "text": "..."}.',
+            )
+    return query_id, text
+
+
+def _judgement(line: str, where: str) -> tuple[str, str, str]:
+    """Query, document and relevance as they are written; ids between tabs may hold blanks."""
+    fields = line.split("\t") if "\t" in line else line.split()
+    fields = [field.strip() for field in fields]
+    if len(fields) not in (3, 4):
+        raise SourceError(
+            f"{where}: expected query-id, corpus-id, score (BEIR) or query, 0, document, relevance "
+            f"(TREC), found {len(fields)} columns."
+        )
+    return fields[0], fields[-2], fields[-1]
+
+
+def _relevance(score: str, where: str) -> int:
+    if not _is_number(score) or not float(score).is_integer():
+        raise SourceError(f"{where}: expected the relevance as an integer, found {score!r:.40}.")
+    return int(float(score))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

@@ -1,0 +1,202 @@
+"""eval.html: an evaluation as one page, with what the numbers hide: which queries, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pipelines.evaluation.charts import (
+    differences,
+    gains_chart,
+    lengths_chart,
+    lengths_of_relevant,
+    measure_chart,
+)
+from pipelines.evaluation.dataset import JudgedQueries
+from pipelines.evaluation.metrics import MEASURES
+from pipelines.evaluation.results import Evaluation, ModeResult
+from pipelines.evaluation.tables import explained, in_words, interval
+from pipelines.html_report import Facts, Section, Table, page
+
+_SHOWN = 10
+_CHARACTERS = 200
+
+
+@dataclass(frozen=True)
+class Documents:
+    """What the page says of documents; ids that are not in it are shown as ids."""
+
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """Document -> its text, or the beginning: of those that `documents_shown` names."""
+    lengths: Mapping[str, int] = field(default_factory=dict)
+    """Document -> tokens of its passages: of the relevant ones."""
+
+
+def evaluation_page(
+    evaluation: Evaluation, judged: JudgedQueries, documents: Documents | None = None
+) -> str:
+    """The page: loads nothing, light and dark, texts escaped.
+
+    `judged`: what it was evaluated with.
+    """
+    documents = documents or Documents()
+    sections = [_summary(evaluation), *_gains(evaluation), *_lengths(evaluation, judged, documents)]
+    sections += _queries(evaluation, judged, documents)
+    index, dataset = evaluation.index, evaluation.dataset
+    return page(
+        f"Evaluation of {index.uri}",
+        f"Generation {index.generation}, {index.model}; {dataset.qrels}; {evaluation.started}",
+        sections,
+    )
+
+
+def documents_shown(evaluation: Evaluation, judged: JudgedQueries) -> set[str]:
+    """Documents whose texts the page shows."""
+    best = _best(evaluation)
+    better, worse = _changed(evaluation, best) if best else ([], [])
+    rows = [*better, *worse, *_worst(evaluation)]
+    shown: set[str] = set()
+    for row in rows:
+        shown.update(_relevant(evaluation.query_ids[row], judged)[:1])
+        tops = (mode.top[row] for mode in evaluation.modes)
+        shown.update(top for top in tops if top is not None)
+    return shown
+
+
+def _summary(evaluation: Evaluation) -> Section:
+    index, dataset = evaluation.index, evaluation.dataset
+    facts = [
+        ("judged queries", f"{dataset.judged_queries:,}"),
+        ("judgements", f"{dataset.judgements:,}"),
+        ("documents", f"{index.documents:,}"),
+        ("passages", f"{index.passages:,}"),
+    ]
+    facts += [(f"seconds: {name}", f"{value:,.1f}") for name, value in evaluation.seconds.items()]
+    lead = ""
+    if dataset.unknown_documents:
+        lead = (
+            f"{dataset.unknown_documents:,} of {dataset.relevant_documents:,} relevant documents "
+            "are not in the index: no mode can find them."
+        )
+    rows = [_mode_row(mode) for mode in evaluation.modes]
+    header = ["mode", MEASURES[0], f"{evaluation.confidence:.0%}", *MEASURES[1:]]
+    header += ["p", "search, s", "settings"]
+    charts = [measure_chart(evaluation, measure) for measure in MEASURES]
+    return Section("", lead, [Facts(facts), Table(header, rows, explained(evaluation)), *charts])
+
+
+def _mode_row(mode: ModeResult) -> list[str]:
+    against = mode.against_baseline.get(MEASURES[0])
+    first = mode.measures[MEASURES[0]]
+    return [
+        mode.name,
+        f"{first.mean:.3f}",
+        interval(first),
+        *(f"{mode.measures[name].mean:.3f}" for name in MEASURES[1:]),
+        in_words(against.p_holm) if against else "",
+        "" if mode.seconds is None else f"{mode.seconds:,.2f}",
+        ", ".join(f"{key} {value}" for key, value in mode.settings.items()),
+    ]
+
+
+def _gains(evaluation: Evaluation) -> Iterable[Section]:
+    others = [mode for mode in evaluation.modes if mode.against_baseline]
+    if others:
+        yield Section(
+            f"Gains and losses against {evaluation.baseline}",
+            "Modes that are as good in the mean may answer different queries well: then a mixture "
+            "of them may be better than each.",
+            [gains_chart(evaluation, mode) for mode in others],
+        )
+
+
+def _lengths(
+    evaluation: Evaluation, judged: JudgedQueries, documents: Documents
+) -> Iterable[Section]:
+    charts = [
+        lengths_chart(
+            mode,
+            lengths_of_relevant(mode, evaluation.query_ids, judged.qrels, documents.lengths),
+        )
+        for mode in evaluation.modes
+    ]
+    drawn = [chart for chart in charts if chart]
+    if drawn:
+        yield Section(
+            "Length of the first relevant document, by its rank",
+            "Median and quartiles, in tokens; below the rank, how many queries. Where long "
+            "documents are found late or not at all, shorter passages may help.",
+            drawn,
+        )
+
+
+def _queries(
+    evaluation: Evaluation, judged: JudgedQueries, documents: Documents
+) -> Iterable[Section]:
+    base, best = evaluation.mode(evaluation.baseline), _best(evaluation)
+    looks: list[tuple[str, list[int], ModeResult]] = []  # heading, queries, who was wrong
+    if best:
+        better, worse = _changed(evaluation, best)
+        looks.append((f"Where {best.name} is better than {base.name} by most", better, base))
+        looks.append((f"Where {best.name} is worse than {base.name} by most", worse, best))
+    looks.append((f"What {base.name} answers worst", _worst(evaluation), base))
+    for heading, rows, wrong in looks:
+        if rows:
+            shown = [base, best] if best else [base]
+            header = ["query", *(mode.name for mode in shown)]
+            header += ["relevant", f"first of {wrong.name}"]
+            cells = []
+            for row in rows:
+                scores = [f"{mode.per_query[MEASURES[0]][row]:.2f}" for mode in shown]
+                texts = _texts(evaluation.query_ids[row], wrong.top[row], judged, documents)
+                cells.append([texts[0], *scores, *texts[1:]])
+            yield Section(heading, "", [Table(header, cells, f"Numbers: {MEASURES[0]}.")])
+
+
+def _texts(
+    query: str, top: str | None, judged: JudgedQueries, documents: Documents
+) -> tuple[str, str, str]:
+    """Of the query, of what it should find, and of what was found first instead."""
+    relevant = _relevant(query, judged)
+    return (
+        _clipped(judged.queries.get(query, query)),
+        _described(relevant[0], documents) if relevant else "none",
+        _described(top, documents) if top is not None else "nothing found",
+    )
+
+
+def _best(evaluation: Evaluation) -> ModeResult | None:
+    """The mode, other than the baseline, with the highest mean."""
+    others = [mode for mode in evaluation.modes if mode.name != evaluation.baseline]
+    return max(others, key=lambda mode: mode.measures[MEASURES[0]].mean, default=None)
+
+
+def _changed(evaluation: Evaluation, mode: ModeResult) -> tuple[list[int], list[int]]:
+    """Queries with the largest gains over the baseline, and those with the largest losses."""
+    gains = differences(evaluation, mode)
+    order = np.argsort(gains, kind="stable")
+    worse = [int(row) for row in order if gains[row] < 0][:_SHOWN]
+    return [int(row) for row in order[::-1] if gains[row] > 0][:_SHOWN], worse
+
+
+def _worst(evaluation: Evaluation) -> list[int]:
+    values = np.array(evaluation.mode(evaluation.baseline).per_query[MEASURES[0]])
+    return [int(row) for row in np.argsort(values, kind="stable") if values[row] < 1][:_SHOWN]
+
+
+def _relevant(query: str, judged: JudgedQueries) -> list[str]:
+    """The most relevant first."""
+    found = [(-rel, doc) for doc, rel in judged.qrels.get(query, {}).items() if rel > 0]
+    return [doc for _, doc in sorted(found)]
+
+
+def _described(document: str, documents: Documents) -> str:
+    text = documents.texts.get(document)
+    return document if text is None else f"{document}: {_clipped(text)}"
+
+
+def _clipped(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _CHARACTERS else f"{text[: _CHARACTERS - 1]}…"

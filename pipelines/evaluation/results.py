@@ -1,0 +1,200 @@
+"""An evaluation as a record: eval.json, in plain JSON.
+
+Its keys are the fields here. Lists of numbers are aligned to `query_ids`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from actors.errors import ConfigError, SourceError
+from pipelines.config import describe_invalid
+from pipelines.evaluation.dataset import JudgedQueries, Qrels, Rankings
+from pipelines.evaluation.judged_files import Options, numbered_lines
+from pipelines.evaluation.metrics import (
+    CONFIDENCE,
+    MEASURES,
+    RESAMPLES,
+    Mean,
+    PerQuery,
+    first_relevant,
+    mean_of,
+    measure,
+    without_identical_ids,
+)
+from pipelines.evaluation.significance import PERMUTATIONS, Comparison, compare_all, compare_pairs
+from pipelines.records import Record
+
+
+class ModeResult(Record):
+    """One way to search, or a run of another system."""
+
+    name: str
+    """dense, sparse, colbert, hybrid, rrf, bm25, or the name of a run."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """What it was set to: weights, k1, tokenisation."""
+    seconds: float | None = None
+    """It took to search all queries, their encoding not counted; null where it was read."""
+    measures: dict[str, Mean]
+    """Measure -> mean over the queries with the interval it is in."""
+    against_baseline: dict[str, Comparison] = Field(default_factory=dict)
+    """Measure -> this mode against the baseline; empty for the baseline."""
+    per_query: dict[str, list[float]]
+    """Measure -> what each query got."""
+    first_relevant: list[tuple[int, str] | None]
+    """Rank, from 1, and id of each query's first relevant document; null where none was found."""
+    top: list[str | None]
+    """Each query's first document; null where none was found."""
+
+
+class IndexFacts(Record):
+    """What was searched."""
+
+    uri: str
+    generation: int
+    model: str
+    revision: str | None = None
+    space_fingerprint: str
+    documents: int
+    passages: int
+
+
+class DatasetFacts(Record):
+    """What was asked."""
+
+    queries: str
+    """Where they are."""
+    qrels: str
+    judged_queries: int
+    judgements: int
+    relevant_documents: int
+    """That some query should find."""
+    unknown_documents: int
+    """Of these, not in the index: no mode can find them."""
+
+    @classmethod
+    def of(cls, judged: JudgedQueries, queries: str, qrels: str, unknown: int) -> DatasetFacts:
+        """Counted; `unknown`: relevant documents that are not in the index."""
+        return cls(
+            queries=queries,
+            qrels=qrels,
+            judged_queries=len(judged.queries),
+            judgements=judged.judgements,
+            relevant_documents=len(judged.relevant()),
+            unknown_documents=unknown,
+        )
+
+
+class Evaluation(Record):
+    """All modes on one index and one dataset."""
+
+    format_version: Literal[1] = 1
+    started: str
+    """ISO 8601, UTC."""
+    index: IndexFacts
+    dataset: DatasetFacts
+    baseline: str
+    """The mode that the others are compared with."""
+    ignore_identical_ids: bool = False
+    """A document with its query's id was no result."""
+    confidence: float = CONFIDENCE
+    resamples: int = RESAMPLES
+    permutations: int = PERMUTATIONS
+    seconds: dict[str, float] = Field(default_factory=dict)
+    """What else took time: "encode" for all queries."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    query_ids: list[str]
+    """Sorted."""
+    modes: list[ModeResult]
+
+    def mode(self, name: str) -> ModeResult:
+        """One of them.
+
+        Raises:
+            ConfigError: no such mode.
+        """
+        for mode in self.modes:
+            if mode.name == name:
+                return mode
+        found = ", ".join(mode.name for mode in self.modes)
+        raise ConfigError(f"evaluation: expected the mode {name!r}, found {found}.")
+
+    def per_query(self, name: str) -> PerQuery:
+        """What each query got in a mode."""
+        found = self.mode(name).per_query
+        return PerQuery(tuple(self.query_ids), {name: np.array(found[name]) for name in MEASURES})
+
+
+def evaluate_modes(
+    qrels: Qrels,
+    rankings: Mapping[str, Rankings],
+    *,
+    baseline: str = "dense",
+    ignore_identical_ids: bool = False,
+    seconds: Mapping[str, float] | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[ModeResult]:
+    """Every mode measured, and compared with the baseline; in the order of `rankings`.
+
+    Raises:
+        ConfigError: no such baseline, or ir-measures is not installed.
+    """
+    if baseline not in rankings:
+        raise ConfigError(
+            f"evaluation: expected the baseline {baseline!r}, found {', '.join(rankings)}."
+        )
+    if ignore_identical_ids:
+        rankings = {name: without_identical_ids(each) for name, each in rankings.items()}
+    measured = {name: measure(qrels, each) for name, each in rankings.items()}
+    others = {name: each for name, each in measured.items() if name != baseline}
+    compared = compare_all(measured[baseline], others)
+    results = []
+    for name, per_query in measured.items():
+        first = first_relevant(qrels, rankings[name])
+        results.append(
+            ModeResult(
+                name=name,
+                settings=dict((settings or {}).get(name, {})),
+                seconds=(seconds or {}).get(name),
+                measures={each: mean_of(per_query, each) for each in MEASURES},
+                against_baseline=compared.get(name, {}),
+                per_query={each: per_query.values[each].tolist() for each in MEASURES},
+                first_relevant=[first[query] for query in per_query.query_ids],
+                top=[next(iter(rankings[name].get(q, ())), None) for q in per_query.query_ids],
+            )
+        )
+    return results
+
+
+def compare_evaluations(before: Evaluation, after: Evaluation) -> dict[str, dict[str, Comparison]]:
+    """The modes that both have, the second against the first: mode -> measure -> comparison.
+
+    For each measure p values are corrected over the modes.
+
+    Raises:
+        ConfigError: no mode in common, or other queries.
+    """
+    names = [mode.name for mode in before.modes if mode.name in {m.name for m in after.modes}]
+    if not names:
+        raise ConfigError("comparison: expected a mode that both evaluations have, found none.")
+    pairs = {name: (before.per_query(name), after.per_query(name)) for name in names}
+    return compare_pairs(pairs)
+
+
+def read_evaluation(uri: str, storage_options: Options | None = None) -> Evaluation:
+    """An eval.json, of this machine or anywhere fsspec reads.
+
+    Raises:
+        SourceError: not there, or not an evaluation that this version can read.
+    """
+    text = "\n".join(line for _, line in numbered_lines(uri, storage_options))
+    try:
+        return Evaluation.model_validate_json(text)
+    except ValidationError as error:
+        raise SourceError(
+            describe_invalid(error, uri), "Evaluate the index again, with this version."
+        ) from None

@@ -1,0 +1,72 @@
+"""Notebooks run from the first cell to the last, hold no logic, and are kept without outputs."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import ROOT, config_for
+from in_process import ray_left_out
+from nbclient import NotebookClient
+
+from pipelines.embed_corpus import embed_corpus
+
+FOLDER = ROOT / "notebooks"
+NOTEBOOKS = sorted(path.name for path in FOLDER.glob("*.ipynb"))
+SHOWS = {
+    "03_throughput.ipynb": ["Tokens a second", "Where the time went", "Lengths", "Padding avoided"],
+}
+"""Titles that a notebook's outputs must have."""
+
+
+def read(name: str) -> Any:
+    return nbformat.read(FOLDER / name, as_version=4)
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory, articles: pa.Table) -> str:
+    folder = tmp_path_factory.mktemp("notebooks")
+    pq.write_table(articles.slice(0, 40), folder / "docs.parquet")
+    config = config_for(folder / "docs.parquet", index={"uri": str(folder / "index")})
+    with ray_left_out():
+        embed_corpus(config)
+    return config.index.uri
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebook_runs_and_shows_what_it_says(
+    name: str, index: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PACKVEC_INDEX", index)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    notebook = read(name)
+    NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}
+    ).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert not [output for output in outputs if output.output_type == "stream"]
+    html = "".join(output.data.get("text/html", "") for output in outputs if "data" in output)
+    assert [title for title in SHOWS[name] if f"<h3>{title}" not in html] == []
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebook_is_valid_without_outputs_and_calls_only(name: str) -> None:
+    notebook = read(name)
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        assert cell.outputs == []
+        assert cell.execution_count is None
+        logic = (ast.FunctionDef, ast.ClassDef, ast.For, ast.While, ast.If, ast.Lambda, ast.Try)
+        assert not [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, logic)]
+
+
+def test_every_notebook_says_what_it_shows() -> None:
+    assert sorted(SHOWS) == NOTEBOOKS
