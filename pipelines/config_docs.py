@@ -168,9 +168,10 @@ def _defaults(section: type[BaseModel] | type[ModelConfig]) -> dict[str, Any]:
 
 
 def _limit(limit: Any) -> str:
-    """annotated_types' Ge or Le in words."""
+    """annotated_types' Ge or Le in words; "" for what goes without saying (no NaN)."""
     signs = {"ge": ">=", "gt": ">", "le": "<="}
-    return next(f"{sign} {getattr(limit, k)}" for k, sign in signs.items() if hasattr(limit, k))
+    found = (f"{sign} {getattr(limit, k)}" for k, sign in signs.items() if hasattr(limit, k))
+    return next(found, "")
 
 
 def _in_words(hint: Any) -> str:
@@ -180,7 +181,7 @@ def _in_words(hint: Any) -> str:
     if origin is Annotated:
         base, *notes = args
         limits = [limit for note in notes if isinstance(note, FieldInfo) for limit in note.metadata]
-        return " ".join([_in_words(base), *(_limit(limit) for limit in limits)])
+        return " ".join([_in_words(base), *filter(None, map(_limit, limits))])
     if origin in (types.UnionType, typing.Union):
         return " or ".join("null" if arg is types.NoneType else _in_words(arg) for arg in args)
     if origin is Literal:

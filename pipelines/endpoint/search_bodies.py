@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from actors.config import Output
 from actors.search.shard import Unit
+from pipelines.config_sections import Mode
 from pipelines.endpoint.native import Body, Weight
-from pipelines.search.searcher import Mode
 
 MOST_QUERIES = 64
 MOST_EXPLAINED = 20

@@ -21,13 +21,14 @@ import pyarrow as pa
 
 from actors.errors import IndexStateError
 from actors.text_vectors import TextVectors, columns_of
+from pipelines.config_sections import Mode
 from pipelines.endpoint.errors import ApiError, TextFault
 from pipelines.endpoint.explain import explain_hits, explain_query
 from pipelines.endpoint.search_bodies import SearchRequest, hit_body
 from pipelines.endpoint.service import Service
 from pipelines.endpoint.texts import Text
 from pipelines.search.answers import Hit, find
-from pipelines.search.searcher import MODES, Mode, Searcher, outputs_for
+from pipelines.search.searcher import MODES, Searcher, outputs_for
 
 # One scores while another waits for its rows; shards share their cores between searches anyway.
 _THREADS = 4
