@@ -311,6 +311,30 @@ def test_search_beyond_those_that_may_wait_is_429_and_blocks_no_other_route(
         assert client.post("/search", {"query": "a"}).status_code == 200
 
 
+def test_search_kept_waiting_by_others_for_too_long_is_503(
+    history: History, encoder: Encoder, tmp_path: Path
+) -> None:
+    gate = threading.Event()
+    gate.set()
+    searcher = searcher_of(history.index, tmp_path, before=lambda: gate.wait(20))
+    with endpoint(encoder, searcher=searcher, limits={"search_timeout_s": 0.5}) as client:
+        gate.clear()
+
+        async def flood() -> list[Any]:
+            async with client.open() as http:
+                asked = [http.post("/search", json={"query": "a bridge"}) for _ in range(6)]
+                tasks = [asyncio.create_task(each) for each in asked]
+                await asyncio.sleep(1)
+                gate.set()
+                return [await task for task in tasks]
+
+        answers = client.run(flood())
+    late = [answer for answer in answers if answer.status_code == 503]
+    assert len(late) == 2  # four threads search
+    assert late[0].json()["error"]["code"] == "search_timeout"
+    assert late[0].headers["Retry-After"]
+
+
 # Operation
 
 

@@ -51,8 +51,8 @@ class Limits(Section):
     max_searches: Count = 64
     """Requests that may search in a replica or wait for it; beyond, they are refused (429)."""
     search_timeout_s: Annotated[float, Field(gt=0)] = 30
-    """How long a shard may take over a call. One that died is started again meanwhile; what it does
-    not answer in time is refused (503)."""
+    """How long a shard may take over a call, and a search wait for others; beyond, it is refused
+    (503). A shard that died is started again meanwhile."""
 
 
 class CacheConfig(Section):

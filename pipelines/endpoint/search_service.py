@@ -82,7 +82,8 @@ class SearchService:
 
         Raises:
             ApiError: 413 too many hits, 422 no such mode or column, 429 too many searches, 503 a
-                shard is down; and as `Service.encode`, of the first query that has no vectors.
+                shard is down, or others kept it waiting; and as `Service.encode`, of the first
+                query that has no vectors.
         """
         started = time.perf_counter()
         mode = asked.mode or self.modes[0]
@@ -154,6 +155,10 @@ class SearchService:
         started: float,
     ) -> bytes:
         """In a thread of the pool."""
+        waited, most = time.perf_counter() - started, self._service.config.limits.search_timeout_s
+        if waited > most:  # behind searches that wait for a shard: all would wait as long again
+            message = f"waited {waited:.0f} s for other searches, at most {most:g} s may be"
+            raise ApiError(503, "search_timeout", message, retry_after=5)
         columns = self._plain if asked.columns is None else list(dict.fromkeys(asked.columns))
         found = find(
             searcher,
