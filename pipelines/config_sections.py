@@ -230,8 +230,9 @@ class EvaluateConfig(Section):
     """Ways to search; all that the index's outputs allow when not given."""
     depth: Count = 1000
     """Documents of each query that are looked at."""
-    bm25: Literal["words", "tokens", "off"] = "words"
-    """BM25 beside them: of words, or of the model's tokens, for languages without spaces."""
+    bm25: Literal["words", "tokens"] | None = "words"
+    """BM25 beside them: of words, or of the model's tokens, for languages without spaces; null:
+    none. It needs the texts in the index."""
     ignore_identical_ids: bool = False
     """A document with the id of its query is no result, as BEIR has it in ArguAna and Quora."""
     out: str = "out/evaluation"
