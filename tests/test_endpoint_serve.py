@@ -38,6 +38,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from actors.encoder import load_encoder
+from actors.errors import ConfigError, IndexStateError
 from pipelines.config_sections import RayConfig, SearchConfig
 from pipelines.embed_corpus import embed_corpus
 from pipelines.endpoint.deployment import build
@@ -416,6 +417,29 @@ def test_endpoint_starts_by_serve_run_and_ends_by_an_interrupt(port: int) -> Non
         assert found.json()["dim"] == 384
         process.send_signal(signal.SIGINT)
         process.wait(60)
+
+
+def shard_names(index: Path, generation: int | None = None, **search: Any) -> list[str]:
+    served = {"uri": str(index), "generation": generation}
+    built = build({"index": served, "search": search})._bound_deployment
+    return [shard._bound_deployment.name for shard in built.init_args[1].handles]
+
+
+def test_build_names_shards_after_what_they_have(ray_cluster: None, index: Path) -> None:
+    names = [shard_names(index, shards=n) for n in (2, 2, 1)]
+    assert names[0] == names[1]
+    assert [name.rpartition("-")[0] for name in names[0]] == ["shard-0", "shard-1"]
+    assert len(names[2]) == 1
+    assert names[2][0] not in names[0]
+
+
+def test_build_of_a_search_that_does_not_fit_says_how_much_it_takes(
+    ray_cluster: None, index: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"expected .* of memory .* found 1 byte"):
+        shard_names(index, max_memory_bytes=1)
+    with pytest.raises(IndexStateError, match="generation 7"):
+        shard_names(index, generation=7)
 
 
 def test_build_gives_serve_what_the_configuration_says(ray_cluster: None) -> None:

@@ -82,7 +82,7 @@ def _summary(evaluation: Evaluation) -> Section:
         )
     rows = [_mode_row(mode) for mode in evaluation.modes]
     header = ["mode", MEASURES[0], f"{evaluation.confidence:.0%}", *MEASURES[1:]]
-    header += ["p", "search, s", "settings"]
+    header += ["p", "settings"]
     charts = [measure_chart(evaluation, measure) for measure in MEASURES]
     return Section("", lead, [Facts(facts), Table(header, rows, explained(evaluation)), *charts])
 
@@ -96,7 +96,6 @@ def _mode_row(mode: ModeResult) -> list[str]:
         interval(first),
         *(f"{mode.measures[name].mean:.3f}" for name in MEASURES[1:]),
         in_words(against.p_holm) if against else "",
-        "" if mode.seconds is None else f"{mode.seconds:,.2f}",
         ", ".join(f"{key} {value}" for key, value in mode.settings.items()),
     ]
 
