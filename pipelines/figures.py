@@ -52,12 +52,14 @@ def new_figure(width: int = WIDTH, height: int = HEIGHT) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def legend(axes: Axes) -> None:
-    """Names of the series, above the axes."""
+def legend(axes: Axes, *, beside: bool = False) -> None:
+    """Names of the series, above the axes or to their right."""
+    place = {"loc": "upper left", "bbox_to_anchor": (1, 1), "ncols": 1, "labelspacing": 0.8}
+    if not beside:
+        place |= {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 6}
     axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), ncols=6, frameon=False, borderaxespad=0.2,
-        borderpad=0, fontsize=_FONT, labelcolor=INK, handlelength=0.9, handleheight=0.9,
-        handletextpad=0.5, columnspacing=1.2,
+        **place, frameon=False, borderaxespad=0.2, borderpad=0, fontsize=_FONT, labelcolor=INK,
+        handlelength=0.9, handleheight=0.9, handletextpad=0.5, columnspacing=1.2,
     )  # fmt: skip
 
 
