@@ -23,6 +23,7 @@ from pipelines.config_keys import refuse_unknown_keys
 from pipelines.config_sections import (
     ChunkConfig,
     Count,
+    EvaluateConfig,
     GateConfig,
     IndexConfig,
     RayConfig,
@@ -46,6 +47,7 @@ class RunConfig(Section):
     slice: SliceConfig = SliceConfig()
     gate: GateConfig = GateConfig()
     search: SearchConfig = SearchConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
     ray: RayConfig = RayConfig()
     max_reject_fraction: Share = 0.01
     """A run with a larger share of rejected documents is not committed; nothing it did is lost."""
@@ -60,6 +62,9 @@ class RunConfig(Section):
     def _check(self) -> RunConfig:
         if not self.outputs or len(set(self.outputs)) != len(self.outputs):
             raise ValueError("outputs: expected one or more of dense, sparse, colbert, each once")
+        judged = self.evaluate.queries and self.evaluate.qrels
+        if self.gate.quality and not judged and self.source.format != "beir":
+            raise ValueError("gate.quality: expected evaluate.queries and evaluate.qrels with it")
         for uri in self.source.uris:
             if absolute_uri(self.index.uri).startswith(absolute_uri(uri).rstrip("/") + "/"):
                 # The next run would find its own parts among the documents.

@@ -212,6 +212,43 @@ class SearchConfig(Section):
         return weights
 
 
+Mode = Literal["dense", "sparse", "colbert", "hybrid", "rrf"]
+
+
+class EvaluateConfig(Section):
+    """Judged queries, and how evaluate_index measures what a search of them finds."""
+
+    queries: str | None = None
+    """JSON lines with `_id` and `text`; the dataset's own when not given and source.format is
+    beir."""
+    qrels: str | None = None
+    """Judgements: query-id, corpus-id and score between tabs, with a header or without (BEIR's), or
+    TREC's four columns; the dataset's own when not given and source.format is beir."""
+    split: str = "test"
+    """Of a BEIR dataset: which of its qrels/."""
+    modes: tuple[Mode, ...] | None = None
+    """Ways to search; all that the index's outputs allow when not given."""
+    depth: Count = 1000
+    """Documents of each query that are looked at."""
+    bm25: Literal["words", "tokens", "off"] = "words"
+    """BM25 beside them: of words, or of the model's tokens, for languages without spaces."""
+    ignore_identical_ids: bool = False
+    """A document with the id of its query is no result, as BEIR has it in ArguAna and Quora."""
+    out: str = "out/evaluation"
+    """The folder for eval.json, eval.html and a TREC run file of each mode."""
+
+
+class QualityFloor(Section):
+    """A measure that must not be lower."""
+
+    mode: Mode = "dense"
+    """How it is searched."""
+    measure: Literal["nDCG@10", "R@100", "RR@10", "AP"] = "nDCG@10"
+    """RR@10 is MRR@10, AP is MAP, of the judged queries that `evaluate` names."""
+    least: Share
+    """Mean over the queries."""
+
+
 class GateConfig(Section):
     """What a new generation must be like to be published; one that is not is committed, but not
     live: the exit code is 3, and it may be published by hand.
@@ -235,3 +272,6 @@ class GateConfig(Section):
     "..."}; several such documents as a list."""
     canary_top: Count = 10
     """One of a query's documents must be among so many; all live vectors are compared."""
+    quality: tuple[QualityFloor, ...] = ()
+    """Measures that the judged queries of `evaluate` must reach; these are searched on the
+    command's machine, or on the cluster that ray.address names."""

@@ -75,6 +75,8 @@ def findings(store: Store, config: RunConfig, manifest: Manifest) -> list[str]:
         found += _vectors(store, manifest, gate.max_alike, config.model.normalize)
     if gate.canaries:
         found += _canaries(config, Index(store, chain))
+    if gate.quality:
+        found += _quality(config, Index(store, chain))
     return found
 
 
@@ -170,3 +172,19 @@ def _canaries(config: RunConfig, index: Index) -> Iterator[str]:
         if not canary.doc_ids & mine.keys():
             expected = ", ".join(sorted(canary.doc_ids))
             yield f"canary {canary.query!r:.80} no longer finds {expected} among the first {top}"
+
+
+def _quality(config: RunConfig, index: Index) -> Iterator[str]:
+    """Judged queries, searched in the modes that are asked of."""
+    from pipelines.evaluation.evaluate import evaluate  # late: packages that only this needs
+
+    modes = tuple(dict.fromkeys(floor.mode for floor in config.gate.quality))
+    evaluation = evaluate(config, index, modes, bm25=False).evaluation
+    for floor in config.gate.quality:
+        mean = evaluation.mode(floor.mode).measures[floor.measure].mean
+        if mean < floor.least:
+            yield (
+                f"{floor.measure} of {floor.mode} is {mean:.4f} over "
+                f"{len(evaluation.query_ids):,} judged queries, less than gate.quality asks for "
+                f"({floor.least:g})"
+            )

@@ -20,11 +20,12 @@ from actors.errors import ConfigError
 from actors.search.shard import Unit
 from pipelines.cli import exit_with_one_line, log_to_stderr
 from pipelines.config import RunConfig, override
+from pipelines.config_sections import Mode
 from pipelines.index import Index, open_index
 from pipelines.search.answer_text import answers_text
 from pipelines.search.answers import Hit, find
 from pipelines.search.opening import open_searcher
-from pipelines.search.searcher import Mode, outputs_for
+from pipelines.search.searcher import outputs_for
 from pipelines.show_index import in_short
 from pipelines.space import check_same_space, read_space
 

@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from actors.config import Output
 from actors.search.shard import Unit
-from pipelines.search.searcher import Mode, Searcher
+from pipelines.config_sections import Mode
+from pipelines.search.searcher import Searcher
 
 
 @dataclass(frozen=True)

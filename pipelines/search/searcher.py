@@ -12,7 +12,7 @@ N rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol, TypeAlias, cast, get_args
+from typing import Any, Protocol, cast, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +22,8 @@ from actors.errors import IndexStateError
 from actors.scoring import weighted_mean
 from actors.search.fusion import Best, best_of_pairs, merge, reciprocal_rank_fusion
 from actors.search.shard import Unit
-from pipelines.config_sections import SearchConfig
+from pipelines.config_sections import Mode, SearchConfig
 
-Mode: TypeAlias = Literal["dense", "sparse", "colbert", "hybrid", "rrf"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 """One output, their weighted mean, or reciprocal rank fusion of them."""
 
@@ -68,12 +67,13 @@ class Searcher:
         queries = queries.select([o for o in self.outputs if o in queries.column_names])
         if self.config.candidates:
             return self._among_candidates(queries, modes, top, unit)
-        depth = max(self.config.rrf_depth, top)
-        found = self._rank(queries, [mode for mode in modes if mode != "rrf"], top, unit)
-        if "rrf" in modes:
-            parts = self._rank(queries, self.outputs, depth, unit)
-            found["rrf"] = reciprocal_rank_fusion([*parts.values()], top, self.config.rrf_k)
-        return found
+        if "rrf" not in modes:
+            return self._rank(queries, modes, top, unit)
+        by = [*self.outputs, *(mode for mode in modes if mode == "hybrid")]
+        ranked = self._rank(queries, by, max(self.config.rrf_depth, top), unit)
+        parts = [ranked[output] for output in self.outputs]
+        ranked["rrf"] = reciprocal_rank_fusion(parts, top, self.config.rrf_k)
+        return {mode: _first(ranked[mode], top) for mode in modes}
 
     def score(self, queries: pa.Table, query_M: np.ndarray, row_M: np.ndarray) -> pa.Table:
         """Scores of pairs: float32 [M] for each output; and the rows of the pair's document."""
@@ -193,6 +193,11 @@ class Searcher:
             own, first = np.flatnonzero(at == number), int(self._firsts[number])
             begun.append((own, first, start(self._shards[number], own, row_N[own] - first)))
         return [(own, first, wait()) for own, first, wait in begun]
+
+
+def _first(best: Best, top: int) -> Best:
+    scores_QK, rows_QK = best
+    return scores_QK[:, :top], rows_QK[:, :top]
 
 
 def _best_rows(

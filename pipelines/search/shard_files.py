@@ -110,7 +110,8 @@ class ShardFiles:
     def _forget_old_generations(self) -> None:
         """Those that nobody searched here for a day; a process that mapped a file keeps it."""
         for other in self._generation.parent.iterdir():
-            if time.time() - other.stat().st_mtime > _FORGET_SECONDS:
+            age = time.time() - other.stat().st_mtime
+            if other != self._generation and age > _FORGET_SECONDS:
                 shutil.rmtree(other, ignore_errors=True)
 
 

@@ -1,0 +1,188 @@
+"""How well an index finds what it should: judged queries searched in every mode, and measured.
+
+python -m pipelines.evaluate_index conf/beir.yaml --set source.uri=DIR
+python -m pipelines.evaluate_index conf/wiki.yaml --against out/before/eval.json
+
+index (built when missing) -> judged queries -> search -> measures -> table, eval.json, eval.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from actors.errors import ConfigError, StorageError
+from pipelines.cli import Log, exit_with_one_line, log_to_stderr
+from pipelines.config import RunConfig, load_config
+from pipelines.embed_corpus import embed_corpus
+from pipelines.evaluation.dataset import read_judged
+from pipelines.evaluation.evaluate import (
+    Evaluated,
+    evaluate,
+    judged_files,
+    lengths_of,
+    modes_of,
+    texts_of,
+)
+from pipelines.evaluation.report_html import Documents, documents_shown, evaluation_page
+from pipelines.evaluation.results import (
+    Evaluation,
+    evaluate_modes,
+    read_evaluation,
+)
+from pipelines.evaluation.tables import comparison_table, table
+from pipelines.evaluation.trec_runs import read_run, write_run
+from pipelines.generations import live_generation
+from pipelines.index import Index, open_index
+from pipelines.local_files import local_disk
+from pipelines.progress import Progress
+from pipelines.storage import open_store
+
+
+def evaluate_index(
+    config: RunConfig, *, generation: int | None = None, log: Log | None = None
+) -> tuple[Evaluated, Index]:
+    """Evaluate the live generation, or one by its number; embed the corpus where there is none.
+
+    Raises:
+        EmbedError: one of its kinds, each with a remedy.
+    """
+    read_judged(*judged_files(config), config.source.storage_options)  # before hours of embedding
+    store = open_store(config.index.uri, config.index.storage_options)
+    if generation is None and live_generation(store) is None:
+        embed_corpus(config, progress=Progress(log) if log else None)
+    index = open_index(config.index.uri, config.index.storage_options, generation=generation)
+    return evaluate(config, index, modes_of(config, index), bm25=True), index
+
+
+def write_evaluation(found: Evaluated, index: Index, folder: Path) -> list[Path]:
+    """eval.json, eval.html and a run file of each mode; the files.
+
+    Raises:
+        StorageError: they cannot be written there.
+    """
+    evaluation, judged = found.evaluation, found.judged
+    documents = Documents(
+        texts=texts_of(index, documents_shown(evaluation, judged)),
+        lengths=lengths_of(index, judged.relevant()),
+    )
+    try:
+        with local_disk(str(folder)):
+            folder.mkdir(parents=True, exist_ok=True)
+            files = [folder / "eval.json", folder / "eval.html"]
+            files[0].write_bytes(evaluation.to_bytes())
+            files[1].write_text(evaluation_page(evaluation, judged, documents), encoding="utf-8")
+            for name, rankings in found.rankings.items():
+                files.append(folder / f"{name}.run")
+                write_run(files[-1], rankings, name)
+    except OSError as error:
+        raise StorageError(f"evaluate.out: cannot write to {folder} ({error}).") from None
+    return files
+
+
+def with_run(found: Evaluated, uri: str) -> Evaluated:
+    """The evaluation with another system's run beside the modes.
+
+    Raises:
+        SourceError: it cannot be read as a TREC run.
+    """
+    name = Path(uri).stem
+    while name in found.rankings:
+        name = f"{name} (file)"
+    rankings = {**found.rankings, name: read_run(uri)}
+    before = found.evaluation
+    modes = evaluate_modes(
+        found.judged.qrels,
+        rankings,
+        baseline=before.baseline,
+        ignore_identical_ids=before.ignore_identical_ids,
+        settings={mode.name: mode.settings for mode in before.modes},
+    )
+    return Evaluated(before.model_copy(update={"modes": modes}), found.judged, rankings)
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    config: Annotated[Path, typer.Argument(help="A run's configuration, such as conf/beir.yaml.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Set a key of CONFIG, as in evaluate.qrels=qrels.tsv. May be repeated.",
+        ),
+    ] = None,
+    generation: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="This generation, whichever is live.", show_default=False),
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="What to compare with: eval.json of another evaluation with the same queries, or "
+            "the TREC run file (.run, .trec, .txt) of another system. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    against_generation: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Evaluate this generation too, and compare.", show_default=False
+        ),
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Also Ray's own log, and stack traces of errors.")
+    ] = False,
+) -> None:
+    """Search the judged queries of CONFIG in every mode; print measures, write a report of them.
+
+    Embeds the corpus first where the index is missing.
+    """
+    with log_to_stderr("text") as log, exit_with_one_line(log, verbose=verbose):
+        run = load_config(config, overrides or [])
+        before = list(_evaluations(against or []))
+        if against_generation is not None:
+            before.append(evaluate_index(run, generation=against_generation)[0].evaluation)
+        found, index = evaluate_index(run, generation=generation, log=log)
+        for uri in against or []:
+            if not uri.endswith(".json"):
+                found = with_run(found, uri)
+        files = write_evaluation(found, index, Path(run.evaluate.out))
+        console = Console(highlight=False)
+        facts = found.evaluation.index
+        console.print(
+            f"{facts.uri}: generation {facts.generation}, {facts.documents:,} documents, "
+            f"{facts.passages:,} passages, {facts.model}",
+            markup=False,
+        )
+        console.print(table(found.evaluation))
+        for other in before:
+            console.print(
+                f"against generation {other.index.generation} of {other.index.uri}, "
+                f"{other.started}",
+                markup=False,
+            )
+            console.print(comparison_table(other, found.evaluation))
+        console.print(f"written: {', '.join(map(str, files[:2]))}", markup=False)
+
+
+def _evaluations(uris: list[str]) -> Iterator[Evaluation]:
+    for uri in uris:
+        if uri.endswith(".json"):
+            yield read_evaluation(uri)
+        elif not uri.endswith((".run", ".trec", ".txt")):
+            raise ConfigError(
+                f"--against: expected an eval.json or a run file (.run, .trec, .txt), got {uri}."
+            )
+
+
+if __name__ == "__main__":
+    app()

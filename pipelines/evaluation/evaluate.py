@@ -1,0 +1,216 @@
+"""Judged queries searched in every mode, and what that finds as measures.
+
+    read judged queries -> encode -> search documents -> BM25 beside it -> measure -> compare
+
+A document scores as its best passage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from actors.errors import ConfigError
+from actors.model_files import resolve_model
+from actors.tokenizer import encoder_input
+from pipelines.config import RunConfig
+from pipelines.config_sections import Mode
+from pipelines.evaluation.bm25 import K1, B, bm25_rankings, encoder_tokens
+from pipelines.evaluation.dataset import (
+    JudgedQueries,
+    Rankings,
+    beir_files,
+    read_judged,
+    unknown_documents,
+)
+from pipelines.evaluation.results import DatasetFacts, Evaluation, IndexFacts, evaluate_modes
+from pipelines.index import Index
+from pipelines.search.opening import open_searcher
+from pipelines.search.searcher import Searcher, outputs_for
+from pipelines.space import check_same_space, read_space
+
+BM25 = "bm25"
+_QUERIES = 1_024  # their vectors are in memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """An evaluation and what it was made of."""
+
+    evaluation: Evaluation
+    judged: JudgedQueries
+    rankings: Mapping[str, Rankings]
+
+
+def judged_files(config: RunConfig) -> tuple[str, str]:
+    """Where queries and judgements are.
+
+    Raises:
+        ConfigError: the configuration does not say.
+    """
+    queries, qrels = config.evaluate.queries, config.evaluate.qrels
+    if config.source.format == "beir" and len(config.source.uris) == 1:
+        own = beir_files(config.source.uris[0], config.evaluate.split)
+        queries, qrels = queries or own[0], qrels or own[1]
+    if queries is None or qrels is None:
+        raise ConfigError(
+            f"evaluate.{'qrels' if queries else 'queries'}: expected a file, found none.",
+            "Name it, or use a BEIR dataset (source.format: beir).",
+        )
+    return queries, qrels
+
+
+def modes_of(config: RunConfig, index: Index) -> tuple[Mode, ...]:
+    """The modes to search, as configured or all there are.
+
+    Raises:
+        IndexStateError: one that the index's vectors do not allow.
+    """
+    outputs = index.info.outputs
+    own: tuple[Mode, ...] = tuple(m for m in ("dense", "sparse", "colbert") if m in outputs)
+    modes = config.evaluate.modes or (*own, *(("hybrid", "rrf") if len(own) > 1 else ()))
+    outputs_for(modes, outputs, config.search)
+    return modes
+
+
+def evaluate(config: RunConfig, index: Index, modes: tuple[Mode, ...], *, bm25: bool) -> Evaluated:
+    """Search `index` for the configured judged queries.
+
+    Raises:
+        SourceError: queries or judgements that cannot be read. ConfigError: a package is missing,
+            or memory. IndexStateError: the model's vectors are of another space.
+    """
+    files = judged_files(config)
+    judged = read_judged(*files, config.source.storage_options)
+    started, seconds = datetime.now(UTC), dict[str, float]()
+    outputs = outputs_for(modes, index.info.outputs, config.search)
+    model = dataclasses.replace(config.model, outputs=outputs)
+    from actors.encoder import (
+        load_encoder,  # late: torch, which a gate without measures never needs
+    )
+
+    encoder = load_encoder(model)
+    space = read_space(index.store.uri, index.store.options, index.info.generation)
+    check_same_space(space, model, encoder.info.dtype)
+    rankings: dict[str, Rankings] = {mode: {} for mode in modes}
+    texts = list(judged.queries.items())
+    with open_searcher(index, outputs, config.search, config.ray) as searcher:
+        for start in range(0, len(texts), _QUERIES):
+            part = dict(texts[start : start + _QUERIES])
+            began = time.perf_counter()
+            vectors = encoder.encode_queries(list(part.values()))
+            seconds["encode"] = seconds.get("encode", 0) + time.perf_counter() - began
+            began = time.perf_counter()
+            found = _search(searcher, vectors, list(part), modes, config.evaluate.depth)
+            seconds["search"] = seconds.get("search", 0) + time.perf_counter() - began
+            for mode in modes:
+                rankings[mode] |= found[mode]
+    if bm25 and config.evaluate.bm25 != "off" and "text" in index.schema.names:
+        began = time.perf_counter()
+        rankings[BM25] = _bm25(config, index, judged)
+        seconds[BM25] = time.perf_counter() - began
+    results = evaluate_modes(
+        judged.qrels,
+        rankings,
+        baseline="dense" if "dense" in modes else modes[0],
+        ignore_identical_ids=config.evaluate.ignore_identical_ids,
+        settings=_settings(config),
+    )
+    ids = index.documents()["doc_id"]
+    info, counts = index.info, index.info.counts
+    evaluation = Evaluation(
+        started=started.isoformat(timespec="seconds"),
+        index=IndexFacts(
+            uri=index.store.uri,
+            generation=info.generation,
+            model=info.model.name,
+            revision=info.model.revision,
+            space_fingerprint=info.space_fingerprint,
+            documents=counts.live_documents,
+            passages=index.passages,
+        ),
+        dataset=DatasetFacts.of(judged, *files, len(unknown_documents(judged, ids.to_pylist()))),
+        baseline="dense" if "dense" in modes else modes[0],
+        ignore_identical_ids=config.evaluate.ignore_identical_ids,
+        seconds={name: round(value, 3) for name, value in seconds.items()},
+        versions={name: version(name) for name in ("packvec", "torch", "ir-measures", "bm25s")},
+        query_ids=sorted(judged.qrels),
+        modes=results,
+    )
+    return Evaluated(evaluation, judged, rankings)
+
+
+def _search(
+    searcher: Searcher, vectors: pa.Table, ids: list[str], modes: tuple[Mode, ...], depth: int
+) -> dict[str, Rankings]:
+    best = searcher.search(vectors, modes, depth, unit="document")
+    rows = np.unique(np.concatenate([rows_QK.reshape(-1) for _, rows_QK in best.values()]))
+    rows = rows[rows >= 0]
+    names = np.array(searcher.take(rows, ["doc_id"])["doc_id"].to_pylist(), dtype=object)
+    found: dict[str, Rankings] = {}
+    for mode, (scores_QK, rows_QK) in best.items():
+        found[mode] = {}
+        for query, scores, own in zip(ids, scores_QK, rows_QK, strict=True):
+            documents = names[np.searchsorted(rows, own[own >= 0])]
+            found[mode][query] = dict(zip(documents, scores[own >= 0].tolist(), strict=True))
+    return found
+
+
+def _bm25(config: RunConfig, index: Index, judged: JudgedQueries) -> Rankings:
+    table = index.to_table(["doc_id", "title", "text"])
+    texts = table["text"].to_pylist()
+    if config.chunk.title_prefix:
+        pairs = zip(table["title"].to_pylist(), texts, strict=True)
+        texts = [encoder_input(title, text) for title, text in pairs]
+    tokenize = None
+    if config.evaluate.bm25 == "tokens":
+        tokenize = encoder_tokens(resolve_model(config.encoder).folder)
+    return bm25_rankings(
+        table["doc_id"].to_pylist(),
+        texts,
+        judged.queries,
+        config.evaluate.depth,
+        tokenize=tokenize,
+    )
+
+
+def _settings(config: RunConfig) -> dict[str, dict[str, Any]]:
+    search = config.search
+    several: dict[str, Any] = {}
+    if search.candidates:
+        several = {"candidates": search.candidates}
+    return {
+        "colbert": several,
+        "hybrid": {"weights": list(search.weights)} | several,
+        "rrf": {"k": search.rrf_k, "depth": search.rrf_depth} | several,
+        BM25: {"of": config.evaluate.bm25, "k1": K1, "b": B},
+    }
+
+
+def lengths_of(index: Index, documents: set[str]) -> dict[str, int]:
+    """Tokens of some documents, all of their passages."""
+    found = index.documents(pa.array(sorted(documents), pa.string()))
+    return dict(zip(found["doc_id"].to_pylist(), found["n_tokens"].to_pylist(), strict=True))
+
+
+def texts_of(index: Index, documents: set[str]) -> dict[str, str]:
+    """Title and first passage of some documents; none of an index without texts."""
+    if "text" not in index.schema.names or not documents:
+        return {}
+    places = index.documents(pa.array(sorted(documents), pa.string()))
+    rows = index.rows_of(places, ["doc_id", "passage_no", "title", "text"]).read_all()
+    rows = rows.filter(pc.equal(rows["passage_no"], 0))
+    return {
+        row["doc_id"]: encoder_input(row["title"], row["text"]).replace("\n", ": ", 1)
+        if row["title"]
+        else row["text"]
+        for row in rows.to_pylist()
+    }
