@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 
@@ -20,15 +20,16 @@ from actors.config import ModelConfig, Output
 from actors.encoder import Encoder, load_encoder
 from actors.model_location import locate
 from actors.token_names import TokenNames
+from pipelines.config_sections import Mode
 from pipelines.explore_charts import alignment_chart, tokens_chart, topics_chart
 from pipelines.explore_numbers import align, find_topics, read_passage, read_sample
-from pipelines.html_report import Chart, Facts, Note, Table
+from pipelines.html_report import Chart, Facts, Note, Section, Table
 from pipelines.index import Index, open_index
 from pipelines.run_report import moment
 from pipelines.search.answer_text import excerpt
 from pipelines.search.answers import Hit, find
 from pipelines.search.opening import open_searcher
-from pipelines.search.searcher import Mode, default_mode, outputs_for
+from pipelines.search.searcher import outputs_for
 from pipelines.space import IndexSpace, check_same_space, read_space
 
 _SHOWN = 8
@@ -61,20 +62,25 @@ class Exploration:
         self.index = index
         self._sample = sample
 
-    def facts(self) -> Facts:
-        """The index in numbers."""
+    def facts(self) -> Section:
+        """The index in numbers, and what made its vectors."""
         info, counts = self.index.info, self.index.info.counts
-        of = {"dense": f"dense, {info.model.dim}", "colbert": f"ColBERT, {info.model.colbert_dim}"}
-        return Facts(
-            [
-                ("documents", f"{counts.live_documents:,}"),
-                ("passages", f"{self.index.passages:,}"),
-                ("generation", f"{info.generation}"),
-                ("committed", moment(info.ended)),
-                ("model", info.model.name),
-                *(("vectors", of.get(output, output)) for output in info.outputs),
-            ]
-        )
+        sizes = {"dense": info.model.dim, "colbert": info.model.colbert_dim}
+        vectors = [f"{name} ({sizes[name]})" if name in sizes else name for name in self._outputs]
+        numbers = [
+            ("documents", f"{counts.live_documents:,}"),
+            ("passages", f"{self.index.passages:,}"),
+            ("generation", f"{info.generation}"),
+            ("rejects", f"{sum(counts.rejects.values()):,}"),
+        ]
+        made = [
+            ["index", self.index.store.uri],
+            ["committed", moment(info.ended)],
+            ["model", info.model.name],
+            ["vectors", f"{', '.join(vectors)}; {info.vector_dtype}"],
+            ["columns", ", ".join(self.index.schema.names)],
+        ]
+        return Section("", blocks=[Facts(numbers), Table(["", ""], made)])
 
     def passages(self) -> Table:
         """Some passages, evenly spread over the index."""
@@ -92,14 +98,16 @@ class Exploration:
         ids = read_sample(self.index, ["passage_id"], 3)["passage_id"].to_pylist()
         return str(ids[len(ids) // 2])
 
-    def neighbours(self, passage_id: str, top: int = 10, *, mode: Mode | None = None) -> Table:
-        """The passages most like one, found with its own stored vectors.
+    def neighbours(
+        self, passage_id: str, top: int = 10, *, mode: Mode | None = None
+    ) -> Section:
+        """The passages most like one, found with its own stored vectors; by dense ones, if any.
 
         Raises:
             IndexStateError: no such passage, or no such vectors. ConfigError: all vectors do not
                 fit the memory there is.
         """
-        mode = mode or default_mode(self._outputs)
+        mode = mode or cast("Mode", self._outputs[0])
         outputs = outputs_for([mode], self._outputs, self._space.run.search)
         own = read_passage(self.index, passage_id, self._columns(*outputs))
         hits = [
@@ -117,14 +125,15 @@ class Exploration:
             ]
             for hit in hits
         ]
-        title, text = _words(own.select(self._columns()).to_pylist()[0])
-        return Table(
-            [mode, *parts, "passage", "title", "text"],
-            cells,
-            f"What is most like {passage_id}{f' ({title})' if title else ''}: {text}",
+        of = own.select(self._columns()).to_pylist()[0]
+        title, text = _words(of)
+        return Section(
+            "",
+            f"Most like {passage_id}{f', {title}' if title else ''}: {text}",
+            [Table([mode, *parts, "passage", "title", "text"], cells)],
         )
 
-    def topics(self, count: int = 10) -> Chart | Note:
+    def topics(self, count: int = 12) -> Chart | Note:
         """Passages as points on a plane, by topic."""
         if "dense" not in self._outputs:
             return self._lacks("dense", "there is no map of them")

@@ -127,8 +127,9 @@ def find_topics(sample: pa.Table, topics: int, names: TokenNames | None) -> Topi
     else:
         labels = _typical_tokens(SparseVectors.of(sample["sparse"]), topic_N, count, names)
     t_sne = extra("sklearn.manifold", "notebooks").TSNE(
-        init="pca", perplexity=min(_PERPLEXITY, (len(sample) - 1) / 3), random_state=_SEED
-    )
+        init="pca", perplexity=min(_PERPLEXITY, (len(sample) - 1) / 3), random_state=_SEED,
+        max_iter=500, angle=0.7,  # a third of the time of the defaults, and no worse to look at
+    )  # fmt: skip
     return Topics(topic_N, labels, np.asarray(t_sne.fit_transform(dense_ND), dtype=np.float32))
 
 
@@ -200,12 +201,15 @@ def _title(row: dict[str, Any]) -> str:
 def _typical_tokens(
     sparse: SparseVectors, topic_N: Ints, topics: int, names: TokenNames
 ) -> list[list[str]]:
-    """[K] tokens whose mean weight in a topic is most above that in the sample."""
+    """[K] tokens whose mean weight in a topic is most above that in the sample; the fewer passages
+    have one, the more that counts: words like "he" weigh more in lives than elsewhere, too.
+    """
     ids, at_W = np.unique(sparse.indices_W, return_inverse=True)
     keys_W = topic_N[sparse.rows_W] * len(ids) + at_W
     sums = np.bincount(keys_W, sparse.values_W, topics * len(ids)).reshape(topics, len(ids))
     sizes_K = np.bincount(topic_N, minlength=topics)
     lift = sums / sizes_K[:, None] - sums.sum(axis=0) / len(topic_N)
+    lift *= np.log(len(topic_N) / np.bincount(at_W, minlength=len(ids)))
     weights = [
         {int(ids[i]): float(row[i]) for i in np.argsort(-row)[: 8 * _NAME_TOKENS] if row[i] > 0}
         for row in lift
