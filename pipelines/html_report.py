@@ -19,6 +19,7 @@ from pipelines.figures import WIDTH, svg
 from pipelines.html_style import (
     BLOCK_STYLE,
     CHART,
+    DARK,
     FACTS,
     LIGHT,
     NOTE,
@@ -162,8 +163,9 @@ def _blocks(section: Section) -> list[Markup]:
 def _in_notebook(html: Markup, width: str = "60rem") -> str:
     from markupsafe import Markup
 
-    style, colours = Markup(BLOCK_STYLE), Markup(variables(LIGHT))
-    return str(_fill(NOTEBOOK, style=style, variables=colours, width=width, html=html))
+    light, dark = Markup(variables(LIGHT)), Markup(variables(DARK))
+    style = Markup(BLOCK_STYLE)
+    return str(_fill(NOTEBOOK, style=style, light=light, dark=dark, width=width, html=html))
 
 
 def _cell(value: str | int | float | None) -> str:
