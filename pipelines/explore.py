@@ -10,6 +10,7 @@ machine, as search_index does.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
@@ -18,6 +19,7 @@ import pyarrow as pa
 
 from actors.config import ModelConfig, Output
 from actors.encoder import Encoder, load_encoder
+from actors.errors import IndexStateError
 from actors.model_location import locate
 from actors.token_names import TokenNames
 from pipelines.config_sections import Mode
@@ -96,11 +98,11 @@ class Exploration:
             IndexStateError: the index is empty.
         """
         ids = read_sample(self.index, ["passage_id"], 3)["passage_id"].to_pylist()
+        if not ids:
+            raise IndexStateError(f"{self.index.store.uri}: expected passages, found none.")
         return str(ids[len(ids) // 2])
 
-    def neighbours(
-        self, passage_id: str, top: int = 10, *, mode: Mode | None = None
-    ) -> Section:
+    def neighbours(self, passage_id: str, top: int = 10, *, mode: Mode | None = None) -> Section:
         """The passages most like one, found with its own stored vectors; by dense ones, if any.
 
         Raises:
@@ -142,7 +144,7 @@ class Exploration:
         sample = read_sample(self.index, columns, self._sample)
         topics = find_topics(sample, count, self._names if with_names else None)
         if topics is None:
-            return Note(f"A map needs more passages than the {len(sample)} of this index.")
+            return Note(f"Too few different passages for a map: {len(sample):,} were looked at.")
         return topics_chart(topics, self.index.passages)
 
     def sparse_tokens(self, passage_id: str, most: int = 16) -> Chart | Note:
@@ -154,7 +156,7 @@ class Exploration:
         if "sparse" not in self._outputs:
             return self._lacks("sparse", "tokens have no weights")
         row = read_passage(self.index, passage_id, self._columns("sparse"))
-        weights = self._names.pieces(row["sparse"])[0]
+        weights = self._names.texts(row["sparse"])[0]
         return tokens_chart(weights, self._called(row), most)
 
     def alignment(self, query: str, passage_id: str | None = None) -> Chart | Note:
@@ -192,7 +194,10 @@ class Exploration:
     @cached_property
     def _encoder(self) -> Encoder:
         model: ModelConfig = dataclasses.replace(self._space.run.model, outputs=("colbert",))
-        encoder = load_encoder(model)
+        with warnings.catch_warnings():
+            # Of a progress bar's widgets: nothing here shows one.
+            warnings.filterwarnings("ignore", "IProgress not found")
+            encoder = load_encoder(model)
         check_same_space(self._space, model, encoder.info.dtype)
         return encoder
 

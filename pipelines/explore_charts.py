@@ -36,9 +36,9 @@ def topics_chart(topics: Topics, live: int) -> Chart:
         )  # fmt: skip
     for topic, name in enumerate(topics.names):
         at = _densest(topics.xy_N2[topics.topic_N == topic])
-        axes.text(
-            *at, _clipped(name[0], 22), color=INK, fontsize=12, weight="bold", ha="center",
-            va="center",
+        axes.annotate(
+            _clipped(name[0], 22), (at[0], at[1]), color=INK, fontsize=12, weight="bold",
+            ha="center", va="center",
             bbox={"facecolor": CARD, "alpha": 0.8, "edgecolor": "none", "boxstyle": "round,pad=.2"},
         )  # fmt: skip
     legend(axes, beside=True)
@@ -56,7 +56,7 @@ def tokens_chart(weights: Mapping[str, float], passage: str, most: int) -> Chart
     """The sparse vector of a passage, {token: weight}, heaviest first."""
     shown = dict(islice(weights.items(), most))
     figure, axes = new_figure(height=44 + 19 * max(len(shown), 2))
-    rows_of_bars(axes, [token.strip() or "␣" for token in shown])
+    rows_of_bars(axes, [_shown(token) for token in shown])
     for row, weight in enumerate(shown.values()):
         axes.barh(row, weight, _BAR, color=SERIES[0])
         axes.annotate(
@@ -92,9 +92,9 @@ def alignment_chart(alignment: Alignment, query: str, passage: str) -> Chart:
             f"{alignment.similarity_QP[row].max():.2f}", (len(columns) - 0.5, row), (5, 0),
             textcoords="offset points", va="center", color=INK, fontsize=10.5,
         )  # fmt: skip
-    tokens = [alignment.passage_tokens[i].strip() or "␣" for i in columns]
+    tokens = [_shown(alignment.passage_tokens[i]) for i in columns]
     axes.set_xticks(range(len(columns)), tokens, rotation=90, fontsize=10.5)
-    axes.set_yticks(range(rows), [t.strip() or "␣" for t in alignment.query_tokens[:rows]])
+    axes.set_yticks(range(rows), [_shown(t) for t in alignment.query_tokens[:rows]])
     axes.tick_params(axis="y", labelcolor=INK)
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.set_ylim(rows - 0.5, -0.5)
@@ -107,23 +107,21 @@ def alignment_chart(alignment: Alignment, query: str, passage: str) -> Chart:
     )
 
 
-def _cells(
-    axes: Axes, x: np.ndarray, y: np.ndarray, strength: np.ndarray | None = None
-) -> None:
-    """Squares at the centres x, y: filled by strength from 0 to 1, or a frame where none is given.
-    """
+def _cells(axes: Axes, x: np.ndarray, y: np.ndarray, strength: np.ndarray | None = None) -> None:
+    """Squares around x, y, filled by strength from 0 to 1; only frames where none is given."""
     from matplotlib.collections import PolyCollection
     from matplotlib.colors import to_rgba
 
     half = 0.5 if strength is None else 0.46
     corners = half * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
     squares = np.stack([x, y], axis=1)[:, None] + corners
+    found = PolyCollection(list(squares))
     if strength is None:
-        look = {"facecolors": "none", "edgecolors": INK, "linewidths": 1.3}
+        found.set(facecolor="none", edgecolor=INK, linewidth=1.3)
     else:
         fills = [to_rgba(SERIES[0], 0.04 + 0.96 * value) for value in strength]
-        look = {"facecolors": fills, "edgecolors": "none"}
-    axes.add_collection(PolyCollection(squares, **look))
+        found.set(facecolor=fills, edgecolor="none")
+    axes.add_collection(found)
 
 
 def _left_out(alignment: Alignment, columns: int, rows: int) -> str:
@@ -140,6 +138,10 @@ def _densest(xy_N2: np.ndarray) -> np.ndarray:
     """The point that most others are near: a mean may lie outside its own group."""
     distances = np.linalg.norm(xy_N2[:, None] - xy_N2[None], axis=2)
     return np.asarray(xy_N2[np.argmin(np.quantile(distances, 0.5, axis=1))])
+
+
+def _shown(token: str) -> str:
+    return _clipped(token.strip(" ▁"), 16) or "␣"
 
 
 def _clipped(text: str, width: int) -> str:

@@ -1,6 +1,6 @@
 """What there is to see in an index: a sample of it, its topics, weights of tokens, alignments.
 
-Shape suffixes: N passages, K topics, Q tokens of a query, P tokens of a passage, D dimension.
+Shape suffixes: N passages, M different ones, K topics, Q tokens of a query, P tokens of a passage, D dimension.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from pipelines.index import Index
 
 _SAMPLED_PARTS = 64
 _PLACES = pa.schema({"part": pa.string(), "first_row": pa.int64(), "n_rows": pa.int64()})
-_FEWEST = 8  # passages: fewer make no map
+_FEWEST = 8  # different passages: fewer make no map
 _NAME_TOKENS = 3
 _PERPLEXITY = 30
 _SEED = 0
+_BLANKS = " ▁"  # the second is in tokens of tokenizers that say nothing of how to decode
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -61,7 +62,7 @@ class Alignment:
     @property
     def best_Q(self) -> Ints:
         """The passage token that counts, for each token of the query."""
-        return np.argmax(self.similarity_QP, axis=1)
+        return np.asarray(np.argmax(self.similarity_QP, axis=1))
 
 
 def read_sample(index: Index, columns: Sequence[str], rows: int) -> pa.Table:
@@ -103,7 +104,7 @@ def read_passage(index: Index, passage_id: str, columns: Sequence[str]) -> pa.Ta
 
 
 def find_topics(sample: pa.Table, topics: int, names: TokenNames | None) -> Topics | None:
-    """Topics of a sample with `dense`; None of one that is too small.
+    """Topics of a sample with `dense`; None of one with too few that differ.
 
     They are named by the tokens of `sparse` that weigh more in a topic than in the whole sample;
     without `names` by the title or the id of the passage in a topic's middle.
@@ -111,26 +112,29 @@ def find_topics(sample: pa.Table, topics: int, names: TokenNames | None) -> Topi
     Raises:
         ConfigError: scikit-learn is not installed.
     """
-    if len(sample) < _FEWEST:
+    if not len(sample):
         return None
     dense_ND = np.stack(sample["dense"].to_numpy(zero_copy_only=False)).astype(np.float32)
-    topics = min(topics, len(sample) // 2)
+    # Equal ones get one place: t-SNE crashes the process where there is nothing else.
+    distinct_MD, of_N = np.unique(dense_ND, axis=0, return_inverse=True)
+    if len(distinct_MD) < _FEWEST:
+        return None
+    topics = min(topics, len(distinct_MD) // 2)
     k_means = extra("sklearn.cluster", "notebooks").KMeans(topics, n_init=4, random_state=_SEED)
     found_N = k_means.fit_predict(dense_ND)
-    sizes_K = np.bincount(found_N, minlength=topics)
-    order_K = np.argsort(-sizes_K, kind="stable")
+    order_K = np.argsort(-np.bincount(found_N, minlength=topics), kind="stable")
     topic_N = np.argsort(order_K)[found_N]
-    count = int(np.count_nonzero(sizes_K))  # equal passages may make fewer
     if names is None:
-        middles = _middles(dense_ND, topic_N, count)
+        middles = _middles(dense_ND, topic_N, topics)
         labels = [[_title(row)] for row in sample.take(pa.array(middles)).to_pylist()]
     else:
-        labels = _typical_tokens(SparseVectors.of(sample["sparse"]), topic_N, count, names)
+        labels = _typical_tokens(SparseVectors.of(sample["sparse"]), topic_N, topics, names)
     t_sne = extra("sklearn.manifold", "notebooks").TSNE(
-        init="pca", perplexity=min(_PERPLEXITY, (len(sample) - 1) / 3), random_state=_SEED,
+        init="pca", perplexity=min(_PERPLEXITY, (len(distinct_MD) - 1) / 3), random_state=_SEED,
         max_iter=500, angle=0.7,  # a third of the time of the defaults, and no worse to look at
     )  # fmt: skip
-    return Topics(topic_N, labels, np.asarray(t_sne.fit_transform(dense_ND), dtype=np.float32))
+    places_M2 = np.asarray(t_sne.fit_transform(distinct_MD), dtype=np.float32)
+    return Topics(topic_N, labels, places_M2[of_N])
 
 
 def align(
@@ -216,7 +220,7 @@ def _typical_tokens(
     ]
     found = []
     for texts in names.texts(weights):
-        words = dict.fromkeys(text.strip().lower() for text in texts if _is_word(text))
+        words = dict.fromkeys(text.strip(_BLANKS).lower() for text in texts if _is_word(text))
         found.append(list(words)[:_NAME_TOKENS] or ["?"])
     return found
 

@@ -19,6 +19,8 @@ from pipelines.embed_corpus import embed_corpus
 FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(path.name for path in FOLDER.glob("*.ipynb"))
 SHOWS = {
+    "01_explore_index.ipynb": ["12 passages in", "Sparse weights of", "0."],
+    "02_quality.ipynb": ["nDCG@10", "sparse less dense", "dense", "dense: after less before"],
     "03_throughput.ipynb": ["Tokens a second", "Where the time went", "Lengths", "Padding avoided"],
 }
 """Titles that a notebook's outputs must have."""
@@ -32,10 +34,33 @@ def read(name: str) -> Any:
 def index(tmp_path_factory: pytest.TempPathFactory, articles: pa.Table) -> str:
     folder = tmp_path_factory.mktemp("notebooks")
     pq.write_table(articles.slice(0, 40), folder / "docs.parquet")
-    config = config_for(folder / "docs.parquet", index={"uri": str(folder / "index")})
+    config = config_for(
+        folder / "docs.parquet",
+        index={"uri": str(folder / "index")},
+        search={"folder": str(folder / "search")},
+    )
     with ray_left_out():
         embed_corpus(config)
     return config.index.uri
+
+
+@pytest.fixture(scope="module")
+def evaluations(tmp_path_factory: pytest.TempPathFactory, index: str) -> tuple[str, str]:
+    """eval.json of the index, and one before it: each title should find its article."""
+    folder = tmp_path_factory.mktemp("evaluations")
+    rows = (
+        open_index(index)
+        .to_table(["doc_id", "title"])
+        .group_by("doc_id")
+        .aggregate([("title", "first")])
+    )
+    titles = dict(zip(*(column.to_pylist() for column in rows.columns), strict=True))
+    queries, qrels = folder / "queries.jsonl", folder / "test.tsv"
+    queries.write_text(
+        "\n".join(json.dumps({"_id": i, "text": title}) for i, title in titles.items())
+    )
+    qrels.write_text("".join(f"{i}\t{i}\t1\n" for i in titles))
+    return ""
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from actors.errors import ConfigError
 
-
 _NEEDED_BY = {"eval": "evaluation", "notebooks": "notebooks"}
 
 

@@ -94,14 +94,16 @@ def summary(evaluation: Evaluation) -> Section:
             f"{dataset.unknown_documents:,} of {dataset.relevant_documents:,} relevant documents "
             "are not in the index: no mode can find them."
         )
-    rows = [_mode_row(mode) for mode in evaluation.modes]
+    timed = any(mode.seconds is not None for mode in evaluation.modes)
+    rows = [_mode_row(mode, timed) for mode in evaluation.modes]
     header = ["mode", MEASURES[0], f"{evaluation.confidence:.0%}", *MEASURES[1:]]
-    header += ["p", "search, s", "settings"]
+    header += ["p", *(["search, s"] if timed else []), "settings"]
     charts = [measure_chart(evaluation, measure) for measure in MEASURES]
     return Section("", lead, [Facts(facts), Table(header, rows, explained(evaluation)), *charts])
 
 
-def _mode_row(mode: ModeResult) -> list[str]:
+def _mode_row(mode: ModeResult, timed: bool) -> list[str]:
+    seconds = "" if mode.seconds is None else f"{mode.seconds:,.2f}"
     against = mode.against_baseline.get(MEASURES[0])
     first = mode.measures[MEASURES[0]]
     return [
@@ -110,7 +112,7 @@ def _mode_row(mode: ModeResult) -> list[str]:
         interval(first),
         *(f"{mode.measures[name].mean:.3f}" for name in MEASURES[1:]),
         in_words(against.p_holm) if against else "",
-        "" if mode.seconds is None else f"{mode.seconds:,.2f}",
+        *([seconds] if timed else []),
         ", ".join(f"{key} {value}" for key, value in mode.settings.items()),
     ]
 
@@ -136,9 +138,7 @@ def lengths(
     `tokens`: document -> its tokens, of the relevant ones; None where none is known.
     """
     charts = [
-        lengths_chart(
-            mode, lengths_of_relevant(mode, evaluation.query_ids, judged.qrels, tokens)
-        )
+        lengths_chart(mode, lengths_of_relevant(mode, evaluation.query_ids, judged.qrels, tokens))
         for mode in evaluation.modes
     ]
     drawn = [chart for chart in charts if chart]
@@ -158,28 +158,19 @@ def comparison(before: Evaluation, after: Evaluation) -> Section:
     Raises:
         ConfigError: no mode in common, or other queries.
     """
-    compared = compare_evaluations(before, after)
-    charts = [
-        changes_chart(
-            f"{name}: after less before",
-            after.per_query(name).values[MEASURES[0]] - before.per_query(name).values[MEASURES[0]],
-            of[MEASURES[0]],
-        )
-        for name, of in compared.items()
+    first, compared = MEASURES[0], compare_evaluations(before, after)
+    charts = []
+    for name, of in compared.items():
+        changes = after.per_query(name).values[first] - before.per_query(name).values[first]
+        if changes.any():
+            charts.append(changes_chart(f"{name}: after less before", changes, of[first]))
+    said = [
+        f"{when}: generation {each.index.generation} of {each.index.uri}, {each.index.model}, "
+        f"{each.started}."
+        for when, each in (("Before", before), ("After", after))
     ]
-    of = [f"generation {each.index.generation} of {each.index.uri}" for each in (before, after)]
-    return Section(
-        "Before and after",
-        f"Before: {of[0]}, {before.started}. After: {of[1]}, {after.started}.",
-        [
-            Table(
-                COMPARED,
-                comparison_rows(before, after),
-                f"p: {test_named(len(compared))}",
-            ),
-            *charts,
-        ],
-    )
+    table = Table(COMPARED, comparison_rows(before, after), f"p: {test_named(len(compared))}.")
+    return Section("Before and after", " ".join(said), [table, *charts])
 
 
 def _queries(
