@@ -6,6 +6,7 @@
 # make bench-reindex what re-indexing costs beside three full builds
 # make bench-pipeline what the pipeline costs beside its encoder
 # make bench-scaling what many actors cost the driver
+# make bench-search  exact search beside numpy and faiss
 # make lock          new pins
 # make docs          the pages on configuration, from the docstrings
 PYTHON ?= python3
@@ -19,7 +20,7 @@ FLAG   := .venv-flagembedding
 TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null || $(PYTHON) -c "import urllib.request as u; p='https://download.pytorch.org/whl/cpu'; u.urlopen(p+'/torch/', timeout=3); print(p)" 2>/dev/null)
 PIP_FLAGS   := --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: quickstart test slow check chaos format docs lock bench-serve bench-encode bench-reindex bench-pipeline bench-scaling clean
+.PHONY: quickstart test slow check chaos format docs lock bench-serve bench-encode bench-reindex bench-pipeline bench-scaling bench-search clean
 
 quickstart: $(STAMP)
 	$(BIN)/python -m pipelines.embed_corpus conf/quickstart.yaml
@@ -78,6 +79,9 @@ bench-reindex: $(STAMP)
 
 bench-pipeline: $(STAMP)
 	$(BIN)/python -m benchmarks.pipeline
+
+bench-search: $(STAMP)
+	$(BIN)/python -m benchmarks.search
 
 bench-scaling: $(STAMP)
 	$(BIN)/python -m benchmarks.scaling

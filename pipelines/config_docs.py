@@ -27,11 +27,12 @@ from pydantic.fields import FieldInfo
 from actors.config import ModelConfig
 from pipelines.config import RunConfig
 from pipelines.config_keys import section_keys
-from pipelines.config_sections import Character, ChunkConfig
+from pipelines.config_sections import Character, ChunkConfig, QualityFloor
 
 _COLUMNS = 100
 _TYPES = {str: "string", int: "integer", float: "number", bool: "true or false", dict: "mapping"}
 _TYPES[Mapping] = "mapping"
+_IN_WORDS = (ChunkConfig, QualityFloor)  # sections that are no part of this page
 
 _YAML_INTRO = """\
 # Every key of a run's configuration, with its default. Fill in what is required; what is left out
@@ -100,7 +101,7 @@ def _section_in(hint: Any) -> type[BaseModel] | type[ModelConfig] | None:
     if isinstance(hint, type) and (issubclass(hint, BaseModel) or hint is ModelConfig):
         return hint
     for each in typing.get_args(hint):
-        if isinstance(each, type) and issubclass(each, BaseModel) and each is not ChunkConfig:
+        if isinstance(each, type) and issubclass(each, BaseModel) and each not in _IN_WORDS:
             return each
     return None
 
@@ -167,10 +168,11 @@ def _defaults(section: type[BaseModel] | type[ModelConfig]) -> dict[str, Any]:
     return {f.name: f.default for f in declared if f.default is not dataclasses.MISSING}
 
 
-def _limit(limit: Any) -> str:
-    """annotated_types' Ge or Le in words."""
-    signs = {"ge": ">=", "gt": ">", "le": "<="}
-    return next(f"{sign} {getattr(limit, k)}" for k, sign in signs.items() if hasattr(limit, k))
+def _limits(limit: Any) -> Iterator[str]:
+    """annotated_types' Ge or Le in words; nothing for others, such as "finite"."""
+    for key, sign in (("ge", ">="), ("gt", ">"), ("le", "<=")):
+        if hasattr(limit, key):
+            yield f"{sign} {getattr(limit, key)}"
 
 
 def _in_words(hint: Any) -> str:
@@ -180,7 +182,8 @@ def _in_words(hint: Any) -> str:
     if origin is Annotated:
         base, *notes = args
         limits = [limit for note in notes if isinstance(note, FieldInfo) for limit in note.metadata]
-        return " ".join([_in_words(base), *(_limit(limit) for limit in limits)])
+        words = [word for limit in limits for word in _limits(limit)]
+        return " ".join([_in_words(base), *words])
     if origin in (types.UnionType, typing.Union):
         return " or ".join("null" if arg is types.NoneType else _in_words(arg) for arg in args)
     if origin is Literal:
@@ -188,7 +191,10 @@ def _in_words(hint: Any) -> str:
         return f"{', '.join(most)} or {last}" if most else last
     if origin is tuple:
         each = _in_words(args[0])
-        return f"list of {each}" + ("s" if each in _TYPES.values() else "")
+        number = "list of" if args[-1] is Ellipsis else f"list of {len(args)}:"
+        return f"{number} {each}" + ("s" if each in _TYPES.values() else "")
+    if hint is QualityFloor:
+        return "{mode, measure, least}"
     if hint in (ModelConfig, ChunkConfig):
         return "section of [a run's configuration](configuration.md)"
     return _TYPES[origin or hint]

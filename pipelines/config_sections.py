@@ -13,7 +13,7 @@ from actors.config import OUTPUTS
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Character = Annotated[str, Field(min_length=1, max_length=1)]
 
 
@@ -230,8 +230,9 @@ class EvaluateConfig(Section):
     """Ways to search; all that the index's outputs allow when not given."""
     depth: Count = 1000
     """Documents of each query that are looked at."""
-    bm25: Literal["words", "tokens", "off"] = "words"
-    """BM25 beside them: of words, or of the model's tokens, for languages without spaces."""
+    bm25: Literal["words", "tokens"] | None = "words"
+    """BM25 beside them: of words, or of the model's tokens, for languages without spaces; null:
+    none. It needs the texts in the index."""
     ignore_identical_ids: bool = False
     """A document with the id of its query is no result, as BEIR has it in ArguAna and Quora."""
     out: str = "out/evaluation"
@@ -273,5 +274,6 @@ class GateConfig(Section):
     canary_top: Count = 10
     """One of a query's documents must be among so many; all live vectors are compared."""
     quality: tuple[QualityFloor, ...] = ()
-    """Measures that the judged queries of `evaluate` must reach; these are searched on the
-    command's machine, or on the cluster that ray.address names."""
+    """Means that the judged queries of `evaluate` must reach, as in [{mode: dense, measure:
+    nDCG@10, least: 0.6}]; measures: nDCG@10, R@100, RR@10, AP. They are searched on the command's
+    machine, or on the cluster that ray.address names."""

@@ -44,7 +44,7 @@ def topics_chart(topics: Topics, live: int) -> Chart:
     legend(axes, beside=True)
     shown = len(topics.topic_N)
     return Chart(
-        f"{shown:,} passages in {len(topics.names)} topics",
+        f"Topics of {shown:,} passages",
         figure,
         f"{'All' if shown == live else f'A sample of the {live:,}'} passages: groups by k-means of "
         "the dense vectors, places by t-SNE. Neighbours are close to each other; how far groups "
@@ -99,7 +99,7 @@ def alignment_chart(alignment: Alignment, query: str, passage: str) -> Chart:
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.set_ylim(rows - 0.5, -0.5)
     return Chart(
-        f"{alignment.score:.4f}: “{query}” in {passage}",
+        f"ColBERT, {alignment.score:.4f}: “{query}” in {passage}",
         figure,
         f"Query tokens by passage tokens; the stronger, the more similar ({low:.2f} to {high:.2f})."
         " Framed: the passage's best token for each of the query. Their similarities stand at the "

@@ -1,6 +1,7 @@
 """What there is to see in an index: a sample of it, its topics, weights of tokens, alignments.
 
-Shape suffixes: N passages, M different ones, K topics, Q tokens of a query, P tokens of a passage, D dimension.
+Shape suffixes: N passages, M different ones, K topics, Q tokens of a query, P tokens of a passage,
+D dimension.
 """
 
 from __future__ import annotations

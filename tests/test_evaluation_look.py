@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-from generations_by_hand import History
-from judged_by_hand import GOOD, POOR, QRELS, evaluation
+from judged_by_hand import GOOD, POOR, evaluation, evaluation_of_files
 
 from actors.errors import ConfigError, SourceError
 from pipelines.evaluation.look import look_at
-from pipelines.evaluation.results import DatasetFacts
 from pipelines.html_report import Chart, Note, Section, Table
-from pipelines.storage import open_store
 
 
 def written(folder: Path, found, name: str = "eval.json") -> str:
     (folder / name).write_bytes(found.to_bytes())
     return str(folder / name)
-
-
-@pytest.fixture
-def of_files(tmp_path: Path):
-    """An evaluation whose dataset and index are there."""
-    history = History(open_store(str(tmp_path / "index")))
-    history.add({f"d{i}": ("t", *("p" * (i + 1))) for i in range(8)})
-    queries, qrels = tmp_path / "queries.jsonl", tmp_path / "test.tsv"
-    lines = [json.dumps({"_id": query, "text": "?"}) for query in QRELS]
-    queries.write_text("\n".join(lines), encoding="utf-8")
-    rows = [f"{q}\t{d}\t{rel}\n" for q, judged in QRELS.items() for d, rel in judged.items()]
-    qrels.write_text("".join(rows), encoding="utf-8")
-    found = evaluation()
-    dataset = found.dataset.model_dump() | {"queries": str(queries), "qrels": str(qrels)}
-    index = found.index.model_copy(update={"uri": history.store.uri, "generation": 1})
-    return found.model_copy(update={"dataset": DatasetFacts(**dataset), "index": index})
 
 
 def charts(shown: Section | Note) -> list[Chart]:
@@ -54,8 +34,8 @@ def test_look_at_a_written_evaluation_shows_modes_and_gains(tmp_path: Path) -> N
     assert "1.000–1.000" in summary._repr_html_()
 
 
-def test_lengths_are_those_of_the_ledger(of_files, tmp_path: Path) -> None:
-    seen = look_at(written(tmp_path, of_files))
+def test_lengths_are_those_of_the_ledger(tmp_path: Path) -> None:
+    seen = look_at(written(tmp_path, evaluation_of_files(tmp_path)))
     shown = charts(seen.lengths())
     assert [chart.title for chart in shown] == ["dense", "sparse", "colbert"]
     axes = shown[1].figure.axes[0]

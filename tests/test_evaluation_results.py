@@ -27,7 +27,7 @@ def printed(shown, width=80):
 
 
 def test_modes_are_measured_and_compared_with_the_baseline():
-    found = evaluation(seconds={"sparse": 0.5}, settings={"sparse": {"weight": 2}})
+    found = evaluation(settings={"sparse": {"weight": 2}})
     dense, sparse, colbert = found.modes
     assert [mode.name for mode in found.modes] == ["dense", "sparse", "colbert"]
     assert sparse.measures == {m: mean_of(measure(QRELS, GOOD), m) for m in MEASURES}
@@ -37,7 +37,7 @@ def test_modes_are_measured_and_compared_with_the_baseline():
     assert sparse.against_baseline["AP"].p == alone["AP"].p
     assert sparse.against_baseline["AP"].p_holm == pytest.approx(2 * alone["AP"].p)
     assert colbert.against_baseline["AP"].ties == 9
-    assert (sparse.seconds, sparse.settings, dense.seconds) == (0.5, {"weight": 2}, None)
+    assert (sparse.settings, dense.settings) == ({"weight": 2}, {})
     assert dense.first_relevant == [*((2, f"d{i}") for i in range(7)), None, (2, "d0")]
     assert dense.top == ["x"] * 7 + [None, "x"]
 

@@ -95,13 +95,13 @@ def test_topics_are_drawn_for_all_passages_or_a_sample(seen: Exploration) -> Non
     chart = seen.topics(3)
     assert isinstance(chart, Chart)
     n = seen.index.passages
-    assert chart.title == f"{n} passages in 3 topics"
+    assert chart.title == f"Topics of {n} passages"
     assert chart.caption.startswith("All passages")
     lines = chart.figure.axes[0].lines
     assert sum(len(line.get_xdata()) for line in lines) == n
     small = Exploration(seen.index, 9).topics(2)
     assert isinstance(small, Chart)
-    assert small.title == "9 passages in 2 topics"
+    assert small.title == "Topics of 9 passages"
     assert small.caption.startswith(f"A sample of the {n} passages")
     assert isinstance(Exploration(seen.index, 3).topics(), Note)
 
@@ -113,7 +113,7 @@ def test_alignment_without_a_passage_is_with_the_best_one(seen: Exploration) -> 
     rows = seen.index.to_table(["title", "colbert"])
     scores = colbert_matrix(seen._encoder.encode_queries([query])["colbert"], rows["colbert"])[0]
     best = rows["title"][int(np.argmax(scores))].as_py()
-    assert chart.title == f"{scores.max():.4f}: “{query}” in {best}"
+    assert chart.title == f"ColBERT, {scores.max():.4f}: “{query}” in {best}"
     assert isinstance(seen.alignment(query, seen.example), Chart)
 
 
@@ -144,7 +144,7 @@ def test_index_without_an_output_says_so(tmp_path: Path, articles: pa.Table) -> 
 def test_alignment_frames_the_best_cell_of_each_query_token() -> None:
     similarity = np.array([[0.1, 0.9, 0.2], [0.8, -0.1, 0.3]], np.float32)
     chart = alignment_chart(Alignment(["a", "b"], ["x", "y", " "], similarity, 0.85), "a b", "T")
-    assert chart.title == "0.8500: “a b” in T"
+    assert chart.title == "ColBERT, 0.8500: “a b” in T"
     axes = chart.figure.axes[0]
     cells, frames = axes.collections
     assert len(cells.get_paths()) == 6
@@ -179,4 +179,4 @@ def test_token_names_of_ids_are_their_decoded_tokens(seen: Exploration) -> None:
     names: TokenNames = seen._names
     ids = seen._encoder.tokenize_queries(["bees"]).values.tolist()
     assert names.of_ids(ids)[0] == "<s>"
-    assert names.of_ids(ids[1:]) == ["▁bees", "</s>"]
+    assert names.of_ids(ids[1:]) == ["▁be", "es", "</s>"]

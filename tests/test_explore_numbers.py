@@ -162,7 +162,7 @@ def test_alignment_of_a_truncated_passage_names_the_tokens_that_were_kept() -> N
 
 def test_alignment_of_another_text_is_refused() -> None:
     row = encoder().encode_passages(["a long text of bees"]).append_column("title", [["t"]])
-    with pytest.raises(IndexStateError, match="passage: expected .* tokens, found"):
+    with pytest.raises(IndexStateError, match=r"passage: expected .* tokens, found"):
         align(encoder(), ChunkConfig(), names(), "bees", row.append_column("text", [["a"]]))
 
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, config_for
 from in_process import ray_left_out
+from judged_by_hand import GOOD, POOR, evaluation, evaluation_of_files
 from nbclient import NotebookClient
 
 from pipelines.embed_corpus import embed_corpus
@@ -19,8 +20,8 @@ from pipelines.embed_corpus import embed_corpus
 FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(path.name for path in FOLDER.glob("*.ipynb"))
 SHOWS = {
-    "01_explore_index.ipynb": ["12 passages in", "Sparse weights of", "0."],
-    "02_quality.ipynb": ["nDCG@10", "sparse less dense", "dense", "dense: after less before"],
+    "01_explore_index.ipynb": ["Topics of", "Sparse weights of", "ColBERT, 0."],
+    "02_quality.ipynb": ["nDCG@10", "sparse less", "dense</h3>", "dense: after less before"],
     "03_throughput.ipynb": ["Tokens a second", "Where the time went", "Lengths", "Padding avoided"],
 }
 """Titles that a notebook's outputs must have."""
@@ -45,29 +46,26 @@ def index(tmp_path_factory: pytest.TempPathFactory, articles: pa.Table) -> str:
 
 
 @pytest.fixture(scope="module")
-def evaluations(tmp_path_factory: pytest.TempPathFactory, index: str) -> tuple[str, str]:
-    """eval.json of the index, and one before it: each title should find its article."""
+def evaluations(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """eval.json of an index, and of what it was before."""
     folder = tmp_path_factory.mktemp("evaluations")
-    rows = (
-        open_index(index)
-        .to_table(["doc_id", "title"])
-        .group_by("doc_id")
-        .aggregate([("title", "first")])
-    )
-    titles = dict(zip(*(column.to_pylist() for column in rows.columns), strict=True))
-    queries, qrels = folder / "queries.jsonl", folder / "test.tsv"
-    queries.write_text(
-        "\n".join(json.dumps({"_id": i, "text": title}) for i, title in titles.items())
-    )
-    qrels.write_text("".join(f"{i}\t{i}\t1\n" for i in titles))
-    return ""
+    files = folder / "after.json", folder / "before.json"
+    files[0].write_bytes(evaluation_of_files(folder, {"dense": POOR, "sparse": GOOD}).to_bytes())
+    files[1].write_bytes(evaluation({"dense": {}, "sparse": GOOD}).to_bytes())
+    return str(files[0]), str(files[1])
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebook_runs_and_shows_what_it_says(
-    name: str, index: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    index: str,
+    evaluations: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PACKVEC_INDEX", index)
+    monkeypatch.setenv("PACKVEC_EVALUATION", evaluations[0])
+    monkeypatch.setenv("PACKVEC_EVALUATION_BEFORE", evaluations[1])
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     notebook = read(name)

@@ -207,6 +207,33 @@ def test_find_by_document_shows_the_passage_that_answers_best(
                     )
 
 
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"index": {"colbert_storage": "bytes"}},
+        {"model": EXACT | {"vector_dtype": "float32"}},
+        {"index": {"store_text": False, "colbert_storage": "bytes"}, "outputs": ["colbert"]},
+    ],
+)
+def test_search_of_vectors_however_they_are_stored_equals_comparing_everything(
+    tmp_path: Path, sections: dict[str, Any]
+) -> None:
+    history = History(tmp_path, **({"outputs": list(OUTPUTS)} | sections))
+    history.write("a", {f"a{i}": text_of(i, 30) for i in range(8)})
+    history.run()
+    outputs = history.config.outputs
+    queries = encoder().encode_queries(QUERIES).select(outputs)
+    search = SearchConfig(weights=WEIGHTS, folder=str(tmp_path / "mapped"))
+    with open_searcher(history.index, outputs, search, RayConfig()) as searcher:
+        modes = [mode for mode in MODES if mode in outputs or len(outputs) > 1]
+        for mode, (scores, _) in searcher.search(queries, modes, 8).items():
+            expected = by_hand(history.index, queries, mode, "passage", 1000)
+            for row, pairs in zip(scores, expected, strict=True):
+                np.testing.assert_allclose(row[: len(pairs)], [s for _, s in pairs], atol=2e-5)
+    config = history.config.model_copy(update={"search": search})
+    assert search_index(history.index, config, QUERIES)[1][0][0].rank == 1
+
+
 def test_search_on_ray_equals_search_here(
     history: History, queries: pa.Table, folder: Path, ray_cluster: None
 ) -> None:

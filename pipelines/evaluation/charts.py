@@ -80,10 +80,10 @@ def lengths_chart(mode: ModeResult, lengths: Sequence[int | None]) -> Chart | No
     ranks = [None if first is None else first[0] for first in mode.first_relevant]
     pairs = [(rank, n) for rank, n in zip(ranks, lengths, strict=True) if n is not None]
     for low, high in _RANKS:
-        name = f"{low}" if low == high else f"{low}-{high}" if high else f"from {low}"
+        name = f"{low}" if low == high else f"{low}-{high}" if high else f"{low}+"
         inside = [n for rank, n in pairs if rank and low <= rank and (not high or rank <= high)]
         groups.append((name, inside))
-    groups.append(("not found", [n for rank, n in pairs if rank is None]))
+    groups.append(("none", [n for rank, n in pairs if rank is None]))
     groups = [group for group in groups if group[1]]
     return Chart(mode.name, _quartiles(groups)) if groups else None
 

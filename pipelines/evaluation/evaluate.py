@@ -113,7 +113,7 @@ def evaluate(config: RunConfig, index: Index, modes: tuple[Mode, ...], *, bm25: 
             seconds["search"] = seconds.get("search", 0) + time.perf_counter() - began
             for mode in modes:
                 rankings[mode] |= found[mode]
-    if bm25 and config.evaluate.bm25 != "off" and "text" in index.schema.names:
+    if bm25 and config.evaluate.bm25 and "text" in index.schema.names:
         began = time.perf_counter()
         rankings[BM25] = _bm25(config, index, judged)
         seconds[BM25] = time.perf_counter() - began

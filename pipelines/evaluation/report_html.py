@@ -94,16 +94,14 @@ def summary(evaluation: Evaluation) -> Section:
             f"{dataset.unknown_documents:,} of {dataset.relevant_documents:,} relevant documents "
             "are not in the index: no mode can find them."
         )
-    timed = any(mode.seconds is not None for mode in evaluation.modes)
-    rows = [_mode_row(mode, timed) for mode in evaluation.modes]
+    rows = [_mode_row(mode) for mode in evaluation.modes]
     header = ["mode", MEASURES[0], f"{evaluation.confidence:.0%}", *MEASURES[1:]]
-    header += ["p", *(["search, s"] if timed else []), "settings"]
+    header += ["p", "settings"]
     charts = [measure_chart(evaluation, measure) for measure in MEASURES]
     return Section("", lead, [Facts(facts), Table(header, rows, explained(evaluation)), *charts])
 
 
-def _mode_row(mode: ModeResult, timed: bool) -> list[str]:
-    seconds = "" if mode.seconds is None else f"{mode.seconds:,.2f}"
+def _mode_row(mode: ModeResult) -> list[str]:
     against = mode.against_baseline.get(MEASURES[0])
     first = mode.measures[MEASURES[0]]
     return [
@@ -112,7 +110,6 @@ def _mode_row(mode: ModeResult, timed: bool) -> list[str]:
         interval(first),
         *(f"{mode.measures[name].mean:.3f}" for name in MEASURES[1:]),
         in_words(against.p_holm) if against else "",
-        *([seconds] if timed else []),
         ", ".join(f"{key} {value}" for key, value in mode.settings.items()),
     ]
 

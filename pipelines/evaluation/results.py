@@ -37,8 +37,6 @@ class ModeResult(Record):
     """dense, sparse, colbert, hybrid, rrf, bm25, or the name of a run."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """What it was set to: weights, k1, tokenisation."""
-    seconds: float | None = None
-    """It took to search all queries, their encoding not counted; null where it was read."""
     measures: dict[str, Mean]
     """Measure -> mean over the queries with the interval it is in."""
     against_baseline: dict[str, Comparison] = Field(default_factory=dict)
@@ -105,7 +103,7 @@ class Evaluation(Record):
     resamples: int = RESAMPLES
     permutations: int = PERMUTATIONS
     seconds: dict[str, float] = Field(default_factory=dict)
-    """What else took time: "encode" for all queries."""
+    """What took time, for all queries: encode, search (all modes share its passes), bm25."""
     versions: dict[str, str] = Field(default_factory=dict)
     query_ids: list[str]
     """Sorted."""
@@ -135,7 +133,6 @@ def evaluate_modes(
     *,
     baseline: str = "dense",
     ignore_identical_ids: bool = False,
-    seconds: Mapping[str, float] | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[ModeResult]:
     """Every mode measured, and compared with the baseline; in the order of `rankings`.
@@ -159,7 +156,6 @@ def evaluate_modes(
             ModeResult(
                 name=name,
                 settings=dict((settings or {}).get(name, {})),
-                seconds=(seconds or {}).get(name),
                 measures={each: mean_of(per_query, each) for each in MEASURES},
                 against_baseline=compared.get(name, {}),
                 per_query={each: per_query.values[each].tolist() for each in MEASURES},
