@@ -130,6 +130,10 @@ class TextTokenizer:
             truncated += [bool(encoding.overflowing) for encoding in encodings]
         return TokenizedTexts.from_rows(rows, truncated)
 
+    def token(self, token_id: int) -> str:
+        """The vocabulary's entry; "" for an id it has not."""
+        return self._tokenizer.id_to_token(token_id) or ""
+
     def count(self, text: str) -> int:
         """How many tokens `tokenize` would give without a limit."""
         self._cut_at(None)

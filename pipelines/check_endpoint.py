@@ -19,7 +19,8 @@ from actors.model_files import resolve_model
 from pipelines.cli import exit_with_one_line, log_to_stderr
 from pipelines.endpoint.config import EndpointConfig, parse_endpoint_config
 from pipelines.endpoint.guard import read_keys
-from pipelines.endpoint.space import model_to_load, space_of
+from pipelines.endpoint.space import model_to_load, searched_index, space_of
+from pipelines.search.memory import needed
 from pipelines.space import check_same_space
 
 IMPORT_PATH = "pipelines.endpoint.deployment:build"
@@ -67,7 +68,19 @@ def check_endpoint(config: EndpointConfig) -> str:
         check_same_space(space_of(config.index), model)
     who = f"{len(keys)} keys" if keys else "no keys: whoever reaches the port may ask"
     index = f"index {config.index.uri}" if config.index else "no index"
-    return f"{model.name} ({', '.join(model.outputs)}), {index}, {who}"
+    return f"{model.name} ({', '.join(model.outputs)}), {index}{_searched(config)}, {who}"
+
+
+def _searched(config: EndpointConfig) -> str:
+    """What a search would load; whether that fits, the cluster's machines know."""
+    searched = searched_index(config)
+    if searched is None:
+        return ""
+    index, outputs = searched
+    return (
+        f", search of generation {index.info.generation}: {index.passages:,} passages, "
+        f"{needed(index, outputs)}"
+    )
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -15,9 +15,12 @@ from actors.config import ModelConfig
 from actors.encoder import Encoder, load_encoder
 from pipelines.endpoint.api import create_api
 from pipelines.endpoint.config import parse_endpoint_config
+from pipelines.endpoint.search_service import SearchService
 from pipelines.endpoint.service import Service
+from pipelines.search.searcher import Searcher
 
 OUTPUTS = ("dense", "sparse", "colbert")
+GENERATION = 7
 
 
 @functools.cache
@@ -30,13 +33,18 @@ def tiny_encoder() -> Encoder:
 class Client:
     """Asks an endpoint; one event loop for all its requests."""
 
-    def __init__(self, service: Service, keys: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        service: Service,
+        keys: tuple[str, ...] = (),
+        search: SearchService | None = None,
+    ) -> None:
         self.service = service
 
         async def collect() -> Mapping[str, list[Metric]]:
             return {"r1": service.metrics.collect(), "r2": service.metrics.collect()}
 
-        self.app = create_api(service, keys, collect)
+        self.app = create_api(service, keys, collect, search)
         self._runner = asyncio.Runner()
 
     def run(self, coroutine: Any) -> Any:
@@ -62,16 +70,23 @@ class Client:
 
 @contextmanager
 def endpoint(
-    encoder: Encoder | None = None, keys: tuple[str, ...] = (), warm: bool = True, **sections: Any
+    encoder: Encoder | None = None,
+    keys: tuple[str, ...] = (),
+    warm: bool = True,
+    searcher: Searcher | None = None,
+    **sections: Any,
 ) -> Iterator[Client]:
-    """A client of an endpoint with these configuration sections."""
+    """A client of an endpoint with these configuration sections; it searches with `searcher`."""
     config = parse_endpoint_config({"model": {"name": "builtin:tiny-m3"}} | sections)
     service = Service(encoder or tiny_encoder(), config, config.chunk)
-    client = Client(service, keys)
+    search = SearchService(service, searcher, GENERATION) if searcher else None
+    client = Client(service, keys, search)
     if warm:
         client.run(service.warm_up())
     try:
         yield client
     finally:
         service.close()
+        if search:
+            search.close()
         client._runner.close()

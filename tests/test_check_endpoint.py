@@ -19,6 +19,7 @@ from pipelines.check_endpoint import IMPORT_PATH, app
 from pipelines.embed_corpus import embed_corpus
 from pipelines.endpoint.config import ServedIndex, parse_endpoint_config
 from pipelines.endpoint.space import model_to_load, space_of
+from pipelines.index import open_index
 from pipelines.space import check_same_space
 
 MODEL = {"name": "builtin:tiny-m3", "max_length": 128}
@@ -60,6 +61,16 @@ def test_check_endpoint_of_the_index_says_what_would_be_served(
     assert f"mine: builtin:tiny-m3 (dense, sparse, colbert), index {index}" in said()
 
 
+def test_check_endpoint_of_a_search_says_what_it_would_load(
+    tmp_path: Path, index: str, said: Any
+) -> None:
+    code, _ = check(tmp_path, serve_file({"index": {"uri": index}, "search": {}}))
+    assert code == 0
+    said_of_it = said()
+    assert f"search of generation 1: {open_index(index).passages} passages" in said_of_it
+    assert "working memory" in said_of_it
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -73,6 +84,7 @@ def test_check_endpoint_of_the_index_says_what_would_be_served(
             ),
             "sparse_linear.pt",
         ),
+        (serve_file({"model": MODEL, "search": {}}), "search: expected index.uri"),
         ("applications: [", "expected a Serve config file"),
         ("[]", "expected a Serve config file"),
         ({"applications": [{"import_path": "other:app"}]}, f"import_path {IMPORT_PATH}"),

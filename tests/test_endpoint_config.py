@@ -28,6 +28,9 @@ MODEL = {"name": "m"}
         ({"model": MODEL, "outputs": ["dens"]}, "outputs.0: expected"),
         ({"model": MODEL, "outputs": []}, "outputs: expected some of"),
         ({"model": MODEL, "outputs": ["dense", "dense"]}, "each once"),
+        ({"model": MODEL, "search": {}}, "search: expected index.uri"),
+        ({"model": MODEL, "search": {"shard": 2}}, "unknown key 'search.shard'"),
+        ({"index": {"uri": "x"}, "search": {"shards": 0}}, "search.shards: expected"),
         ({"model": MODEL, "deployment": {"autoscaling": {"min": 1}}}, "autoscaling.min'"),
     ],
 )

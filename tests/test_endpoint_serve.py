@@ -38,9 +38,13 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from actors.encoder import load_encoder
+from actors.errors import ConfigError, IndexStateError
+from pipelines.config_sections import RayConfig, SearchConfig
 from pipelines.embed_corpus import embed_corpus
 from pipelines.endpoint.deployment import build
 from pipelines.index import open_index
+from pipelines.search.answers import find
+from pipelines.search.opening import open_searcher
 
 OUTPUTS = ["dense", "sparse", "colbert"]
 MODEL = {"name": "builtin:tiny-m3", "max_length": 128}
@@ -83,8 +87,14 @@ def deploy(port: int, **args: Any) -> str:
 
 @pytest.fixture(scope="module")
 def url(port: int, index: Path) -> str:
-    """An endpoint of the index, two replicas; its model is the index's own."""
-    return deploy(port, index={"uri": str(index)}, deployment={"replicas": 2})
+    """An endpoint of the index, two replicas; its model is the index's own. It is searched too."""
+    return deploy(
+        port,
+        index={"uri": str(index)},
+        search={"shards": 2, "cpus_per_shard": 1, "folder": str(index.parent / "search")},
+        limits={"search_timeout_s": 3},
+        deployment={"replicas": 2},
+    )
 
 
 def test_endpoint_encodes_passages_as_they_are_in_the_index(url: str, index: Path) -> None:
@@ -195,7 +205,7 @@ def test_endpoint_answers_anything_without_a_server_error(url: str) -> None:
         each.ok()
         for each in schemathesis.openapi.from_url(f"{url}/openapi.json").get_all_operations()
     ]
-    assert len(operations) == 12
+    assert len(operations) == 13
     statuses: Counter[int] = Counter()
     for operation in operations:
 
@@ -212,6 +222,63 @@ def test_endpoint_answers_anything_without_a_server_error(url: str) -> None:
         check()
     assert statuses[200] > 20
     assert statuses[422] + statuses[400] > 20
+
+
+QUERIES = ["a country in Europe", "how do volcanoes erupt"]
+
+
+def test_endpoint_of_two_shards_finds_what_a_search_in_process_does(url: str, index: Path) -> None:
+    config = config_for(CORPUS, index={"uri": str(index)})
+    queries = load_encoder(config.encoder).encode_queries(QUERIES)
+    search = SearchConfig(folder=str(index.parent / "search"))
+    body = {"queries": QUERIES, "top": 5, "explain": True}
+    with (
+        httpx.Client(timeout=60) as http,
+        open_searcher(open_index(str(index)), tuple(OUTPUTS), search, RayConfig()) as searcher,
+    ):
+        served = http.get(f"{url}/info").json()["search"]
+        assert served["shards"] == 2
+        assert served["generation"] == 1
+        assert served["passages"] == searcher.rows
+        for mode in ("hybrid", "dense", "rrf"):
+            answer = http.post(f"{url}/search", json=body | {"mode": mode}).json()
+            for result, hits in zip(
+                answer["results"], find(searcher, queries, mode, 5), strict=True
+            ):
+                close([h["score"] for h in result["hits"]], [h.score for h in hits])
+                texts = [hit.passage["text"] for hit in hits]
+                assert [hit["text"] for hit in result["hits"]] == texts
+                assert all("alignment" in hit["explain"] for hit in result["hits"])
+        assert "<title>Search" in http.get(url).text
+
+
+def shard_pids() -> dict[str, int]:
+    details = _get_global_client().get_serve_details()
+    return {
+        name: replica["pid"]
+        for name, deployment in details["applications"]["packvec"]["deployments"].items()
+        for replica in deployment["replicas"]
+        if name.startswith("shard-") and replica["state"] == "RUNNING"
+    }
+
+
+def test_endpoint_search_is_503_while_a_shard_is_started_again_and_recovers(url: str) -> None:
+    pids = shard_pids()
+    assert len(pids) == 2
+    with httpx.Client(timeout=60) as http:
+        before = http.post(f"{url}/search", json={"query": QUERIES[0]}).json()["results"]
+        os.kill(min(pids.values()), signal.SIGKILL)
+        statuses, deadline = [], time.monotonic() + 60
+        while 503 not in statuses or statuses[-1] != 200:
+            assert time.monotonic() < deadline, statuses
+            answer = http.post(f"{url}/search", json={"query": QUERIES[0]})
+            statuses.append(answer.status_code)
+            assert answer.status_code in (200, 503)
+            if answer.status_code == 503:
+                assert answer.json()["error"]["code"] == "shard_down"
+                assert int(answer.headers["Retry-After"]) >= 1
+                assert http.post(f"{url}/encode", json={"texts": ["a"]}).status_code == 200
+        assert answer.json()["results"] == before
 
 
 def test_endpoint_of_another_space_does_not_start_and_says_what_differs(
@@ -350,6 +417,29 @@ def test_endpoint_starts_by_serve_run_and_ends_by_an_interrupt(port: int) -> Non
         assert found.json()["dim"] == 384
         process.send_signal(signal.SIGINT)
         process.wait(60)
+
+
+def shard_names(index: Path, generation: int | None = None, **search: Any) -> list[str]:
+    served = {"uri": str(index), "generation": generation}
+    built = build({"index": served, "search": search})._bound_deployment
+    return [shard._bound_deployment.name for shard in built.init_args[1].handles]
+
+
+def test_build_names_shards_after_what_they_have(ray_cluster: None, index: Path) -> None:
+    names = [shard_names(index, shards=n) for n in (2, 2, 1)]
+    assert names[0] == names[1]
+    assert [name.rpartition("-")[0] for name in names[0]] == ["shard-0", "shard-1"]
+    assert len(names[2]) == 1
+    assert names[2][0] not in names[0]
+
+
+def test_build_of_a_search_that_does_not_fit_says_how_much_it_takes(
+    ray_cluster: None, index: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"expected .* of memory .* found 1 byte"):
+        shard_names(index, max_memory_bytes=1)
+    with pytest.raises(IndexStateError, match="generation 7"):
+        shard_names(index, generation=7)
 
 
 def test_build_gives_serve_what_the_configuration_says(ray_cluster: None) -> None:

@@ -23,6 +23,8 @@ from pipelines.endpoint.guard import App, Guard
 from pipelines.endpoint.metrics import page
 from pipelines.endpoint.native import native_routes
 from pipelines.endpoint.openai import openai_routes
+from pipelines.endpoint.search_routes import search_routes
+from pipelines.endpoint.search_service import SearchService
 from pipelines.endpoint.service import Service
 from pipelines.endpoint.tei import tei_routes
 
@@ -34,8 +36,16 @@ _DESCRIPTION = """Vectors of queries and passages, from the encoder that made th
 Without `Authorization: Bearer <key>` where the endpoint has keys: 401."""
 
 
-def create_api(service: Service, keys: tuple[str, ...], collect: CollectMetrics) -> App:
-    """The ASGI application; `collect` gives the metrics of all replicas by name."""
+def create_api(
+    service: Service,
+    keys: tuple[str, ...],
+    collect: CollectMetrics,
+    search: SearchService | None = None,
+) -> App:
+    """The ASGI application; `collect` gives the metrics of all replicas by name.
+
+    `search`: what answers /search; the route says how to get one when not given.
+    """
     app = FastAPI(
         title="packvec",
         version=version("packvec"),
@@ -45,12 +55,15 @@ def create_api(service: Service, keys: tuple[str, ...], collect: CollectMetrics)
     app.include_router(native_routes(service))
     app.include_router(openai_routes(service))
     app.include_router(tei_routes(service))
-    app.include_router(_operator_routes(service, collect))
+    app.include_router(search_routes(search))
+    app.include_router(_operator_routes(service, collect, search))
     _answer_errors(app, service)
     return Guard(app, service, keys)
 
 
-def _operator_routes(service: Service, collect: CollectMetrics) -> APIRouter:
+def _operator_routes(
+    service: Service, collect: CollectMetrics, search: SearchService | None
+) -> APIRouter:
     router = APIRouter(tags=["operation"], responses=documented_refusals("native"))
 
     @router.get("/info")
@@ -63,6 +76,7 @@ def _operator_routes(service: Service, collect: CollectMetrics) -> APIRouter:
             "default_kind": service.config.default_kind,
             "title_prefix": service.chunk.title_prefix,
             "index": service.config.index.uri if service.config.index else None,
+            "search": search.facts() if search else None,
             "max_body_bytes": limits.max_body_bytes,
             "too_long": limits.too_long,
             "model_id": facts.name,

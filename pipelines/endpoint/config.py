@@ -11,7 +11,7 @@ from actors.config import OUTPUTS, ModelConfig, Output
 from actors.errors import ConfigError
 from pipelines.config import describe_invalid
 from pipelines.config_keys import refuse_unknown_keys
-from pipelines.config_sections import ChunkConfig, Count, Section
+from pipelines.config_sections import ChunkConfig, Count, SearchConfig, Section
 
 Kind = Literal["query", "passage"]
 
@@ -23,6 +23,8 @@ class ServedIndex(Section):
     """A local path, s3://, gs://, az:// or abfs://."""
     storage_options: dict[str, Any] = Field(default_factory=dict)
     """Passed to fsspec (keys, endpoint)."""
+    generation: Count | None = None
+    """This generation; when not given, the one that is live when the endpoint is deployed."""
 
 
 class Limits(Section):
@@ -44,6 +46,13 @@ class Limits(Section):
     """Texts that may wait for the encoder of a replica; beyond, requests are refused (429)."""
     max_queued_characters: Count = 16 << 20
     """The same in characters, which is what waiting texts take in memory."""
+    max_hits: Count = 2_000
+    """Hits that one request may ask for, `top` times its queries; more are refused (413)."""
+    max_searches: Count = 64
+    """Requests that may search in a replica or wait for it; beyond, they are refused (429)."""
+    search_timeout_s: Annotated[float, Field(gt=0)] = 30
+    """How long a shard may take over a call, and a search wait for others; beyond, it is refused
+    (503). A shard that died is started again meanwhile."""
 
 
 class CacheConfig(Section):
@@ -110,6 +119,8 @@ class EndpointConfig(Section):
     """Vectors it can give; when not given: the index's, else dense."""
     index: ServedIndex | None = None
     """The endpoint does not start when its space is not this index's."""
+    search: SearchConfig | None = None
+    """The endpoint searches its index, at `POST /search` and on a page at `/`; `{}` is enough."""
     chunk: ChunkConfig | None = None
     """How titles are put before passages; the index's when not given, else `title_prefix: true`."""
     default_kind: Kind = "query"
@@ -123,6 +134,8 @@ class EndpointConfig(Section):
     def _check(self) -> EndpointConfig:
         if self.model is None and self.index is None:
             raise ValueError("model.name or index.uri is required")
+        if self.search is not None and self.index is None:
+            raise ValueError("search: expected index.uri, the index to search, found none")
         if self.outputs is not None and (
             not self.outputs or len(set(self.outputs)) != len(self.outputs)
         ):

@@ -3,7 +3,7 @@
     serve run conf/serve.yaml            # import_path: pipelines.endpoint.deployment:build
 
 A replica holds one encoder: it is loaded, compared with the index and warmed up before the replica
-takes a request.
+takes a request. What is searched is in deployments of its own, which all replicas ask.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from pipelines.config_sections import ChunkConfig
 from pipelines.endpoint.api import create_api
 from pipelines.endpoint.config import EndpointConfig, parse_endpoint_config
 from pipelines.endpoint.guard import App, read_keys
+from pipelines.endpoint.search_service import SearchService
+from pipelines.endpoint.search_shards import ServedShards, bind_shards, open_shards
 from pipelines.endpoint.service import Service
 from pipelines.endpoint.space import model_to_load, space_of
 from pipelines.space import check_same_space
@@ -37,7 +39,7 @@ def build(args: dict[str, Any]) -> Application:
     """The application of a Serve config file's `args`.
 
     Raises:
-        ConfigError: an unknown key, a value of the wrong type.
+        ConfigError: an unknown key, a value of the wrong type; and as `bind_shards`.
     """
     config = parse_endpoint_config(args)
     wanted = config.deployment
@@ -62,7 +64,11 @@ def build(args: dict[str, Any]) -> Application:
         max_constructor_retry_count=1,
         **replicas,
     )
-    return deployment.bind(config)
+    shards = bind_shards(config)
+    if shards and config.index:  # what is live may change before a replica starts
+        index = config.index.model_copy(update={"generation": shards.generation})
+        config = config.model_copy(update={"index": index})
+    return deployment.bind(config, shards)
 
 
 @serve.deployment
@@ -70,11 +76,19 @@ def build(args: dict[str, Any]) -> Application:
 class QueryEndpoint:
     """One replica."""
 
-    async def __init__(self, config: EndpointConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, config: EndpointConfig, shards: ServedShards | None = None
+    ) -> None:
         """Load the model; only a replica that can answer is ever started."""
         self._keys = read_keys(config.auth)
         encoder, chunk = await asyncio.to_thread(_load, config)
         self._service = Service(encoder, config, chunk)
+        self._search = None
+        if shards:
+            searcher = await asyncio.to_thread(open_shards, shards, config)
+            self._search = await asyncio.to_thread(
+                SearchService, self._service, searcher, shards.generation
+            )
         await self._service.warm_up()
         self._replica = serve.get_replica_context().replica_id.unique_id
         if not self._keys:
@@ -82,7 +96,7 @@ class QueryEndpoint:
 
     def __serve_build_asgi_app__(self) -> App:
         """The routes; Serve asks once the constructor is through."""
-        return create_api(self._service, self._keys, self._collect)
+        return create_api(self._service, self._keys, self._collect, self._search)
 
     async def check_health(self) -> None:
         """Serve asks regularly, and replaces a replica that cannot encode."""

@@ -5,7 +5,7 @@
     TEI       {"error": "...", "error_type": "..."}
 
 Status: 400 nothing to encode, 401 no key, 404 and 405 no such route, 413 too much, 422 malformed,
-424 the encoder failed on a text, 429 the queue is full, 503 not ready.
+424 the encoder failed on a text, 429 the queue is full, 503 not ready, or a shard is down.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _REFUSALS = {
     422: "Malformed: which field, what was expected.",
     424: "The encoder failed on a text.",
     429: "The queue is full; Retry-After says when to come again.",
-    503: "Not warm, or not able to encode.",
+    503: "Not warm, not able to encode, or a shard is down.",
 }
 
 _TEI_PATHS = ("/embed", "/embed_sparse", "/embed_all", "/tokenize", "/info", "/")

@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import os
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 _DOCS = frozenset({"/docs", "/openapi.json"})
 _OPEN = _DOCS | {"/health"}
+_PAGE = "/"
+"""Where TEI's clients post; got, it is a page that holds no data."""
 
 
 def read_keys(auth: AuthConfig) -> tuple[str, ...]:
@@ -81,7 +83,7 @@ class Guard:
         try:
             try:
                 self._check_key(scope)
-                if not self._service.is_warm and route_path(scope) not in _DOCS:
+                if not self._service.is_warm and not _is_page(scope, _DOCS):
                     raise ApiError(503, "not_warm", "the model is being loaded", retry_after=5)
                 body = await self._read(scope, receive)
             except ApiError as error:
@@ -106,7 +108,7 @@ class Guard:
         await send({"type": "http.response.body", "body": response.body})
 
     def _check_key(self, scope: Message) -> None:
-        if not self._digests or route_path(scope) in _OPEN:
+        if not self._digests or _is_page(scope, _OPEN):
             return
         given = dict(scope["headers"]).get(b"authorization", b"")
         scheme, _, key = given.partition(b" ")
@@ -142,6 +144,12 @@ class Guard:
             read += len(parts[-1])
             if not message.get("more_body", False) and read <= self._max_body_bytes:
                 return b"".join(parts)
+
+
+def _is_page(scope: Message, paths: Collection[str]) -> bool:
+    """Whether a request is for one of these paths, or for the search page."""
+    path = route_path(scope)
+    return path in paths or (path == _PAGE and scope["method"] in ("GET", "HEAD"))
 
 
 def _digest(key: bytes) -> bytes:

@@ -76,6 +76,20 @@ class EndpointMetrics:
             registry=registry,
         )
 
+        self.searches = Counter(
+            "packvec_searches", "Queries searched for.", ["mode"], registry=registry
+        )
+        self.search_seconds = Histogram(
+            "packvec_search_seconds",
+            "From a request's vectors to its ranked passages, waiting included.",
+            ["mode"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.queued_searches = Gauge(
+            "packvec_queued_searches", "Requests searching or waiting for it.", registry=registry
+        )
+
     def observe(self, stats: ForwardStats) -> None:
         """Count one forward pass."""
         self.texts.inc(stats.texts)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from actors.encoder import Encoder
-from actors.tokenizer import TextTokenizer, TokenizedTexts, encoder_input
+from actors.tokenizer import Piece, TextTokenizer, TokenizedTexts, encoder_input
 from pipelines.chunking import Chunker
 from pipelines.config_sections import ChunkConfig
 from pipelines.endpoint.config import Kind
@@ -78,11 +78,32 @@ class TextReader:
             [
                 {"id": p.id, "text": p.token, "special": p.special, "start": p.start}
                 | {"stop": p.stop}
-                for p in self._own_tokenizer(text.kind).pieces(text.text)
+                for p in self.pieces(text.kind, text.text)
                 if special or not p.special
             ]
             for text in texts
         ]
+
+    def pieces(self, kind: Kind, text: str) -> list[Piece]:
+        """Tokens of a text alone, uncut, special ones and the instruction's included."""
+        return self._own_tokenizer(kind).pieces(text)
+
+    def passage_pieces(self, text: str, title: str | None) -> list[Piece]:
+        """As `pieces`, of a passage below its title; places are those in its text alone."""
+        with self._lock:
+            [head] = self._chunker.titles([title])
+        found = self.pieces("passage", encoder_input(head.text, text))
+        before = len(encoder_input(head.text, text)) - len(text)
+        return [
+            piece._replace(start=piece.start - before, stop=piece.stop - before)
+            if piece.start is not None and piece.stop is not None and piece.start >= before
+            else piece._replace(start=None, stop=None)
+            for piece in found
+        ]
+
+    def token(self, token_id: int) -> str:
+        """The vocabulary's entry."""
+        return self._encoder.passage_tokenizer.token(token_id)
 
     @functools.cache  # noqa: B019  as long-lived as its replica
     def _own_tokenizer(self, kind: Kind) -> TextTokenizer:

@@ -11,6 +11,7 @@ N rows.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast, get_args
 
@@ -19,7 +20,7 @@ import pyarrow as pa
 
 from actors.config import OUTPUTS, Output
 from actors.errors import IndexStateError
-from actors.scoring import weighted_mean
+from actors.scoring import Weights, weighted_mean
 from actors.search.fusion import Best, best_of_pairs, merge, reciprocal_rank_fusion
 from actors.search.shard import Unit
 from pipelines.config_sections import Mode, SearchConfig
@@ -52,6 +53,17 @@ class Searcher:
     def rows(self) -> int:
         """Live passages."""
         return int(self._firsts[-1])
+
+    @property
+    def shards(self) -> int:
+        """How many share them."""
+        return len(self._shards)
+
+    def with_weights(self, weights: Weights) -> Searcher:
+        """The same rows, with these weights in hybrid."""
+        other = copy.copy(self)
+        other.config = self.config.model_copy(update={"weights": weights})
+        return other
 
     def search(
         self, queries: pa.Table, modes: Sequence[Mode], top: int, *, unit: Unit = "passage"

@@ -1,0 +1,126 @@
+"""Which tokens made a hit's scores: the words both sparse vectors have, ColBERT's alignment.
+
+Shape suffixes: Q tokens of the query, P tokens of the passage, D dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from actors.text_vectors import TextVectors, rows_of
+from actors.tokenizer import Piece
+from pipelines.endpoint.texts import TextReader
+
+Json = dict[str, Any]
+
+
+def explain_query(reader: TextReader, query: str, vectors: TextVectors) -> Json:
+    """`QueryExplained` as JSON."""
+    found: Json = {}
+    if vectors.sparse is not None:
+        ids, weights = vectors.sparse
+        order = np.lexsort((ids, -weights))
+        found["sparse"] = [
+            {"token": reader.token(int(ids[i])), "weight": _short(weights[i])} for i in order
+        ]
+    if tokens := _query_tokens(reader, query, vectors):
+        found["query_tokens"] = [_place(piece) for piece in tokens]
+    return found
+
+
+def explain_hits(
+    reader: TextReader, query: str, vectors: TextVectors, passages: pa.Table
+) -> list[Json]:
+    """`HitExplained` as JSON for each passage: rows of an index with `truncated` and their vectors.
+
+    Nothing is said of tokens where they are not exactly those the stored vectors are of, as where
+    the text is not stored.
+    """
+    own = _query_tokens(reader, query, vectors)
+    n = passages.num_rows
+    rows = rows_of(passages, n_tokens=[0] * n, truncated=passages["truncated"].to_pylist())
+    texts, titles = _column(passages, "text"), _column(passages, "title")
+    found = []
+    for row, text, title in zip(rows, texts, titles, strict=True):
+        said: Json = {}
+        if vectors.sparse is not None and row.sparse is not None:
+            said["sparse"] = _shared(reader, vectors.sparse, row.sparse)
+        if own and text is not None and row.colbert is not None:
+            pieces = _kept(reader.passage_pieces(text, title), len(row.colbert), row.truncated)
+            if pieces and vectors.colbert is not None:
+                said |= _alignment(vectors.colbert, row.colbert, own, pieces)
+        found.append(said)
+    return found
+
+
+def _shared(
+    reader: TextReader,
+    query: tuple[np.ndarray, np.ndarray],
+    passage: tuple[np.ndarray, np.ndarray],
+) -> list[Json]:
+    ids, left, right = np.intersect1d(query[0], passage[0], True, return_indices=True)
+    products = query[1][left] * passage[1][right]
+    return [
+        {
+            "token": reader.token(int(ids[i])),
+            "query": _short(query[1][left[i]]),
+            "passage": _short(passage[1][right[i]]),
+            "product": _short(products[i]),
+        }
+        for i in np.lexsort((ids, -products))
+    ]
+
+
+def _alignment(
+    query_QD: np.ndarray, passage_PD: np.ndarray, own: Sequence[Piece], pieces: Sequence[Piece]
+) -> Json:
+    scores_QP = query_QD.astype(np.float32) @ passage_PD.astype(np.float32).T
+    best_Q = scores_QP.argmax(axis=1)
+    # What is most like the end of a query says nothing of its words.
+    of_text = [q for q, piece in enumerate(own) if piece.start is not None] or slice(None)
+    most_P = scores_QP[of_text].max(axis=0)
+    return {
+        "passage_tokens": [
+            _place(piece) | {"score": _short(score)}
+            for piece, score in zip(pieces, most_P, strict=True)
+        ],
+        "alignment": [[int(p), _short(scores_QP[q, p])] for q, p in enumerate(best_Q)],
+    }
+
+
+def _query_tokens(reader: TextReader, query: str, vectors: TextVectors) -> list[Piece] | None:
+    if vectors.colbert is None:
+        return None
+    return _kept(reader.pieces("query", query), len(vectors.colbert), vectors.truncated)
+
+
+def _kept(pieces: Sequence[Piece], vectors: int, is_cut: bool) -> list[Piece] | None:
+    """The tokens that a text's ColBERT vectors are of: all but the first, of a text that was cut
+    its first ones and the special ones that end it. None where they cannot be these.
+    """
+    n = vectors + 1
+    if len(pieces) < n or (len(pieces) > n and not is_cut):
+        return None
+    end = next((i for i, piece in enumerate(reversed(pieces)) if not piece.special), 0)
+    kept = [*pieces[: n - end], *pieces[len(pieces) - end :]] if len(pieces) > n else pieces
+    return list(kept[1:])
+
+
+def _short(number: np.floating[Any]) -> float:
+    """Digits that a reader can use: there are thousands of numbers in an explanation."""
+    return round(float(number), 5)
+
+
+def _place(piece: Piece) -> Json:
+    return {"text": piece.token, "start": piece.start, "stop": piece.stop}
+
+
+def _column(passages: pa.Table, name: str) -> list[str | None]:
+    if name not in passages.column_names:
+        return [None] * passages.num_rows
+    values: list[str | None] = passages[name].to_pylist()
+    return values
