@@ -19,17 +19,14 @@ from pydantic import ValidationError, model_validator
 
 from actors.config import ModelConfig, Output
 from actors.errors import ConfigError
+from pipelines.config_base import Count, Section, Share
 from pipelines.config_keys import refuse_unknown_keys
+from pipelines.config_search import EvaluateConfig, SearchConfig
 from pipelines.config_sections import (
     ChunkConfig,
-    Count,
-    EvaluateConfig,
     GateConfig,
     IndexConfig,
     RayConfig,
-    SearchConfig,
-    Section,
-    Share,
     SliceConfig,
     SourceConfig,
 )

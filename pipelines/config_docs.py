@@ -26,8 +26,10 @@ from pydantic.fields import FieldInfo
 
 from actors.config import ModelConfig
 from pipelines.config import RunConfig
+from pipelines.config_base import Character
 from pipelines.config_keys import section_keys
-from pipelines.config_sections import Character, ChunkConfig, QualityFloor
+from pipelines.config_search import QualityFloor
+from pipelines.config_sections import ChunkConfig
 
 _COLUMNS = 100
 _TYPES = {str: "string", int: "integer", float: "number", bool: "true or false", dict: "mapping"}

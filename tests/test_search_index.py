@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 from actors.config import OUTPUTS, ModelConfig
 from actors.encoder import Encoder, load_encoder
 from actors.errors import ConfigError, IndexStateError
-from pipelines.config_sections import RayConfig, SearchConfig
+from pipelines.config_search import SearchConfig
+from pipelines.config_sections import RayConfig
 from pipelines.index import Index, open_index
 from pipelines.search import memory, shard_files
 from pipelines.search.answer_text import excerpt

@@ -10,8 +10,10 @@ from pydantic import Field, ValidationError, model_validator
 from actors.config import OUTPUTS, ModelConfig, Output
 from actors.errors import ConfigError
 from pipelines.config import describe_invalid
+from pipelines.config_base import Count, Section
 from pipelines.config_keys import refuse_unknown_keys
-from pipelines.config_sections import ChunkConfig, Count, SearchConfig, Section
+from pipelines.config_search import SearchConfig
+from pipelines.config_sections import ChunkConfig
 
 Kind = Literal["query", "passage"]
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from actors.config import Output
 from actors.search.shard import Unit
-from pipelines.config_sections import Mode
+from pipelines.config_search import Mode
 from pipelines.search.searcher import Searcher
 
 

@@ -23,7 +23,7 @@ from actors.errors import IndexStateError
 from actors.scoring import Weights, weighted_mean
 from actors.search.fusion import Best, best_of_pairs, merge, reciprocal_rank_fusion
 from actors.search.shard import Unit
-from pipelines.config_sections import Mode, SearchConfig
+from pipelines.config_search import Mode, SearchConfig
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 """One output, their weighted mean, or reciprocal rank fusion of them."""
