@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,10 @@ class TokenNames:
     def pieces(self, sparse: SparseVectors | Column) -> list[dict[str, float]]:
         """{vocabulary entry: weight} a row, heaviest first; no two ids share one."""
         return self._named(sparse, self._tokenizer.id_to_token)
+
+    def of_ids(self, ids: Sequence[int]) -> list[str]:
+        """Each id decoded alone."""
+        return [str(self._tokenizer.decode([i], skip_special_tokens=False)) for i in ids]
 
     def _named(
         self, sparse: SparseVectors | Column, name: Callable[[int], str | None]

@@ -11,7 +11,7 @@ import hashlib
 import io
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.html_style import LIGHT
 
@@ -52,12 +52,14 @@ def new_figure(width: int = WIDTH, height: int = HEIGHT) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def legend(axes: Axes) -> None:
-    """Names of the series, above the axes."""
+def legend(axes: Axes, *, beside: bool = False) -> None:
+    """Names of the series, above the axes or to their right."""
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 6}
+    if beside:
+        place = {"loc": "upper left", "bbox_to_anchor": (1, 1), "labelspacing": 0.8}
     axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), ncols=6, frameon=False, borderaxespad=0.2,
-        borderpad=0, fontsize=_FONT, labelcolor=INK, handlelength=0.9, handleheight=0.9,
-        handletextpad=0.5, columnspacing=1.2,
+        frameon=False, borderaxespad=0.2, borderpad=0, fontsize=_FONT, labelcolor=INK,
+        handlelength=0.9, handleheight=0.9, handletextpad=0.5, columnspacing=1.2, **place,
     )  # fmt: skip
 
 

@@ -2,8 +2,8 @@
 
     page("Run", "of yesterday", [Section("Speed", "", [Chart("Tokens a second", figure)])])
 
-Figures come from figures.py. All text is escaped. Facts, tables and charts show themselves in
-notebooks too.
+Figures come from figures.py. All text is escaped. Sections and what is in them show
+themselves in notebooks too.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from functools import cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from pipelines.figures import svg
+from pipelines.figures import WIDTH, svg
 from pipelines.html_style import (
     BLOCK_STYLE,
     CHART,
+    DARK,
     FACTS,
     LIGHT,
     NOTE,
@@ -48,7 +49,7 @@ class Facts:
         return _fill(FACTS, items=self.items)
 
     def _repr_html_(self) -> str:
-        return _in_notebook(self)
+        return _in_notebook(self.html())
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Table:
         )
 
     def _repr_html_(self) -> str:
-        return _in_notebook(self)
+        return _in_notebook(self.html())
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,9 @@ class Chart:
         return _fill(CHART, title=self.title, caption=self.caption, svg=drawn)
 
     def _repr_html_(self) -> str:
-        return _in_notebook(self, width="31rem")
+        # As large as in a page: its text has one size, however wide it is.
+        pixels = self.figure.get_figwidth() * self.figure.dpi
+        return _in_notebook(self.html(), width=f"{31 * pixels / WIDTH:.4g}rem")
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class Note:
         return _fill(NOTE, text=self.text)
 
     def _repr_html_(self) -> str:
-        return _in_notebook(self)
+        return _in_notebook(self.html())
 
 
 Block = Facts | Table | Chart | Note
@@ -125,6 +128,13 @@ class Section:
     heading: str
     lead: str = ""
     blocks: Sequence[Block] = ()
+
+    def _repr_html_(self) -> str:
+        """Without its heading: a notebook has its own."""
+        from markupsafe import Markup
+
+        lead = [Note(self.lead).html()] if self.lead else []
+        return _in_notebook(Markup("\n").join([*lead, *_blocks(self)]))
 
 
 def page(title: str, subtitle: str, sections: Sequence[Section], footer: str = "") -> str:
@@ -150,11 +160,12 @@ def _blocks(section: Section) -> list[Markup]:
     return blocks
 
 
-def _in_notebook(block: Block, width: str = "60rem") -> str:
+def _in_notebook(html: Markup, width: str = "60rem") -> str:
     from markupsafe import Markup
 
-    style, colours = Markup(BLOCK_STYLE), Markup(variables(LIGHT))
-    return str(_fill(NOTEBOOK, style=style, variables=colours, width=width, html=block.html()))
+    light, dark = Markup(variables(LIGHT)), Markup(variables(DARK))
+    style = Markup(BLOCK_STYLE)
+    return str(_fill(NOTEBOOK, style=style, light=light, dark=dark, width=width, html=html))
 
 
 def _cell(value: str | int | float | None) -> str:

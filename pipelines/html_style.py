@@ -143,10 +143,12 @@ NOTE = """<p class="note">{{ text }}</p>"""
 CHART = """<figure><h3>{{ title }}</h3>
 {{ svg }}{% if caption %}<figcaption>{{ caption }}</figcaption>{% endif %}</figure>"""
 
-# In the light theme whatever the notebook's: its background comes along.
+# JupyterLab, pages made from notebooks and VS Code say which theme they have; light elsewhere, with
+# its own background.
 NOTEBOOK = """<style>
-.packvec { {{ variables }} background: var(--card); color: var(--ink);
+.packvec { {{ light }} background: var(--card); color: var(--ink);
   padding: 1rem; font-family: system-ui, sans-serif; }
+[data-jp-theme-light="false"] .packvec, .vscode-dark .packvec { {{ dark }} }
 @scope (.packvec) { {{ style }} }
 </style>
 <div class="packvec" style="max-width: {{ width }}">{{ html }}</div>"""

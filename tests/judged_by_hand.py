@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+from generations_by_hand import History
+
 from pipelines.evaluation.dataset import JudgedQueries
 from pipelines.evaluation.results import DatasetFacts, Evaluation, IndexFacts, evaluate_modes
+from pipelines.storage import open_store
 
 QRELS = {f"q{i}": {f"d{i}": 1} for i in range(8)} | {"ü": {"d0": 2, "d9": 1}}
 GOOD = {query: dict.fromkeys(judged, 1.0) for query, judged in QRELS.items()}
@@ -22,4 +28,24 @@ def evaluation(rankings=None, qrels=QRELS, **more):
         baseline="dense",
         query_ids=sorted(qrels),
         modes=evaluate_modes(qrels, rankings, **more),
+    )
+
+
+def evaluation_of_files(folder: Path, rankings=None) -> Evaluation:
+    """One whose dataset and index are there: document d0 has one passage, d1 two, and so on."""
+    history = History(open_store(str(folder / "index")))
+    history.add({f"d{i}": ("t", *("p" * (i + 1))) for i in range(8)})
+    queries, qrels = folder / "queries.jsonl", folder / "test.tsv"
+    lines = [json.dumps({"_id": query, "text": "?"}) for query in QRELS]
+    queries.write_text("\n".join(lines), encoding="utf-8")
+    rows = [f"{q}\t{d}\t{rel}\n" for q, judged in QRELS.items() for d, rel in judged.items()]
+    qrels.write_text("".join(rows), encoding="utf-8")
+    found = evaluation(rankings)
+    dataset = {"queries": str(queries), "qrels": str(qrels)}
+    index = {"uri": history.store.uri, "generation": 1}
+    return found.model_copy(
+        update={
+            "dataset": found.dataset.model_copy(update=dataset),
+            "index": found.index.model_copy(update=index),
+        }
     )

@@ -127,6 +127,31 @@ def test_blocks_show_themselves_in_a_notebook() -> None:
         assert Parsed(text).text.count(EVIL) == 1
 
 
+def test_section_shows_its_lead_and_blocks_in_a_notebook_but_no_heading() -> None:
+    blocks = [Table(["a"], [["b"]]), Chart("one", drawn()), Chart("two", drawn("c"))]
+    text = Section("heading", EVIL, blocks)._repr_html_()
+    parsed = Parsed(text)
+    assert parsed.text.count(EVIL) == 1
+    assert "heading" not in parsed.text
+    assert text.count('class="charts"') == 1
+    assert [name for name in ("<h3>one", "<h3>two", "<table") if name not in text] == []
+
+
+def test_notebook_blocks_follow_a_dark_notebook() -> None:
+    style = Table(["a"], [[1]])._repr_html_().split("@scope")[0]
+    light, dark = style.split('[data-jp-theme-light="false"] .packvec')
+    assert all(f"--{name}: {colour};" in light for name, colour in LIGHT.items())
+    assert all(f"--{name}: {colour};" in dark for name, colour in DARK.items())
+
+
+def test_wide_chart_is_as_much_wider_in_a_notebook() -> None:
+    widths = [Chart("t", new_figure(width)[0])._repr_html_() for width in (360, 720)]
+    assert [re.findall(r'class="packvec" style="max-width: (\w+)"', w) for w in widths] == [
+        ["31rem"],
+        ["62rem"],
+    ]
+
+
 def test_short_number_has_few_characters() -> None:
     values = [0, 0.123, 9.96, 99.7, 950, 999.9, 1234, 123_456, 999_950, 2.5e9, -1500]
     said = ["0", "0.12", "10", "100", "950", "1k", "1.2k", "123k", "1M", "2.5G", "-1.5k"]

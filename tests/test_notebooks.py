@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, config_for
 from in_process import ray_left_out
+from judged_by_hand import GOOD, POOR, evaluation, evaluation_of_files
 from nbclient import NotebookClient
 
 from pipelines.embed_corpus import embed_corpus
@@ -19,6 +20,8 @@ from pipelines.embed_corpus import embed_corpus
 FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(path.name for path in FOLDER.glob("*.ipynb"))
 SHOWS = {
+    "01_explore_index.ipynb": ["Topics of", "Sparse weights of", "ColBERT, 0."],
+    "02_quality.ipynb": ["nDCG@10", "sparse less", "dense</h3>", "dense: after less before"],
     "03_throughput.ipynb": ["Tokens a second", "Where the time went", "Lengths", "Padding avoided"],
 }
 """Titles that a notebook's outputs must have."""
@@ -32,17 +35,37 @@ def read(name: str) -> Any:
 def index(tmp_path_factory: pytest.TempPathFactory, articles: pa.Table) -> str:
     folder = tmp_path_factory.mktemp("notebooks")
     pq.write_table(articles.slice(0, 40), folder / "docs.parquet")
-    config = config_for(folder / "docs.parquet", index={"uri": str(folder / "index")})
+    config = config_for(
+        folder / "docs.parquet",
+        index={"uri": str(folder / "index")},
+        search={"folder": str(folder / "search")},
+    )
     with ray_left_out():
         embed_corpus(config)
     return config.index.uri
 
 
+@pytest.fixture(scope="module")
+def evaluations(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """eval.json of an index, and of what it was before."""
+    folder = tmp_path_factory.mktemp("evaluations")
+    files = folder / "after.json", folder / "before.json"
+    files[0].write_bytes(evaluation_of_files(folder, {"dense": POOR, "sparse": GOOD}).to_bytes())
+    files[1].write_bytes(evaluation({"dense": {}, "sparse": GOOD}).to_bytes())
+    return str(files[0]), str(files[1])
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebook_runs_and_shows_what_it_says(
-    name: str, index: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    index: str,
+    evaluations: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PACKVEC_INDEX", index)
+    monkeypatch.setenv("PACKVEC_EVALUATION", evaluations[0])
+    monkeypatch.setenv("PACKVEC_EVALUATION_BEFORE", evaluations[1])
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     notebook = read(name)

@@ -9,6 +9,7 @@ import numpy as np
 
 from pipelines.evaluation.metrics import MEASURES
 from pipelines.evaluation.results import Evaluation, ModeResult
+from pipelines.evaluation.significance import Comparison
 from pipelines.evaluation.tables import in_words
 from pipelines.figures import INK, LINE, MUTED, SERIES, new_figure, short_ticks
 from pipelines.html_report import Chart
@@ -40,8 +41,16 @@ def measure_chart(evaluation: Evaluation, measure: str) -> Chart:
 
 def gains_chart(evaluation: Evaluation, mode: ModeResult) -> Chart:
     """Each query's difference from the baseline by the first measure, sorted."""
-    measure, baseline = MEASURES[0], evaluation.baseline
-    gains = np.sort(differences(evaluation, mode))[::-1]
+    return changes_chart(
+        f"{mode.name} less {evaluation.baseline}",
+        differences(evaluation, mode),
+        mode.against_baseline[MEASURES[0]],
+    )
+
+
+def changes_chart(title: str, changes: np.ndarray, of: Comparison) -> Chart:
+    """What each query gained or lost by the first measure, sorted; `of`: the same in the mean."""
+    gains = np.sort(changes)[::-1]
     places = np.linspace(0, len(gains) - 1, min(len(gains), _MOST_BARS)).round().astype(int)
     figure, axes = new_figure()
     x = np.append(places, len(gains))
@@ -51,12 +60,11 @@ def gains_chart(evaluation: Evaluation, mode: ModeResult) -> Chart:
     axes.axhline(0, color=MUTED, linewidth=1)
     axes.set_xlim(0, len(gains))
     axes.set_ylim(-1.05, 1.05)
-    axes.set_ylabel(measure)
+    axes.set_ylabel(MEASURES[0])
     axes.set_xlabel("queries, sorted")
     short_ticks(axes.xaxis)
-    of = mode.against_baseline[measure]
     return Chart(
-        f"{mode.name} less {baseline}",
+        title,
         figure,
         f"{of.wins:,} queries better, {of.losses:,} worse, {of.ties:,} the same; "
         f"{of.difference:+.3f} in the mean, p {in_words(of.p_holm)}.",

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from actors.errors import ConfigError
 from actors.model_files import resolve_model
 from actors.tokenizer import encoder_input
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, absolute_uri
 from pipelines.config_search import Mode
 from pipelines.evaluation.bm25 import K1, B, bm25_rankings, encoder_tokens
 from pipelines.evaluation.dataset import (
@@ -125,6 +125,7 @@ def evaluate(config: RunConfig, index: Index, modes: tuple[Mode, ...], *, bm25: 
         settings=_settings(config),
     )
     ids = index.documents()["doc_id"]
+    places = (absolute_uri(files[0]), absolute_uri(files[1]))
     info, counts = index.info, index.info.counts
     evaluation = Evaluation(
         started=started.isoformat(timespec="seconds"),
@@ -137,7 +138,7 @@ def evaluate(config: RunConfig, index: Index, modes: tuple[Mode, ...], *, bm25: 
             documents=counts.live_documents,
             passages=index.passages,
         ),
-        dataset=DatasetFacts.of(judged, *files, len(unknown_documents(judged, ids.to_pylist()))),
+        dataset=DatasetFacts.of(judged, *places, len(unknown_documents(judged, ids.to_pylist()))),
         baseline="dense" if "dense" in modes else modes[0],
         ignore_identical_ids=config.evaluate.ignore_identical_ids,
         seconds={name: round(value, 3) for name, value in seconds.items()},

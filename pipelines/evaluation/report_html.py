@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipelines.evaluation.charts import (
+    changes_chart,
     differences,
     gains_chart,
     lengths_chart,
@@ -16,8 +17,15 @@ from pipelines.evaluation.charts import (
 )
 from pipelines.evaluation.dataset import JudgedQueries
 from pipelines.evaluation.metrics import MEASURES
-from pipelines.evaluation.results import Evaluation, ModeResult
-from pipelines.evaluation.tables import explained, in_words, interval
+from pipelines.evaluation.results import Evaluation, ModeResult, compare_evaluations
+from pipelines.evaluation.tables import (
+    COMPARED,
+    comparison_rows,
+    explained,
+    in_words,
+    interval,
+    test_named,
+)
 from pipelines.html_report import Facts, Section, Table, page
 
 _SHOWN = 10
@@ -42,8 +50,13 @@ def evaluation_page(
     `judged`: what it was evaluated with.
     """
     documents = documents or Documents()
-    sections = [_summary(evaluation), *_gains(evaluation), *_lengths(evaluation, judged, documents)]
-    sections += _queries(evaluation, judged, documents)
+    found = [
+        summary(evaluation),
+        gains(evaluation),
+        lengths(evaluation, judged, documents.lengths),
+        *_queries(evaluation, judged, documents),
+    ]
+    sections = [section for section in found if section]
     index, dataset = evaluation.index, evaluation.dataset
     return page(
         f"Evaluation of {index.uri}",
@@ -65,7 +78,8 @@ def documents_shown(evaluation: Evaluation, judged: JudgedQueries) -> set[str]:
     return shown
 
 
-def _summary(evaluation: Evaluation) -> Section:
+def summary(evaluation: Evaluation) -> Section:
+    """What was asked and searched, and every mode's measures."""
     index, dataset = evaluation.index, evaluation.dataset
     facts = [
         ("judged queries", f"{dataset.judged_queries:,}"),
@@ -100,35 +114,60 @@ def _mode_row(mode: ModeResult) -> list[str]:
     ]
 
 
-def _gains(evaluation: Evaluation) -> Iterable[Section]:
+def gains(evaluation: Evaluation) -> Section | None:
+    """Every other mode against the baseline, query by query; None where there is no other."""
     others = [mode for mode in evaluation.modes if mode.against_baseline]
-    if others:
-        yield Section(
-            f"Gains and losses against {evaluation.baseline}",
-            "Modes that are as good in the mean may answer different queries well: then a mixture "
-            "of them may be better than each.",
-            [gains_chart(evaluation, mode) for mode in others],
-        )
+    if not others:
+        return None
+    return Section(
+        f"Gains and losses against {evaluation.baseline}",
+        "Modes that are as good in the mean may answer different queries well: then a mixture of "
+        "them may be better than each.",
+        [gains_chart(evaluation, mode) for mode in others],
+    )
 
 
-def _lengths(
-    evaluation: Evaluation, judged: JudgedQueries, documents: Documents
-) -> Iterable[Section]:
+def lengths(
+    evaluation: Evaluation, judged: JudgedQueries, tokens: Mapping[str, int]
+) -> Section | None:
+    """How long documents are that modes find early, late and not at all.
+
+    `tokens`: document -> its tokens, of the relevant ones; None where none is known.
+    """
     charts = [
-        lengths_chart(
-            mode,
-            lengths_of_relevant(mode, evaluation.query_ids, judged.qrels, documents.lengths),
-        )
+        lengths_chart(mode, lengths_of_relevant(mode, evaluation.query_ids, judged.qrels, tokens))
         for mode in evaluation.modes
     ]
     drawn = [chart for chart in charts if chart]
-    if drawn:
-        yield Section(
-            "Length of the first relevant document, by its rank",
-            "Median and quartiles, in tokens; below the rank, how many queries. Where long "
-            "documents are found late or not at all, shorter passages may help.",
-            drawn,
-        )
+    if not drawn:
+        return None
+    return Section(
+        "Length of the first relevant document, by its rank",
+        "Median and quartiles, in tokens; below the rank, how many queries. Where long documents "
+        "are found late or not at all, shorter passages may help.",
+        drawn,
+    )
+
+
+def comparison(before: Evaluation, after: Evaluation) -> Section:
+    """Every mode that both have: the second against the first.
+
+    Raises:
+        ConfigError: no mode in common, or other queries.
+    """
+    first, compared = MEASURES[0], compare_evaluations(before, after)
+    charts = []
+    for name, of in compared.items():
+        changes = after.per_query(name).values[first] - before.per_query(name).values[first]
+        if changes.any():
+            charts.append(changes_chart(f"{name}: after less before", changes, of[first]))
+    said = [
+        f"{when}: generation {each.index.generation} of {each.index.uri}, {each.index.model}, "
+        f"{each.started}."
+        for when, each in (("Before", before), ("After", after))
+    ]
+    table = Table(COMPARED, comparison_rows(before, after), f"p: {test_named(len(compared))}.")
+    return Section("Before and after", " ".join(said), [table, *charts])
 
 
 def _queries(
@@ -174,10 +213,10 @@ def _best(evaluation: Evaluation) -> ModeResult | None:
 
 def _changed(evaluation: Evaluation, mode: ModeResult) -> tuple[list[int], list[int]]:
     """Queries with the largest gains over the baseline, and those with the largest losses."""
-    gains = differences(evaluation, mode)
-    order = np.argsort(gains, kind="stable")
-    worse = [int(row) for row in order if gains[row] < 0][:_SHOWN]
-    return [int(row) for row in order[::-1] if gains[row] > 0][:_SHOWN], worse
+    change = differences(evaluation, mode)
+    order = np.argsort(change, kind="stable")
+    worse = [int(row) for row in order if change[row] < 0][:_SHOWN]
+    return [int(row) for row in order[::-1] if change[row] > 0][:_SHOWN], worse
 
 
 def _worst(evaluation: Evaluation) -> list[int]:

@@ -26,30 +26,43 @@ def table(evaluation: Evaluation) -> Table:
     return shown
 
 
+COMPARED = ("mode", "measure", "before", "after", "difference", "p", "won/lost/tied")
+"""What `comparison_rows` gives."""
+
+
 def comparison_table(before: Evaluation, after: Evaluation) -> Table:
     """Every mode that both have, by every measure: the second against the first.
 
     Raises:
         ConfigError: no mode in common, or other queries.
     """
-    caption = f"p: {test_named(len(before.modes))}"
+    rows = comparison_rows(before, after)
+    caption = f"p: {test_named(len(rows) // len(MEASURES))}"
     shown = Table(box=box.SIMPLE, caption=caption, caption_justify="left")
-    for name in ("mode", "measure"):
-        shown.add_column(name, no_wrap=True)
-    for name in ("before", "after", "difference", "p", "won/lost/tied"):
-        shown.add_column(name, no_wrap=True, justify="right")
+    for i, name in enumerate(COMPARED):
+        shown.add_column(name, no_wrap=True, justify="left" if i < 2 else "right")
+    for row in rows:
+        shown.add_row(*row)
+    return shown
+
+
+def comparison_rows(before: Evaluation, after: Evaluation) -> list[list[str]]:
+    """Of COMPARED, a row a measure of each mode; raises as `comparison_table`."""
+    rows = []
     for mode, compared in compare_evaluations(before, after).items():
         for i, (name, of) in enumerate(compared.items()):
             means = [each.mode(mode).measures[name].mean for each in (before, after)]
-            shown.add_row(
-                "" if i else mode,
-                name,
-                *(f"{mean:.3f}" for mean in means),
-                f"{of.difference:+.3f}",
-                in_words(of.p_holm),
-                f"{of.wins:,}/{of.losses:,}/{of.ties:,}",
+            rows.append(
+                [
+                    "" if i else mode,
+                    name,
+                    *(f"{mean:.3f}" for mean in means),
+                    f"{of.difference:+.3f}",
+                    in_words(of.p_holm),
+                    f"{of.wins:,}/{of.losses:,}/{of.ties:,}",
+                ]
             )
-    return shown
+    return rows
 
 
 def explained(evaluation: Evaluation) -> str:
