@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+from typing import Any, Literal
 
 import torch
 
 from actors import attention
-from actors.config import ComputeDtype, ModelConfig
+from actors.config import ComputeDtype
 from actors.errors import ModelError
 from actors.families import Family
 from actors.forward import Backbone
@@ -83,7 +84,9 @@ def run(model: torch.nn.Module, family: Family, packed: PackedBatch) -> torch.Te
         return _run_padded(model, packed)
     arguments = dict(family.forward_arguments)
     if family.token_types:
-        arguments["token_type_ids"] = torch.zeros_like(packed.input_ids_T)[None]
+        types_T = packed.token_type_ids_T
+        types_T = torch.zeros_like(packed.input_ids_T) if types_T is None else types_T
+        arguments["token_type_ids"] = types_T[None]
     output = model(
         input_ids=packed.input_ids_T[None],
         position_ids=packed.position_ids_T[None],
@@ -93,25 +96,33 @@ def run(model: torch.nn.Module, family: Family, packed: PackedBatch) -> torch.Te
     return output.last_hidden_state[0]  # type: ignore[no-any-return]
 
 
+def padded(model: torch.nn.Module, packed: PackedBatch) -> Any:
+    """What code that is not ours gives: one row a passage, padded on the right, and a mask."""
+    return _padded(model, packed)[0]
+
+
 def _run_padded(model: torch.nn.Module, packed: PackedBatch) -> torch.Tensor:
-    """For code that is not ours: one row a passage, padded on the right, and a mask."""
+    output, mask_NL = _padded(model, packed)
+    return output.last_hidden_state[mask_NL]  # type: ignore[no-any-return]
+
+
+def _padded(model: torch.nn.Module, packed: PackedBatch) -> tuple[Any, torch.Tensor]:
     lengths_N = packed.lengths_N
     column_L = torch.arange(packed.max_seqlen, device=lengths_N.device)
     mask_NL = column_L[None] < lengths_N[:, None]
     # Padding is masked, so any id the vocabulary has will do.
     input_ids_NL = torch.zeros(mask_NL.shape, dtype=torch.int64, device=mask_NL.device)
     input_ids_NL[mask_NL] = packed.input_ids_T
-    output = model(input_ids=input_ids_NL, attention_mask=mask_NL.long())
-    return output.last_hidden_state[mask_NL]  # type: ignore[no-any-return]
+    return model(input_ids=input_ids_NL, attention_mask=mask_NL.long()), mask_NL
 
 
-def resolve_device(config: ModelConfig) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     """The device "auto" means on this machine.
 
     Raises:
         ModelError: CUDA asked for by name where there is none.
     """
-    name = config.device
+    given = name
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -120,18 +131,18 @@ def resolve_device(config: ModelConfig) -> torch.device:
     except RuntimeError:
         known = False
     if not known:
-        raise ModelError(f"model.device: expected auto, cpu or cuda[:n], got {config.device!r}.")
+        raise ModelError(f"model.device: expected auto, cpu or cuda[:n], got {given!r}.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelError(f"model.device: expected a CUDA device for {name!r}, found none.")
     return device
 
 
 def resolve_dtype(
-    config: ModelConfig, device: torch.device, record: ModelRecord | None = None
+    dtype: Literal["auto"] | ComputeDtype, device: torch.device, record: ModelRecord | None = None
 ) -> ComputeDtype:
     """The compute type "auto" means on this device, for a model of this record."""
-    if config.dtype != "auto":
-        return config.dtype
+    if dtype != "auto":
+        return dtype
     if device.type == "cuda":
         return record.dtype if record else "float16"
     # Only AMX makes bfloat16 pay on a CPU; emulated, it is slower than float32.

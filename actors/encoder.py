@@ -61,11 +61,11 @@ class Encoder:
     @property
     def max_batch_tokens(self) -> int:
         """Token budget of a forward pass; lower once the device has run out of memory."""
-        return self._forward.max_batch_tokens
+        return self._forward.batches.max_batch_tokens
 
     @max_batch_tokens.setter
     def max_batch_tokens(self, tokens: int) -> None:
-        self._forward.max_batch_tokens = tokens
+        self._forward.batches.max_batch_tokens = tokens
 
     def encode_passages(self, passages: Sequence[str] | pa.Table) -> pa.Table:
         """The output columns for texts, or for a token block (a table with `input_ids`).
@@ -173,8 +173,8 @@ def load_encoder(config: ModelConfig) -> Encoder:
             "Leave it out; an index that was made with it is of no use but to measure a cluster.",
         )
     files = resolve_model(config)
-    device = resolve_device(config)
-    dtype = resolve_dtype(config, device, files.record)
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.dtype, device, files.record)
     compute = TORCH_DTYPES[dtype]
     rounded = compute if config.weights_dtype == "stored" else TORCH_DTYPES[config.weights_dtype]
     backbone = load_backbone(files, rounded, device).to(compute)

@@ -60,10 +60,11 @@ class PackedBert:
         embeddings = model.embeddings
         self.words_VH: torch.Tensor = embeddings.word_embeddings.weight
         """The embedding of each token id."""
-        # Every token is of type 0: one table less to look up.
+        # Most tokens are of type 0: one table less to look up.
         positions_PH = embeddings.position_embeddings.weight.float()
-        types_H = embeddings.token_type_embeddings.weight[0].float()
-        self._positions_PH = (positions_PH + types_H).to(self.words_VH.dtype)
+        types_YH = embeddings.token_type_embeddings.weight.float()
+        self._positions_PH = (positions_PH + types_YH[0]).to(self.words_VH.dtype)
+        self._types_YH = (types_YH - types_YH[0]).to(self.words_VH.dtype)
         self._norm = _Norm.of(embeddings.LayerNorm)
         self._heads = int(model.config.num_attention_heads)
         self._layers = [_taken(layer) for layer in model.encoder.layer]
@@ -72,11 +73,12 @@ class PackedBert:
 
     def __call__(self, packed: PackedBatch) -> torch.Tensor:
         """The last hidden states [T, H]."""
-        hidden_TH = self._norm(
-            F.embedding(packed.input_ids_T, self.words_VH).add_(
-                F.embedding(packed.position_ids_T, self._positions_PH)
-            )
+        hidden_TH = F.embedding(packed.input_ids_T, self.words_VH).add_(
+            F.embedding(packed.position_ids_T, self._positions_PH)
         )
+        if packed.token_type_ids_T is not None:
+            hidden_TH += F.embedding(packed.token_type_ids_T, self._types_YH)
+        hidden_TH = self._norm(hidden_TH)
         for layer in self._layers:
             qkv_T3ND = layer.qkv(hidden_TH).view(len(hidden_TH), 3, self._heads, -1)
             query_TND, key_TND, value_TND = qkv_T3ND.unbind(1)

@@ -27,6 +27,9 @@ class PackedBatch:
     runs: tuple[tuple[int, int, int], ...]
     """(first token, passages, tokens of each) for every run of equally long neighbours."""
 
+    token_type_ids_T: torch.Tensor | None = None
+    """int64 [T]; all are 0 where there is none."""
+
     @property
     def lengths_N(self) -> torch.Tensor:
         """int64 [N]: tokens of each passage, on the device."""
@@ -34,12 +37,17 @@ class PackedBatch:
 
 
 def pack(
-    values: np.ndarray, offsets: np.ndarray, *, first_position: int, device: torch.device
+    values: np.ndarray,
+    offsets: np.ndarray,
+    *,
+    first_position: int,
+    device: torch.device,
+    token_types: np.ndarray | None = None,
 ) -> PackedBatch:
     """Lay out passages for one forward pass.
 
     `values` int32 [T] and `offsets` int [N + 1] are an Arrow ListArray's buffers (offsets may
-    start above zero, as a slice's do: they index into `values`).
+    start above zero, as a slice's do: they index into `values`). `token_types` [T] of those tokens.
     """
     values = values[offsets[0] : offsets[-1]]
     cu_seqlens = (offsets - offsets[0]).astype(np.int32)
@@ -53,12 +61,14 @@ def pack(
             return tensor.pin_memory().to(device, non_blocking=True)
         return tensor.to(device)
 
+    types = None if token_types is None or not token_types.any() else token_types
     return PackedBatch(
         input_ids_T=to_device(values.astype(np.int64)),
         position_ids_T=to_device(positions),
         cu_seqlens=to_device(cu_seqlens),
         max_seqlen=int(lengths.max()),
         runs=tuple(_runs(cu_seqlens)),
+        token_type_ids_T=None if types is None else to_device(types.astype(np.int64)),
     )
 
 

@@ -80,30 +80,28 @@ def test_load_backbone_of_half_downloaded_weights_is_model_error(copy: Path, siz
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_resolve_dtype_given_is_kept(dtype: Any, device: str) -> None:
-    config = ModelConfig(name="any", dtype=dtype)
-    assert resolve_dtype(config, torch.device(device)) == dtype
+    assert resolve_dtype(dtype, torch.device(device)) == dtype
 
 
 def test_resolve_dtype_auto_is_half_on_cuda_and_never_float16_on_cpu() -> None:
-    config = ModelConfig(name="any")
-    assert resolve_dtype(config, torch.device("cuda")) == "float16"
-    assert resolve_dtype(config, CPU) in {"bfloat16", "float32"}
+    assert resolve_dtype("auto", torch.device("cuda")) == "float16"
+    assert resolve_dtype("auto", CPU) in {"bfloat16", "float32"}
 
 
 def test_resolve_device_auto_is_cuda_exactly_where_there_is_one() -> None:
-    device = resolve_device(ModelConfig(name="any"))
+    device = resolve_device("auto")
     assert device.type == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert resolve_device(ModelConfig(name="any", device="cpu")) == CPU
+    assert resolve_device("cpu") == CPU
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 @pytest.mark.parametrize("name", ["cuda", "cuda:1"])
 def test_resolve_device_cuda_by_name_without_one_is_model_error(name: str) -> None:
     with pytest.raises(ModelError, match=f"expected a CUDA device for '{name}', found none"):
-        resolve_device(ModelConfig(name="any", device=name))
+        resolve_device(name)
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x"])
 def test_resolve_device_of_unknown_name_is_model_error(name: str) -> None:
     with pytest.raises(ModelError, match=r"model\.device"):
-        resolve_device(ModelConfig(name="any", device=name))
+        resolve_device(name)

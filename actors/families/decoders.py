@@ -10,6 +10,7 @@ from actors.families.base import Family
 _DECODER = Family(pooling="last_token", layers="layers.", forward_arguments={"use_cache": False})
 
 DECODERS: dict[str, Family] = {
+    "gemma": _DECODER,
     "gemma2": _DECODER,
     "mistral": _DECODER,
     "qwen2": _DECODER,

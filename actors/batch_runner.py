@@ -1,0 +1,116 @@
+"""Rows of tokens as micro-batches on a device: in an order that suits it, one bad row alone.
+
+On a CPU rows are ordered by length, since attention there goes by runs of equally long ones, and
+each of its threads takes a micro-batch: an operation that all of them have a share of waits for the
+slowest. Knows lengths, neither tokens nor what is computed of them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from actors.micro_batches import next_stop
+
+_LEAST_TOKENS = 256
+"""On a CPU: of a micro-batch that is made for a thread of its own."""
+
+Compute = Callable[[np.ndarray], None]
+"""What is done with the rows of one micro-batch."""
+
+
+class BatchRunner:
+    """A device that one caller at a time has."""
+
+    def __init__(self, device: torch.device, max_batch_tokens: int | None) -> None:
+        """`max_batch_tokens`: of a micro-batch; when not given 16,384 on CUDA, 2,048 on a CPU."""
+        self.max_batch_tokens = max_batch_tokens or (2_048 if device.type == "cpu" else 16_384)
+        """Lower once the device has run out of memory."""
+        self.on_cpu = device.type == "cpu"
+        self._lock = threading.Lock()
+        self._pools: dict[int, ThreadPoolExecutor] = {}
+
+    def run(self, lengths: np.ndarray, compute: Compute) -> dict[int, str]:
+        """Compute all rows of so many tokens; why some could not be, by row.
+
+        A micro-batch that fails is bisected, so that one bad row fails alone. Running out of memory
+        also halves the token budget for good.
+
+        Raises:
+            torch.AcceleratorError: the device failed for good.
+        """
+        failures: dict[int, str] = {}
+        rows = np.flatnonzero(lengths)
+        for row in np.flatnonzero(lengths == 0):  # its first token would be its neighbour's
+            failures[int(row)] = "a passage without tokens"
+        if self.on_cpu:
+            rows = rows[np.argsort(lengths[rows], kind="stable")]
+
+        def run(rows: np.ndarray) -> None:
+            self._run(lengths, rows, compute, failures)
+
+        with self._lock:
+            batches = list(self._cut(rows, lengths[rows]))
+            if len(batches) > 1 and self.on_cpu and torch.get_num_threads() > 1:
+                list(self._pool().map(run, batches))
+            else:
+                for batch in batches:
+                    run(batch)
+        return failures
+
+    def _cut(self, rows: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:
+        """Rows as micro-batches: as many as there are threads, or a multiple of that."""
+        ends = np.concatenate(([0], np.cumsum(lengths)))
+        tokens, budget = int(ends[-1]), self.max_batch_tokens
+        if self.on_cpu and tokens:
+            threads = min(torch.get_num_threads(), max(tokens // _LEAST_TOKENS, 1))
+            batches = -(-tokens // (budget * threads)) * threads
+            budget = min(budget, -(-tokens // batches) + int(lengths.max()) // 2)
+        start = 0
+        while start < len(rows):
+            stop = next_stop(ends, start, budget)
+            yield rows[start:stop]
+            start = stop
+
+    def _pool(self) -> ThreadPoolExecutor:
+        """A thread for each of torch's, in which an operation has one thread."""
+        threads = torch.get_num_threads()
+        if threads not in self._pools:
+            started = threading.Barrier(threads + 1)
+
+            def start() -> None:
+                torch.set_num_threads(1)
+                started.wait()
+
+            self._pools[threads] = ThreadPoolExecutor(threads, "forward", initializer=start)
+            for _ in range(threads):
+                self._pools[threads].submit(int)
+            started.wait()
+            torch.set_num_threads(threads)  # what threads begin with that are started from now on
+        return self._pools[threads]
+
+    @torch.inference_mode()
+    def _run(
+        self, lengths: np.ndarray, rows: np.ndarray, compute: Compute, failures: dict[int, str]
+    ) -> None:
+        try:
+            compute(rows)
+            return
+        except torch.AcceleratorError:
+            raise
+        except (RuntimeError, IndexError) as error:  # what kernels raise; OutOfMemoryError is one
+            reason = f"{type(error).__name__}: {error!s:.200}"
+            if isinstance(error, torch.OutOfMemoryError):
+                half = int(lengths[rows].sum()) // 2
+                self.max_batch_tokens = max(min(self.max_batch_tokens, half), 1)
+        # Outside the handler: the error's traceback would keep the failed forward's tensors alive.
+        if len(rows) == 1:
+            failures[int(rows[0])] = reason
+        else:
+            middle = len(rows) // 2
+            self._run(lengths, rows[:middle], compute, failures)
+            self._run(lengths, rows[middle:], compute, failures)

@@ -1,0 +1,183 @@
+"""The reranker: pairs of a query and a passage in, scores out.
+
+    reranker = load_reranker(RerankerConfig(name="BAAI/bge-reranker-v2-m3"))
+    reranker.score([("what is ray", "Ray is a distributed engine.")])     # float32, input order
+
+Pairs are packed, not padded: a hundred passages of one query are a few forward passes of about as
+many tokens each. The query is tokenised once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from actors.backbone import TORCH_DTYPES, resolve_device, resolve_dtype
+from actors.batch_runner import BatchRunner
+from actors.errors import EncodeError, ModelError
+from actors.families import FAMILIES
+from actors.micro_batches import TokenRows
+from actors.packing import pack
+from actors.rerank.checkpoint import RerankerFiles, resolve_reranker
+from actors.rerank.compression import Spans
+from actors.rerank.config import RerankerConfig, RerankerKind
+from actors.rerank.pairs import (
+    LIGHTWEIGHT_PROMPT,
+    LLM_PROMPT,
+    EncoderPairs,
+    Pair,
+    PairTokenizer,
+    PairTokens,
+    PromptedPairs,
+)
+from actors.rerank.scorers import (
+    Scorer,
+    encoder_scorer,
+    layerwise_scorer,
+    lightweight_scorer,
+    llm_scorer,
+)
+
+__all__ = ["Reranker", "RerankerConfig", "RerankerInfo", "load_reranker"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerankerInfo:
+    """What a loaded reranker is."""
+
+    name: str
+    revision: str | None
+    kind: RerankerKind
+    max_length: int
+    query_max_length: int
+    cutoff_layers: tuple[int, ...] | None
+    dtype: str
+    device: str
+
+
+class Reranker:
+    """A loaded reranker; made by `load_reranker`. Safe to share between threads."""
+
+    def __init__(
+        self,
+        *,
+        info: RerankerInfo,
+        pairs: PairTokenizer,
+        scorer: Scorer,
+        first_position: int,
+        too_long: str,
+        max_batch_tokens: int | None,
+    ) -> None:
+        self.info = info
+        self._pairs, self._scorer = pairs, scorer
+        self._device = torch.device(info.device)
+        self._first_position = first_position
+        self._refuses = too_long == "refuse"
+        self._batches = BatchRunner(self._device, max_batch_tokens)
+
+    def score(self, pairs: Sequence[Pair], *, normalize: bool = False) -> np.ndarray:
+        """float32 [N] in the order of the pairs; [N, L] where several layers were asked to score.
+
+        `normalize`: through the logistic function, into (0, 1), as FlagEmbedding has it.
+
+        Raises:
+            EncodeError: a pair that is too long, where that is refused, or has no finite score.
+        """
+        tokens = self.tokenize(pairs)
+        if self._refuses and tokens.truncated.any():
+            row = int(np.flatnonzero(tokens.truncated)[0])
+            raise EncodeError(
+                f"pair {row}: expected at most {self.info.max_length} tokens, found more."
+            )
+        scores_NL, failures = self.score_tokens(tokens)
+        for row, reason in failures.items():
+            raise EncodeError(f"pair {row} cannot be scored: {reason}.")
+        if normalize:
+            scores_NL = 1 / (1 + np.exp(-scores_NL))
+        return scores_NL[:, 0] if scores_NL.shape[1] == 1 else scores_NL
+
+    def tokenize(self, pairs: Sequence[Pair]) -> PairTokens:
+        """Token ids of pairs, and which of them were cut."""
+        return self._pairs.tokenize(pairs)
+
+    @torch.inference_mode()
+    def score_tokens(self, tokens: PairTokens) -> tuple[np.ndarray, dict[int, str]]:
+        """Scores float32 [N, L], and why some rows have none: theirs are NaN.
+
+        Raises:
+            torch.AcceleratorError: the device failed for good.
+        """
+        lengths = np.diff(tokens.offsets)
+        layers = len(self.info.cutoff_layers or (0,))
+        scores_NL = np.full((len(lengths), layers), np.nan, dtype=np.float32)
+
+        def compute(rows: np.ndarray) -> None:
+            places = TokenRows.of(tokens.offsets, rows)
+            packed = pack(
+                tokens.values[places.places_T],
+                places.cu_seqlens,
+                first_position=self._first_position,
+                device=self._device,
+                token_types=tokens.types[places.places_T],
+            )
+            spans = Spans(tokens.passage_starts[rows], tokens.tail)
+            scores_NL[rows] = self._scorer(packed, spans).float().cpu().numpy()
+
+        failures = self._batches.run(lengths, compute)
+        for row in np.flatnonzero(~np.isfinite(scores_NL).all(axis=1)).tolist():
+            failures.setdefault(row, "NaN or Inf in its score")
+        return scores_NL, failures
+
+
+def load_reranker(config: RerankerConfig) -> Reranker:
+    """Load a reranker onto the device.
+
+    Raises:
+        ModelError: not found, an embedder, a weight missing, a layer that does not score.
+    """
+    files = resolve_reranker(config)
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.dtype, device)
+    pairs, scorer = _parts(files, config, TORCH_DTYPES[dtype], device)
+    family = FAMILIES.get(str(files.config.get("model_type")))
+    if family and not config.max_length <= family.usable_positions(files.config):
+        raise ModelError(
+            f"reranker.max_length: expected at most {family.usable_positions(files.config)} (the "
+            f"positions of {config.name}), got {config.max_length}."
+        )
+    assert config.query_max_length is not None
+    return Reranker(
+        info=RerankerInfo(
+            name=config.name,
+            revision=config.revision,
+            kind=files.kind,
+            max_length=config.max_length,
+            query_max_length=config.query_max_length,
+            cutoff_layers=config.cutoff_layers,
+            dtype=dtype,
+            device=str(device),
+        ),
+        pairs=pairs,
+        scorer=scorer,
+        first_position=family.first_position(files.config) if family else 0,
+        too_long=config.too_long,
+        max_batch_tokens=config.max_batch_tokens,
+    )
+
+
+def _parts(
+    files: RerankerFiles, config: RerankerConfig, dtype: torch.dtype, device: torch.device
+) -> tuple[PairTokenizer, Scorer]:
+    if files.kind == "encoder":
+        return EncoderPairs(files.folder, config), encoder_scorer(files, dtype, device)
+    if files.kind == "llm":
+        pairs = PromptedPairs(files.folder, config, LLM_PROMPT)
+        return pairs, llm_scorer(files, pairs.first_id("Yes"), dtype, device)
+    if files.kind == "layerwise":
+        pairs = PromptedPairs(files.folder, config, LLM_PROMPT)
+        return pairs, layerwise_scorer(files, config, dtype, device)
+    pairs = PromptedPairs(files.folder, config, LIGHTWEIGHT_PROMPT)
+    return pairs, lightweight_scorer(files, config, dtype, device)
