@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from actors.config import Output
 from actors.search.shard import Unit
 from pipelines.config_search import Mode
 from pipelines.search.searcher import Searcher
+
+RERANK = "rerank"
+"""What a reranker's scores are called."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class Hit:
     """From 1."""
     score: float
     """By the mode that was asked for."""
-    scores: dict[Output, float]
-    """By each output."""
+    scores: dict[str, float]
+    """By each output, and by a reranker that has ordered them."""
     row: int
     """Of the searcher."""
     passage: dict[str, Any]
