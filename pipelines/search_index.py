@@ -126,14 +126,15 @@ def main(
 
 
 def _plain(query: str, mode: Mode, index: Index, hits: Sequence[Hit]) -> dict[str, object]:
+    found = []
+    for hit in hits:
+        own = {"rank": hit.rank, "score": hit.score, "scores": hit.scores}
+        found.append(own | hit.passage | own)  # never hidden by a column of that name
     return {
         "query": query,
         "mode": mode,
         "generation": index.info.generation,
-        "hits": [
-            {"rank": hit.rank, "score": hit.score, "scores": hit.scores} | hit.passage
-            for hit in hits
-        ],
+        "hits": found,
     }
 
 
