@@ -422,6 +422,7 @@ def test_hit_in_json_is_not_hidden_by_a_column_of_its_name(history: History) -> 
     ("arguments", "said"),
     [
         (["  "], "error: QUERY: expected words"),
+        (["\udcff bridge"], "error: QUERY: expected Unicode"),
         (["x", "--set", "search.weights=[0,0,0]"], "expected a weight other than 0"),
         (["x", "--generation", "9"], "generation 9"),
         (["x", "--set", "model.pooling=mean"], "expected the space of its vectors"),
