@@ -36,7 +36,7 @@ from pipelines.evaluation.results import (
     evaluate_modes,
     read_evaluation,
 )
-from pipelines.evaluation.tables import comparison_table, table
+from pipelines.evaluation.tables import comparison_table, table, unknown_said
 from pipelines.evaluation.trec_runs import read_run, write_run
 from pipelines.generations import live_generation
 from pipelines.index import Index, open_index
@@ -189,6 +189,8 @@ def main(
             markup=False,
         )
         console.print(table(found.evaluation))
+        if unknown := unknown_said(found.evaluation.dataset):
+            console.print(unknown)
         for other in before:
             console.print(
                 f"against generation {other.index.generation} of {other.index.uri}, "

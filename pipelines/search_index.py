@@ -51,12 +51,16 @@ def search_index(
     `config`: model, search and ray sections count. `reranker`: orders the best `rerank_top` anew.
 
     Raises:
-        ConfigError: a query without a word, or vectors that do not fit the memory.
+        ConfigError: a query without a word or not Unicode, or vectors that do not fit the memory.
         IndexStateError: no such vectors, or the model's are of another space.
     """
     for query in queries:
         if not query.strip():
             raise ConfigError("QUERY: expected words, got nothing but whitespace.")
+        try:
+            query.encode()
+        except UnicodeEncodeError:
+            raise ConfigError("QUERY: expected Unicode, got bytes that are no UTF-8.") from None
     if mode is None:
         mode = "hybrid" if len(index.info.outputs) > 1 else "dense"
         if mode not in ("hybrid", *index.info.outputs):
@@ -161,14 +165,15 @@ def main(
 
 
 def _plain(query: str, mode: Mode, index: Index, hits: Sequence[Hit]) -> dict[str, object]:
+    found = []
+    for hit in hits:
+        own = {"rank": hit.rank, "score": hit.score, "scores": hit.scores}
+        found.append(own | hit.passage | own)  # never hidden by a column of that name
     return {
         "query": query,
         "mode": mode,
         "generation": index.info.generation,
-        "hits": [
-            {"rank": hit.rank, "score": hit.score, "scores": hit.scores} | hit.passage
-            for hit in hits
-        ],
+        "hits": found,
     }
 
 

@@ -224,6 +224,20 @@ def test_command_with_a_reranker_has_a_mode_more_over_the_same_documents(
     assert settings == {"model": str(reranker), "top": 3}
 
 
+def test_command_says_which_relevant_documents_no_mode_can_find(
+    run_command: Any, tmp_path: Path
+) -> None:
+    qrels = tmp_path / "qrels.tsv"
+    judged = (SMALL / "qrels/test.tsv").read_text()
+    query = judged.splitlines()[1].split("\t")[0]
+    qrels.write_text(f"{judged}{query}\tnowhere\t1\n")
+    code, said, _ = run_command("--set", f"evaluate.qrels={qrels}", "--set", "evaluate.bm25=null")
+    assert code == 0
+    assert "1 of " in said
+    assert "relevant documents are not in the index: no mode can find them." in said
+    assert "not in the index" not in run_command("--set", "evaluate.bm25=null")[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -27,12 +27,13 @@ from pipelines.config_sections import RayConfig
 from pipelines.index import Index, open_index
 from pipelines.search import memory, shard_files
 from pipelines.search.answer_text import excerpt
-from pipelines.search.answers import find
+from pipelines.search.answers import Hit, find
 from pipelines.search.blocks import in_blocks
 from pipelines.search.opening import open_searcher, request
 from pipelines.search.searcher import MODES, Searcher
 from pipelines.search.shard_files import ROWS, ShardFiles, shards_of
 from pipelines.search.shard_host import ShardHost
+from pipelines.search_index import _plain as plain
 from pipelines.search_index import app, search_index
 
 RERANKER = ROOT / "tests/data/oracle/models/bge-reranker-v2-m3"
@@ -414,10 +415,18 @@ def test_command_in_json_gives_an_object_a_query(command: list[str]) -> None:
     assert {"rank", "score", "scores", "passage_id", "text", "url"} <= hits[0].keys()
 
 
+def test_hit_in_json_is_not_hidden_by_a_column_of_its_name(history: History) -> None:
+    passage = {"rank": "9th", "score": None, "url": "u"}
+    hit = Hit(rank=1, score=0.5, scores={"dense": 0.5}, row=3, passage=passage)
+    [found] = plain("q", "dense", history.index, [hit])["hits"]  # type: ignore[misc]
+    assert found == {"rank": 1, "score": 0.5, "scores": {"dense": 0.5}, "url": "u"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["  "], "error: QUERY: expected words"),
+        (["\udcff bridge"], "error: QUERY: expected Unicode"),
         (["x", "--set", "search.weights=[0,0,0]"], "expected a weight other than 0"),
         (["x", "--generation", "9"], "generation 9"),
         (["x", "--set", "model.pooling=mean"], "expected the space of its vectors"),

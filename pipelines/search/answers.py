@@ -52,7 +52,9 @@ def find(
     if unit == "document" and len(row_M):
         row_M = searcher.best_passages(queries, mode, query_M, row_M)
     parts = searcher.score(queries, query_M, row_M)
-    passages = searcher.take(row_M, columns).to_pylist()
+    # Not asked for no column at all: a table without any has no rows either.
+    bare = columns is not None and not columns
+    passages = [{} for _ in row_M] if bare else searcher.take(row_M, columns).to_pylist()
     found: list[list[Hit]] = [[] for _ in range(len(queries))]
     for m, (query, place) in enumerate(zip(query_M.tolist(), place_M.tolist(), strict=True)):
         found[query].append(
