@@ -109,7 +109,7 @@ def exit_with_one_line(
     except Exception as error:  # noqa: BLE001  every error ends as a line
         # What a worker raised was raised in mid-run, whatever its kind.
         code = error.exit_code if isinstance(error, EmbedError) else 1
-        message, remedy = _explain(error)
+        message, remedy = _explain(error, slices=kept is not None)
         trace = traceback.format_exc() if verbose else ""
         facts = {"message": message, "remedy": remedy, "exit_code": code}
         log.say(
@@ -138,7 +138,7 @@ def find_cause(error: BaseException) -> EmbedError | None:
     return None
 
 
-def _explain(error: BaseException) -> tuple[str, str]:
+def _explain(error: BaseException, *, slices: bool) -> tuple[str, str]:
     """Message and remedy."""
     if known := find_cause(error):
         return known.message, known.remedy
@@ -149,7 +149,8 @@ def _explain(error: BaseException) -> tuple[str, str]:
     text = " ".join(text.split())
     if len(text) > 300:  # what a stack trace is about is at its end
         text = f"{text[:100]} ... {text[-200:]}"
-    return f"{type(root).__name__}: {text}", "--verbose shows where; finished slices are kept."
+    kept = "; finished slices are kept" if slices else ""
+    return f"{type(root).__name__}: {text}", f"--verbose shows where{kept}."
 
 
 def _innermost(error: BaseException) -> BaseException:

@@ -64,7 +64,7 @@ def ray_session(config: RayConfig, *, verbose: bool = False) -> Iterator[None]:
                 logging_level=logging.INFO if verbose else logging.ERROR,
                 **(local if address == "local" else {}),
             )
-    except ConnectionError as error:
+    except (ConnectionError, ValueError) as error:
         raise ConfigError(
             f"ray.address: expected a Ray cluster at {address}, found none ({error!s:.120})."
         ) from None

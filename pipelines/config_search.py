@@ -23,7 +23,7 @@ class SearchConfig(Section):
     rrf_k: Count = 60
     """Reciprocal rank fusion adds 1 / (rrf_k + rank) over the outputs."""
     rrf_depth: Count = 1000
-    """So many passages of each output take part in it."""
+    """So many of each output, passages or documents, take part in it; no more are found."""
     candidates: Count | None = None
     """ColBERT, hybrid and rrf score only the best so many of dense and of sparse; every passage
     when not given."""
@@ -63,10 +63,10 @@ class EvaluateConfig(Section):
     TREC's four columns; the dataset's own when not given and source.format is beir."""
     split: str = "test"
     """Of a BEIR dataset: which of its qrels/."""
-    modes: tuple[Mode, ...] | None = None
+    modes: Annotated[tuple[Mode, ...], Field(min_length=1)] | None = None
     """Ways to search; all that the index's outputs allow when not given."""
-    depth: Count = 1000
-    """Documents of each query that are looked at."""
+    depth: Annotated[int, Field(ge=100)] = 1000
+    """Documents of each query that are looked at; R@100 needs 100."""
     bm25: Literal["words", "tokens"] | None = "words"
     """BM25 beside them: of words, or of the model's tokens, for languages without spaces; null:
     none. It needs the texts in the index."""

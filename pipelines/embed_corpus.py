@@ -24,6 +24,7 @@ from pipelines.cli import (
 )
 from pipelines.config import RunConfig, load_config
 from pipelines.dry_run import dry_run
+from pipelines.gate import check_gate
 from pipelines.permit import Permit
 from pipelines.plan import Request
 from pipelines.progress import Progress
@@ -59,6 +60,7 @@ def embed_corpus(
         config = config.with_absolute_paths()  # a worker's current directory is another one
         files = resolve_model(config.encoder)
         check_chunking(config, files)
+        check_gate(config)
         request = Request.of(config, files)
         source = Source(config.source)
         listing = source.list_files()

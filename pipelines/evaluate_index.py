@@ -8,21 +8,23 @@ index (built when missing) -> judged queries -> search -> measures -> table, eva
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from actors.errors import ConfigError, StorageError
+from actors.errors import SourceError, StorageError
 from actors.rerank.config import RerankerConfig
 from pipelines.cli import Log, exit_with_one_line, log_to_stderr
 from pipelines.config import RunConfig, load_config
 from pipelines.embed_corpus import embed_corpus
+from pipelines.evaluation.against import read_against, with_runs
 from pipelines.evaluation.dataset import read_judged
 from pipelines.evaluation.evaluate import (
     Evaluated,
+    check_ready,
     evaluate,
     judged_files,
     lengths_of,
@@ -32,12 +34,10 @@ from pipelines.evaluation.evaluate import (
 from pipelines.evaluation.ranking import SecondStage
 from pipelines.evaluation.report_html import Documents, documents_shown, evaluation_page
 from pipelines.evaluation.results import (
-    Evaluation,
-    evaluate_modes,
     read_evaluation,
 )
 from pipelines.evaluation.tables import comparison_table, table, unknown_said
-from pipelines.evaluation.trec_runs import read_run, write_run
+from pipelines.evaluation.trec_runs import write_run
 from pipelines.generations import live_generation
 from pipelines.index import Index, open_index
 from pipelines.local_files import local_disk
@@ -60,7 +60,7 @@ def evaluate_index(
     Raises:
         EmbedError: one of its kinds, each with a remedy.
     """
-    read_judged(*judged_files(config), config.source.storage_options)  # before hours of embedding
+    check_ready(config)  # before hours of embedding
     store = open_store(config.index.uri, config.index.storage_options)
     if generation is None and live_generation(store) is None:
         embed_corpus(config, progress=Progress(log) if log else None)
@@ -83,6 +83,7 @@ def write_evaluation(found: Evaluated, index: Index, folder: Path) -> list[Path]
     try:
         with local_disk(str(folder)):
             folder.mkdir(parents=True, exist_ok=True)
+            _remove_runs_of_before(folder)
             files = [folder / "eval.json", folder / "eval.html"]
             files[0].write_bytes(evaluation.to_bytes())
             files[1].write_text(evaluation_page(evaluation, judged, documents), encoding="utf-8")
@@ -94,25 +95,11 @@ def write_evaluation(found: Evaluated, index: Index, folder: Path) -> list[Path]
     return files
 
 
-def with_run(found: Evaluated, uri: str) -> Evaluated:
-    """The evaluation with another system's run beside the modes.
-
-    Raises:
-        SourceError: it cannot be read as a TREC run.
-    """
-    name = Path(uri).stem
-    while name in found.rankings:
-        name = f"{name} (file)"
-    rankings = {**found.rankings, name: read_run(uri)}
-    before = found.evaluation
-    modes = evaluate_modes(
-        found.judged.qrels,
-        rankings,
-        baseline=before.baseline,
-        ignore_identical_ids=before.ignore_identical_ids,
-        settings={mode.name: mode.settings for mode in before.modes},
-    )
-    return Evaluated(before.model_copy(update={"modes": modes}), found.judged, rankings)
+def _remove_runs_of_before(folder: Path) -> None:
+    """Those that the eval.json there names: they are of modes that may not be searched now."""
+    with suppress(SourceError, OSError):
+        for mode in read_evaluation(str(folder / "eval.json")).modes:
+            (folder / f"{mode.name}.run").unlink(missing_ok=True)
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -171,15 +158,15 @@ def main(
     """
     with log_to_stderr("text") as log, exit_with_one_line(log, verbose=verbose):
         run = load_config(config, overrides or [])
-        before = list(_evaluations(against or []))
+        judged = read_judged(*judged_files(run), run.source.storage_options)
+        others = read_against(against or [], judged)
+        before = [*others.evaluations]
         second = SecondStage(RerankerConfig(name=reranker), rerank_top) if reranker else None
         if against_generation is not None:
             earlier, _ = evaluate_index(run, generation=against_generation, second=second)
             before.append(earlier.evaluation)
         found, index = evaluate_index(run, generation=generation, second=second, log=log)
-        for uri in against or []:
-            if not uri.endswith(".json"):
-                found = with_run(found, uri)
+        found = with_runs(found, others.runs)
         files = write_evaluation(found, index, Path(run.evaluate.out))
         console = Console(highlight=False)
         facts = found.evaluation.index
@@ -199,16 +186,6 @@ def main(
             )
             console.print(comparison_table(other, found.evaluation))
         console.print(f"written: {', '.join(map(str, files[:2]))}", markup=False)
-
-
-def _evaluations(uris: list[str]) -> Iterator[Evaluation]:
-    for uri in uris:
-        if uri.endswith(".json"):
-            yield read_evaluation(uri)
-        elif not uri.endswith((".run", ".trec", ".txt")):
-            raise ConfigError(
-                f"--against: expected an eval.json or a run file (.run, .trec, .txt), got {uri}."
-            )
 
 
 if __name__ == "__main__":

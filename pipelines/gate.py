@@ -63,6 +63,21 @@ def read_canaries(path: str) -> list[Canary]:
     return found
 
 
+def check_gate(config: RunConfig) -> None:
+    """What the gate could never let pass, or could not look at: before anything is embedded.
+
+    Raises:
+        ConfigError, SourceError: canaries or judged queries that cannot be read, a missing package.
+        IndexStateError: a measure of an output that is not computed.
+    """
+    if config.gate.canaries:
+        read_canaries(config.gate.canaries)
+    if config.gate.quality:
+        from pipelines.evaluation.evaluate import check_ready  # late, as below
+
+        check_ready(config, [floor.mode for floor in config.gate.quality])
+
+
 def findings(store: Store, config: RunConfig, manifest: Manifest) -> list[str]:
     """What speaks against publishing a generation; nothing where it may go live.
 

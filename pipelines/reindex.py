@@ -29,6 +29,7 @@ from pipelines.config import RunConfig, load_config
 from pipelines.embed_corpus import embed_corpus
 from pipelines.estimate import estimate_run
 from pipelines.estimate_text import in_short
+from pipelines.gate import check_gate
 from pipelines.generations import read_chain
 from pipelines.inventory import plan_of
 from pipelines.listing import Listing
@@ -68,6 +69,7 @@ def reindex(
         config = config.with_absolute_paths()
         files = resolve_model(config.encoder)
         check_chunking(config, files)
+        check_gate(config)
         request = Request.of(config, files)
         source = Source(config.source)
         listing = source.list_files()

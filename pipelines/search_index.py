@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
 from actors.errors import ConfigError
 from actors.rerank.config import RerankerConfig
-from actors.search.shard import Unit
+from actors.search.fusion import Unit
 from pipelines.cli import exit_with_one_line, log_to_stderr
 from pipelines.config import RunConfig, override
 from pipelines.config_search import Mode
@@ -71,12 +72,13 @@ def search_index(
     from actors.reranker import load_reranker
 
     model = dataclasses.replace(config.model, outputs=outputs)
-    encoder = load_encoder(model)
     space = read_space(index.store.uri, index.store.options, index.info.generation)
-    check_same_space(space, model, encoder.info.dtype)
-    second = load_reranker(reranker) if reranker else None
-    depth = max(top, rerank_top) if second else top
+    check_same_space(space, model)
+    depth = max(top, rerank_top) if reranker else top
     with open_searcher(index, outputs, config.search, config.ray) as searcher:
+        encoder = load_encoder(model)
+        check_same_space(space, model, encoder.info.dtype)
+        second = load_reranker(reranker) if reranker else None
         found = find(searcher, encoder.encode_queries(queries), mode, depth, unit=unit)
     if second:
         prefix = config.chunk.title_prefix
@@ -155,7 +157,7 @@ def main(
         )
         if output_format == "json":
             for query, hits in zip(queries, answers, strict=True):
-                typer.echo(json.dumps(_plain(query, used, index, hits), default=str))
+                typer.echo(json.dumps(_finite(_plain(query, used, index, hits)), default=str))
             return
         console = Console(highlight=False)
         then = f", then {reranker}" if reranker else ""
@@ -168,13 +170,23 @@ def _plain(query: str, mode: Mode, index: Index, hits: Sequence[Hit]) -> dict[st
     found = []
     for hit in hits:
         own = {"rank": hit.rank, "score": hit.score, "scores": hit.scores}
-        found.append(own | hit.passage | own)  # never hidden by a column of that name
+        columns = {k: v for k, v in hit.passage.items() if not isinstance(v, bytes)}
+        found.append(own | columns | own)  # never hidden by a column of that name
     return {
         "query": query,
         "mode": mode,
         "generation": index.info.generation,
         "hits": found,
     }
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null, then."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list) else value
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from in_process import ray_left_out
 from typer.testing import CliRunner
 
 from actors.encoder import load_encoder
-from actors.errors import ConfigError, GateError
+from actors.errors import ConfigError, EmbedError, GateError
 from pipelines.config import RunConfig, load_config
 from pipelines.embed_corpus import embed_corpus
 from pipelines.evaluate_index import app, evaluate_index
@@ -242,6 +242,8 @@ def test_command_says_which_relevant_documents_no_mode_can_find(
     ("arguments", "said"),
     [
         (["--against", "other.csv"], "--against: expected an eval.json or a run file"),
+        (["--against", "{other}.run"], "--against: expected judged queries in"),
+        (["--set", "evaluate.depth=20"], "evaluate.depth: expected greater than or equal to 100"),
         (["--set", "evaluate.qrels=none.tsv"], "none.tsv"),
         (["--set", "source.format=jsonl"], "evaluate.queries: expected a file, found none"),
         (["--generation", "7"], "expected generation 7"),
@@ -249,8 +251,10 @@ def test_command_says_which_relevant_documents_no_mode_can_find(
     ],
 )
 def test_command_that_cannot_evaluate_says_so_in_a_line(
-    run_command: Any, arguments: list[str], said: str
+    run_command: Any, arguments: list[str], said: str, tmp_path: Path
 ) -> None:
+    (tmp_path / "other.run").write_text("other Q0 d1 1 0.5 tag\n")
+    arguments = [word.format(other=tmp_path / "other") for word in arguments]
     code, output, error = run_command(*arguments)
     assert (code, output) == (2, "")
     assert said in error
@@ -271,6 +275,24 @@ def test_gate_that_asks_for_a_measure_keeps_what_is_worse_from_going_live(tmp_pa
         assert open_index(str(tmp_path / "index"), generation=1).info.generation == 1
         assert embed_corpus(config(0.001)).generation == 1
         assert live_generation(store) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("evaluate.qrels=none.tsv", "none.tsv"),
+        ("gate.quality=[{mode: sparse, least: 0.5}]", "expected one of dense, got sparse"),
+        ("gate.canaries=none.jsonl", "gate.canaries: cannot read"),
+    ],
+)
+def test_gate_that_could_never_be_passed_is_refused_before_anything_is_embedded(
+    tmp_path: Path, change: str, said: str
+) -> None:
+    floor = "gate.quality=[{least: 0.5}]"
+    tiny = ("model.name=builtin:tiny-m3", "model.heads=null", "outputs=[dense]", floor, change)
+    with ray_left_out(), pytest.raises(EmbedError, match=said):
+        embed_corpus(config_of(SMALL, tmp_path, *tiny))
+    assert not (tmp_path / "index/runs").exists()
 
 
 def test_gate_that_asks_for_a_measure_without_judged_queries_is_refused(tmp_path: Path) -> None:

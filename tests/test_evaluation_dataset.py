@@ -67,7 +67,7 @@ def test_queries_and_qrels_are_read_from_any_store_and_compressed(place):
         ("q\td\t0.5\n", r"line 1: expected the relevance as an integer, found '0\.5'"),
         ("q\td\t1\n\nq\td\t2\n", r"line 3: expected one judgement of 'd' .*, found 1 and 2"),
         ("query-id\tcorpus-id\tscore\n", "expected judgements, found none"),
-        ("a\tb\tc\nd\te\tf\n", "line 2: expected the relevance"),
+        ("a\tb\tc\nd\te\tf\n", "line 1: expected the relevance"),
         (b"q\td\t1\nq\t\xff\t1\n", "line 2: expected UTF-8"),
     ],
 )

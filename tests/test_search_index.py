@@ -19,14 +19,14 @@ from typer.testing import CliRunner
 
 from actors.config import OUTPUTS, ModelConfig
 from actors.encoder import Encoder, load_encoder
-from actors.errors import ConfigError, IndexStateError
+from actors.errors import ConfigError, IndexStateError, StorageError
 from actors.reranker import RerankerConfig, load_reranker
 from actors.tokenizer import encoder_input
 from pipelines.config_search import SearchConfig
 from pipelines.config_sections import RayConfig
 from pipelines.index import Index, open_index
 from pipelines.search import memory, shard_files
-from pipelines.search.answer_text import excerpt
+from pipelines.search.answer_text import excerpt, printable
 from pipelines.search.answers import Hit, find
 from pipelines.search.blocks import in_blocks
 from pipelines.search.opening import open_searcher, request
@@ -163,7 +163,7 @@ def test_search_of_any_shards_and_generation_equals_comparing_everything(
             assert len(set(names)) == len(names)
             np.testing.assert_allclose([want[name] for name in names], scores[kept], atol=2e-5)
     # Ranks of scores that differ by rounding alone are the search's own.
-    deep = searcher.search(queries, OUTPUTS, max(5, top), unit=unit)
+    deep = searcher.search(queries, OUTPUTS, 5, unit=unit)
     for query, (scores, rows) in enumerate(zip(*found["rrf"], strict=True)):
         sums = fused([names_of(deep[output][1][query]) for output in OUTPUTS])
         kept = rows >= 0
@@ -352,7 +352,7 @@ def test_memory_needed_is_that_of_the_vectors_searched(history: History) -> None
 @pytest.mark.parametrize(
     ("mode", "change", "said"),
     [
-        ("sparse", {}, "expected one of dense, hybrid, rrf, got sparse"),
+        ("sparse", {}, "expected one of dense, got sparse"),
         ("hybrid", {"weights": (0.0, 1.0, 1.0)}, "a weight other than 0 for dense"),
     ],
 )
@@ -490,6 +490,58 @@ def test_command_with_an_embedder_as_reranker_says_so(
     result = CliRunner().invoke(app, [*command, "x", "--rerank", str(RERANKER.parent / "bge-m3")])
     assert result.exit_code == 2
     assert "expected a reranker" in capfd.readouterr().err
+
+
+def test_search_by_colbert_alone_among_candidates_finds_what_all_outputs_would(
+    history: History, folder: Path
+) -> None:
+    search = SearchConfig(folder=str(folder), candidates=3)
+    config = history.config.model_copy(update={"search": search})
+    _, answers = search_index(history.index, config, QUERIES, mode="colbert")
+    assert all(3 <= len(hits) <= 6 for hits in answers)
+
+
+def test_search_for_more_than_there_is_finds_all_of_it(
+    history: History, queries: pa.Table, folder: Path
+) -> None:
+    searcher = searcher_of(history.index, 2, folder)
+    _, rows = searcher.search(queries, ["hybrid"], 1 << 40)["hybrid"]
+    assert sorted(rows[0].tolist()) == list(range(searcher.rows))
+
+
+@pytest.mark.parametrize("left", [0, 700])
+def test_mapped_file_that_was_cut_short_is_written_again(
+    history: History, tmp_path: Path, left: int
+) -> None:
+    index = history.index
+    whole = ShardFiles(index, index.parts, tmp_path).open(["dense"])["dense"].to_pylist()
+    [path] = tmp_path.rglob("dense.arrow")
+    path.write_bytes(path.read_bytes()[:left])
+    assert ShardFiles(index, index.parts, tmp_path).open(["dense"])["dense"].to_pylist() == whole
+
+
+def test_folder_that_is_none_is_named_as_the_setting_it_is(
+    history: History, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"search\.folder: expected a folder") as error:
+        ShardFiles(history.index, history.index.parts, tmp_path / "file").open(["dense"])
+    assert "search.folder=" in error.value.remedy
+
+
+def test_part_that_is_gone_is_named(tmp_path: Path) -> None:
+    history = History(tmp_path, outputs=["dense"])
+    history.write("a", {"a1": "one text"})
+    history.run()
+    next((tmp_path / "index/data").rglob("*.parquet")).unlink()
+    index = history.index
+    with pytest.raises(StorageError, match=r"\.parquet: expected a part of the index") as error:
+        ShardFiles(index, index.parts, tmp_path / "mapped").open(["dense"])
+    assert "verify_index" in error.value.remedy
+
+
+def test_printed_text_has_nothing_that_a_terminal_obeys() -> None:
+    assert printable("a\x1b[31m b\n\tc\x9b") == "a [31m b c"
 
 
 def test_excerpt_is_the_part_that_has_the_querys_words() -> None:

@@ -6,10 +6,15 @@ Shape suffixes: Q queries, K best rows, M pairs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
 import numpy as np
 
-Best = tuple[np.ndarray, np.ndarray]
+Ranking: TypeAlias = Literal["dense", "sparse", "colbert", "hybrid"]
+"""What rows are ordered by; hybrid: the weighted mean of all outputs there are."""
+Unit: TypeAlias = Literal["passage", "document"]
+"""What is ranked; a document as its best passage."""
+Best: TypeAlias = tuple[np.ndarray, np.ndarray]
 """float32 scores [Q, K], best first, and int64 rows [Q, K]; -inf and -1 where there are no more."""
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -21,15 +20,11 @@ import torch
 
 from actors.config import OUTPUTS, Output
 from actors.scoring import Weights
-from actors.search.fusion import Best
+from actors.search.fusion import Best, Ranking, Unit
 from actors.search.pairs import PAIR_SCORES
 from actors.search.scored_rows import SCORED_ROWS, ScoredRows
 from actors.search.tiles import Floats, segments
 from actors.search.top_rows import TopRows
-
-Ranking: TypeAlias = Literal["dense", "sparse", "colbert", "hybrid"]
-"""What rows are ordered by; hybrid: the weighted mean of all outputs there are."""
-Unit: TypeAlias = Literal["passage", "document"]
 
 _QUERIES = 512
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from actors.config import Output
-from actors.search.shard import Unit
+from actors.search.fusion import Unit
 from pipelines.config_search import Mode
 from pipelines.endpoint.native import Body, Weight
 

@@ -27,7 +27,8 @@ from pipelines.endpoint.space import searched_index
 from pipelines.search.opening import check, n_shards, request
 from pipelines.search.searcher import Searcher, ShardCalls
 from pipelines.search.shard_actors import cpus_of
-from pipelines.search.shard_host import ShardHost, ShardRequest
+from pipelines.search.shard_files import ShardRequest
+from pipelines.search.shard_host import ShardHost
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from actors.errors import SourceError
 from pipelines.evaluation.judged_files import Options, numbered_lines
+
+_HEADER = re.compile(r"(?i)score|rel|label|grade|judg")
+"""What the last column of a first line says that is a header."""
 
 Rankings = dict[str, dict[str, float]]
 """Query id -> document id -> score, the best first: order decides, also where scores are equal."""
@@ -95,7 +99,7 @@ def read_qrels(uri: str, storage_options: Options | None = None) -> Qrels:
     for number, line in numbered_lines(uri, storage_options):
         where = f"{uri}, line {number}"
         query, document, score = _judgement(line, where)
-        if not (is_first and not _is_number(score)):  # the header
+        if not (is_first and _HEADER.search(score)):
             relevance = _relevance(score, where)
             judged = qrels.setdefault(query, {})
             if judged.setdefault(document, relevance) != relevance:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -30,6 +30,7 @@ from pipelines.evaluation.dataset import (
     read_judged,
     unknown_documents,
 )
+from pipelines.evaluation.extras import extra
 from pipelines.evaluation.ranking import SecondStage, rank_judged
 from pipelines.evaluation.results import DatasetFacts, Evaluation, IndexFacts, evaluate_modes
 from pipelines.index import Index
@@ -64,6 +65,20 @@ def judged_files(config: RunConfig) -> tuple[str, str]:
             "Name it, or use a BEIR dataset (source.format: beir).",
         )
     return queries, qrels
+
+
+def check_ready(config: RunConfig, modes: Sequence[Mode] = ()) -> None:
+    """What would be wrong with an evaluation, as far as it shows before there is an index.
+
+    Raises:
+        SourceError: queries or judgements that cannot be read. ConfigError: a package is missing.
+        IndexStateError: one of `modes` is of an output that is not computed.
+    """
+    read_judged(*judged_files(config), config.source.storage_options)
+    extra("ir_measures")
+    if config.evaluate.bm25:
+        extra("bm25s")
+    outputs_for(modes or config.evaluate.modes or (), config.outputs, config.search)
 
 
 def modes_of(config: RunConfig, index: Index) -> tuple[Mode, ...]:
@@ -118,7 +133,7 @@ def evaluate(
         baseline=baseline,
         ignore_identical_ids=config.evaluate.ignore_identical_ids,
         seconds={name: round(value, 3) for name, value in seconds.items()},
-        versions={name: version(name) for name in ("packvec", "torch", "ir-measures", "bm25s")},
+        versions={name: version(name) for name in ("packvec", "torch", "ir-measures")},
         query_ids=sorted(judged.qrels),
         modes=results,
     )

@@ -60,13 +60,14 @@ def rank_judged(
     seconds: dict[str, float] = {}
     outputs = outputs_for(modes, index.info.outputs, config.search)
     model = dataclasses.replace(config.model, outputs=outputs)
-    encoder = load_encoder(model)
     space = read_space(index.store.uri, index.store.options, index.info.generation)
-    check_same_space(space, model, encoder.info.dtype)
-    reranker = load_reranker(second.config) if second else None
+    check_same_space(space, model)
     rankings: dict[str, Rankings] = {name: {} for name in (*modes, *([RERANK] if second else []))}
     ids = list(queries)
     with open_searcher(index, outputs, config.search, config.ray) as searcher:
+        encoder = load_encoder(model)
+        check_same_space(space, model, encoder.info.dtype)
+        reranker = load_reranker(second.config) if second else None
         for start in range(0, len(ids), _QUERIES):
             own = ids[start : start + _QUERIES]
             with _timed(seconds, "encode"):

@@ -13,22 +13,28 @@ from pipelines.search.answers import Hit
 
 _EXCERPT = 320
 _ELLIPSIS = "…"
+_WORDS = 64  # of a query that are looked for in a text: each is a pass over it
 
 
 def answers_text(query: str, hits: Sequence[Hit], *, whole: bool) -> Group:
     """What was found for one query; whole passages, or an excerpt of each."""
-    lines: list[Text | Padding] = [Text(query, style="bold")]
+    lines: list[Text | Padding] = [Text(printable(query), style="bold")]
     if not hits:
         lines.append(Padding(Text("nothing found", style="dim"), (0, 0, 0, 4)))
     for hit in hits:
         lines.append(_head(hit))
-        text = " ".join((hit.passage.get("text") or "").split())
+        text = printable(hit.passage.get("text") or "")
         if text:
             shown = Text(text if whole else excerpt(text, query, _EXCERPT))
             for word in _words(query):
                 shown.highlight_regex(rf"(?i)\b{re.escape(word)}\b", "bold")
             lines.append(Padding(shown, (0, 2, 0, 4)))
     return Group(*lines, Text())
+
+
+def printable(text: str) -> str:
+    """On one line, and nothing in it that a terminal would obey."""
+    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split())
 
 
 def excerpt(text: str, query: str, width: int) -> str:
@@ -51,7 +57,7 @@ def _head(hit: Hit) -> Text:
     head = Text(f"{hit.rank:>2}  ")
     head.append(f"{hit.score:.4f}", style="bold")
     if hit.passage.get("title"):
-        head.append(f"  {hit.passage['title']}", style="cyan")
+        head.append(f"  {printable(hit.passage['title'])}", style="cyan")
     head.append(f"  {hit.passage['passage_id']}", style="dim")
     parts = "  ".join(f"{output} {score:.4f}" for output, score in hit.scores.items())
     head.append(f"  ({parts})", style="dim")
@@ -65,4 +71,5 @@ def _found(text: str, words: Sequence[str]) -> int:
 
 def _words(query: str) -> list[str]:
     """Of more than two letters, each once; in scripts without spaces, what is between marks."""
-    return list(dict.fromkeys(word for word in re.findall(r"\w+", query) if len(word) > 2))
+    words = dict.fromkeys(word for word in re.findall(r"\w+", query) if len(word) > 2)
+    return list(words)[:_WORDS]

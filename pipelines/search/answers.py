@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from actors.search.shard import Unit
+from actors.search.fusion import Unit
 from pipelines.config_search import Mode
 from pipelines.search.searcher import Searcher
 

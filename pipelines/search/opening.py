@@ -16,8 +16,7 @@ from pipelines.config_sections import RayConfig
 from pipelines.index import Index
 from pipelines.search.memory import check_fits, needed
 from pipelines.search.searcher import Searcher, ShardCalls
-from pipelines.search.shard_files import shards_of
-from pipelines.search.shard_host import ShardHost, ShardRequest
+from pipelines.search.shard_files import ShardRequest, shards_of
 
 
 @contextmanager
@@ -77,6 +76,8 @@ class _Here(ShardCalls):
     """A shard of this process."""
 
     def __init__(self, request: ShardRequest) -> None:
+        from pipelines.search.shard_host import ShardHost  # late: torch
+
         self._host = ShardHost(request)
 
     def start(self, method: str, *args: Any, **named: Any) -> Callable[[], Any]:

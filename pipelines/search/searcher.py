@@ -21,8 +21,7 @@ import pyarrow as pa
 from actors.config import OUTPUTS, Output
 from actors.errors import IndexStateError
 from actors.scoring import Weights, weighted_mean
-from actors.search.fusion import Best, best_of_pairs, merge, reciprocal_rank_fusion
-from actors.search.shard import Unit
+from actors.search.fusion import Best, Unit, best_of_pairs, merge, reciprocal_rank_fusion
 from pipelines.config_search import Mode, SearchConfig
 
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -76,6 +75,7 @@ class Searcher:
             IndexStateError: a mode of an output that is not searched.
         """
         outputs_for(modes, self.outputs, self.config)
+        top = min(top, max(self.rows, 1))
         queries = queries.select([o for o in self.outputs if o in queries.column_names])
         if self.config.candidates:
             return self._among_candidates(queries, modes, top, unit)
@@ -83,7 +83,7 @@ class Searcher:
             return self._rank(queries, modes, top, unit)
         by = [*self.outputs, *(mode for mode in modes if mode == "hybrid")]
         ranked = self._rank(queries, by, max(self.config.rrf_depth, top), unit)
-        parts = [ranked[output] for output in self.outputs]
+        parts = [_first(ranked[output], self.config.rrf_depth) for output in self.outputs]
         ranked["rrf"] = reciprocal_rank_fusion(parts, top, self.config.rrf_k)
         return {mode: _first(ranked[mode], top) for mode in modes}
 
@@ -181,7 +181,7 @@ class Searcher:
                 scores = self._mode_scores(table, mode)
                 found[mode] = _best_rows(query_M, row_M, scores, n, top)
             else:
-                depth = max(self.config.rrf_depth, top)
+                depth = self.config.rrf_depth
                 parts = [
                     _best_rows(query_M, row_M, table[o].to_numpy(), n, depth, o == "sparse")
                     for o in self.outputs
@@ -239,10 +239,11 @@ def outputs_for(
         IndexStateError: it has not what a mode is named after, or nothing with a weight.
     """
     has: tuple[Output, ...] = tuple(output for output in OUTPUTS if output in outputs)
+    several = ("hybrid", "rrf") if len(has) > 1 else ()
     for mode in modes:
         if mode not in MODES or (mode in OUTPUTS and mode not in has):
             raise IndexStateError(
-                f"mode: expected one of {', '.join([*has, 'hybrid', 'rrf'])}, got {mode}.",
+                f"mode: expected one of {', '.join([*has, *several])}, got {mode}.",
                 "The index has no other vectors." if mode in MODES else "",
             )
     weight = dict(zip(OUTPUTS, config.weights, strict=True))
@@ -251,5 +252,8 @@ def outputs_for(
             f"search.weights: expected a weight other than 0 for {' or '.join(has)}, of which the "
             f"index has vectors, got {list(config.weights)}."
         )
-    combined = any(mode not in OUTPUTS for mode in modes)
+    # Candidates are found by what is cheap, also where ColBERT alone ranks them.
+    combined = any(mode not in OUTPUTS for mode in modes) or (
+        config.candidates is not None and "colbert" in modes
+    )
     return tuple(output for output in has if combined or output in modes)

@@ -17,7 +17,8 @@ from pipelines.config_sections import RayConfig
 from pipelines.index import Index
 from pipelines.search.opening import check, n_shards, request
 from pipelines.search.searcher import ShardCalls
-from pipelines.search.shard_host import ShardHost, ShardRequest
+from pipelines.search.shard_files import ShardRequest
+from pipelines.search.shard_host import ShardHost
 
 
 @contextmanager

@@ -15,16 +15,18 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from filelock import FileLock
 
-from actors.config import OUTPUTS
+from actors.config import OUTPUTS, Output
+from actors.errors import StorageError
 from actors.model_cache import cache_home
 from pipelines.index import Index
-from pipelines.local_files import local_disk
 from pipelines.part_rows import Part
 from pipelines.search.blocks import in_blocks
 
@@ -39,6 +41,23 @@ _FORGET_SECONDS = 24 * 3600
 def default_folder() -> Path:
     """Where files are kept when nothing else is said."""
     return cache_home() / "search"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRequest:
+    """Which rows a shard has."""
+
+    uri: str
+    storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
+    generation: int
+    number: int
+    shards: int
+    """Of so many; there may be fewer, where the index has fewer parts."""
+    outputs: tuple[Output, ...]
+    folder: str | None = None
+    """Where mapped files are kept on its machine."""
+    threads: int | None = None
+    """That it scores with; as many as torch has when not given."""
 
 
 class ShardFiles:
@@ -61,24 +80,45 @@ class ShardFiles:
         """ROWS or outputs: each a mapped table, the same rows in the same chunks.
 
         Raises:
-            StorageError: the disk is full or may not be written, or a part cannot be read.
+            StorageError: the disk is full or may not be written, or a part is gone.
         """
-        with local_disk(str(self._generation)):
-            self._folder.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):  # a disk that may only be read will do where the files are there
             os.utime(self._generation)
+        found = {name: self._map(name) for name in names}
+        if all(table is not None for table in found.values()):
+            return {name: table for name, table in found.items() if table is not None}
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self._folder / ".lock"):
-                missing = [name for name in names if not self._path(name).exists()]
+                missing = [name for name in names if self._map(name) is None]
                 if missing:
                     self._write(missing)
                     self._forget_old_generations()
-        return {name: self._map(name) for name in names}
+        except OSError as error:
+            self._check_parts()
+            raise StorageError(
+                f"search.folder: expected a folder to keep vectors in at {self._folder}, found "
+                f"{error.strerror or error}.",
+                "Free or name another place: --set search.folder=..., or XDG_CACHE_HOME.",
+            ) from error
+        return {name: self._mapped(name) for name in names}
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.arrow"
 
-    def _map(self, name: str) -> pa.Table:
-        with pa.ipc.open_file(pa.memory_map(str(self._path(name)))) as file:
-            return file.read_all()
+    def _map(self, name: str) -> pa.Table | None:
+        """None where there is no file, or one that its writer did not live to finish."""
+        try:
+            with pa.ipc.open_file(pa.memory_map(str(self._path(name)))) as file:
+                return file.read_all()
+        except (FileNotFoundError, NotADirectoryError, pa.ArrowInvalid):
+            return None
+
+    def _mapped(self, name: str) -> pa.Table:
+        table = self._map(name)
+        if table is None:
+            raise StorageError(f"search.folder: expected what was written to {self._path(name)}.")
+        return table
 
     def _write(self, names: Sequence[str]) -> None:
         schema = self._index.schema
@@ -101,11 +141,23 @@ class ShardFiles:
                 for name, writer in writers.items():
                     writer.write_batch(block.select(kept[name]))
         for name, path in making.items():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())  # a name must not outlive what it names
             path.replace(self._path(name))
 
     def _rows(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         for part in self._parts:
             yield from self._index.live_rows(part, columns)
+
+    def _check_parts(self) -> None:
+        """Whether what failed was the index, and not the folder here."""
+        store = self._index.store
+        for path in (part.path for part in self._index.parts):
+            if not store.exists(path):
+                raise StorageError(
+                    f"{store.url(path)}: expected a part of the index, found none.",
+                    "python -m pipelines.verify_index says what else is missing.",
+                )
 
     def _forget_old_generations(self) -> None:
         """Those that nobody searched here for a day; a process that mapped a file keeps it."""

@@ -6,7 +6,6 @@ Rows are the shard's own, from 0. Everything that goes in and out is numpy or Ar
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +14,10 @@ import pyarrow as pa
 import torch
 
 from actors.config import Output
-from actors.search.fusion import Best
-from actors.search.shard import Ranking, Shard
+from actors.search.fusion import Best, Ranking
+from actors.search.shard import Shard
 from pipelines.index import open_index
-from pipelines.search.shard_files import ROWS, ShardFiles, default_folder, shards_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardRequest:
-    """Which rows a shard has."""
-
-    uri: str
-    storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
-    generation: int
-    number: int
-    shards: int
-    """Of so many; there may be fewer, where the index has fewer parts."""
-    outputs: tuple[Output, ...]
-    folder: str | None = None
-    """Where mapped files are kept on its machine."""
-    threads: int | None = None
-    """That it scores with; as many as torch has when not given."""
+from pipelines.search.shard_files import ROWS, ShardFiles, ShardRequest, default_folder, shards_of
 
 
 class ShardHost:
@@ -51,7 +33,7 @@ class ShardHost:
             torch.set_num_threads(request.threads)
         index = open_index(request.uri, request.storage_options, generation=request.generation)
         parts = shards_of(index.parts, request.shards)[request.number]
-        folder = Path(request.folder) if request.folder else default_folder()
+        folder = Path(request.folder).expanduser() if request.folder else default_folder()
         files = ShardFiles(index, parts, folder).open([ROWS, *request.outputs])
         self._rows = files[ROWS]
         vectors = {output: files[output][output] for output in request.outputs}
