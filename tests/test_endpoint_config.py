@@ -36,7 +36,7 @@ MODEL = {"name": "m"}
         ({"model": MODEL, "reranker": {"nam": "r"}}, "unknown key 'reranker.nam'"),
         (
             {"model": MODEL, "reranker": {"name": "r", "max_length": "x"}},
-            "reranker.max_length: exp",
+            "reranker.max_length:",
         ),
         (
             {"model": MODEL, "reranker": {"name": "r", "cutoff_layers": [8, 16]}},

@@ -37,7 +37,7 @@ class Slow:
 words = st.text("abc déß你好 🙂\n", max_size=30)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     requests=st.lists(st.tuples(words, st.lists(words, max_size=9)), min_size=1, max_size=5),
     budget=st.integers(1, 200),
