@@ -7,6 +7,7 @@
 # make bench-pipeline what the pipeline costs beside its encoder
 # make bench-scaling what many actors cost the driver
 # make bench-search  exact search beside numpy and faiss
+# make bench-rerank  pairs a second beside sentence-transformers' CrossEncoder
 # make lock          new pins
 # make docs          the pages on configuration, from the docstrings
 PYTHON ?= python3
@@ -20,7 +21,7 @@ FLAG   := .venv-flagembedding
 TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null || $(PYTHON) -c "import urllib.request as u; p='https://download.pytorch.org/whl/cpu'; u.urlopen(p+'/torch/', timeout=3); print(p)" 2>/dev/null)
 PIP_FLAGS   := --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: quickstart test slow check chaos format docs lock bench-serve bench-encode bench-reindex bench-pipeline bench-scaling bench-search clean
+.PHONY: quickstart test slow check chaos format docs lock bench-serve bench-encode bench-reindex bench-pipeline bench-scaling bench-search bench-rerank clean
 
 quickstart: $(STAMP)
 	$(BIN)/python -m pipelines.embed_corpus conf/quickstart.yaml
@@ -82,6 +83,9 @@ bench-pipeline: $(STAMP)
 
 bench-search: $(STAMP)
 	$(BIN)/python -m benchmarks.search
+
+bench-rerank: $(STAMP)
+	$(BIN)/python -m benchmarks.rerank
 
 bench-scaling: $(STAMP)
 	$(BIN)/python -m benchmarks.scaling

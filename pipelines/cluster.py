@@ -88,7 +88,7 @@ def pool_for(config: RayConfig, *, shrunk: bool = False) -> Pool:
     per_actor = config.gpus_per_actor
     if per_actor is None:
         per_actor = 1.0 if gpus else 0.0
-    cores = _cores()
+    cores = [] if per_actor else _cores()
     if config.cpus_per_actor or per_actor:
         cpus = config.cpus_per_actor or 1
     else:  # one actor a machine, so that the model is in memory once, unless more are asked for

@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from actors.errors import ConfigError, StorageError
+from actors.rerank.config import RerankerConfig
 from pipelines.cli import Log, exit_with_one_line, log_to_stderr
 from pipelines.config import RunConfig, load_config
 from pipelines.embed_corpus import embed_corpus
@@ -28,25 +29,33 @@ from pipelines.evaluation.evaluate import (
     modes_of,
     texts_of,
 )
+from pipelines.evaluation.ranking import SecondStage
 from pipelines.evaluation.report_html import Documents, documents_shown, evaluation_page
 from pipelines.evaluation.results import (
     Evaluation,
     evaluate_modes,
     read_evaluation,
 )
-from pipelines.evaluation.tables import comparison_table, table
+from pipelines.evaluation.tables import comparison_table, table, unknown_said
 from pipelines.evaluation.trec_runs import read_run, write_run
 from pipelines.generations import live_generation
 from pipelines.index import Index, open_index
 from pipelines.local_files import local_disk
 from pipelines.progress import Progress
+from pipelines.search_index import DEFAULT_RERANK_TOP
 from pipelines.storage import open_store
 
 
 def evaluate_index(
-    config: RunConfig, *, generation: int | None = None, log: Log | None = None
+    config: RunConfig,
+    *,
+    generation: int | None = None,
+    second: SecondStage | None = None,
+    log: Log | None = None,
 ) -> tuple[Evaluated, Index]:
     """Evaluate the live generation, or one by its number; embed the corpus where there is none.
+
+    `second`: a reranker as a mode of its own.
 
     Raises:
         EmbedError: one of its kinds, each with a remedy.
@@ -56,7 +65,8 @@ def evaluate_index(
     if generation is None and live_generation(store) is None:
         embed_corpus(config, progress=Progress(log) if log else None)
     index = open_index(config.index.uri, config.index.storage_options, generation=generation)
-    return evaluate(config, index, modes_of(config, index), bm25=True), index
+    modes = modes_of(config, index)
+    return evaluate(config, index, modes, bm25=True, second=second), index
 
 
 def write_evaluation(found: Evaluated, index: Index, folder: Path) -> list[Path]:
@@ -138,6 +148,19 @@ def main(
             metavar="N", help="Evaluate this generation too, and compare.", show_default=False
         ),
     ] = None,
+    reranker: Annotated[
+        str | None,
+        typer.Option(
+            "--rerank",
+            metavar="MODEL",
+            help="A mode more: this reranker (hub id or folder) over the best --rerank-top "
+            "documents of hybrid.",
+            show_default=False,
+        ),
+    ] = None,
+    rerank_top: Annotated[
+        int, typer.Option(help="How many the reranker reads.", min=1)
+    ] = DEFAULT_RERANK_TOP,
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Also Ray's own log, and stack traces of errors.")
     ] = False,
@@ -149,9 +172,11 @@ def main(
     with log_to_stderr("text") as log, exit_with_one_line(log, verbose=verbose):
         run = load_config(config, overrides or [])
         before = list(_evaluations(against or []))
+        second = SecondStage(RerankerConfig(name=reranker), rerank_top) if reranker else None
         if against_generation is not None:
-            before.append(evaluate_index(run, generation=against_generation)[0].evaluation)
-        found, index = evaluate_index(run, generation=generation, log=log)
+            earlier, _ = evaluate_index(run, generation=against_generation, second=second)
+            before.append(earlier.evaluation)
+        found, index = evaluate_index(run, generation=generation, second=second, log=log)
         for uri in against or []:
             if not uri.endswith(".json"):
                 found = with_run(found, uri)
@@ -164,6 +189,8 @@ def main(
             markup=False,
         )
         console.print(table(found.evaluation))
+        if unknown := unknown_said(found.evaluation.dataset):
+            console.print(unknown)
         for other in before:
             console.print(
                 f"against generation {other.index.generation} of {other.index.uri}, "

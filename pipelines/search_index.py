@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from actors.errors import ConfigError
+from actors.rerank.config import RerankerConfig
 from actors.search.shard import Unit
 from pipelines.cli import exit_with_one_line, log_to_stderr
 from pipelines.config import RunConfig, override
@@ -25,11 +26,13 @@ from pipelines.index import Index, open_index
 from pipelines.search.answer_text import answers_text
 from pipelines.search.answers import Hit, find
 from pipelines.search.opening import open_searcher
+from pipelines.search.reranking import rerank
 from pipelines.search.searcher import outputs_for
 from pipelines.show_index import in_short
 from pipelines.space import check_same_space, read_space
 
 DEFAULT_TOP = 10
+DEFAULT_RERANK_TOP = 100
 
 
 def search_index(
@@ -40,18 +43,24 @@ def search_index(
     mode: Mode | None = None,
     top: int = DEFAULT_TOP,
     unit: Unit = "passage",
+    reranker: RerankerConfig | None = None,
+    rerank_top: int = DEFAULT_RERANK_TOP,
 ) -> tuple[Mode, list[list[Hit]]]:
     """What each query finds, best first, and the mode: hybrid where there are several outputs.
 
-    `config`: model, search and ray sections count.
+    `config`: model, search and ray sections count. `reranker`: orders the best `rerank_top` anew.
 
     Raises:
-        ConfigError: a query without a word, or vectors that do not fit the memory.
+        ConfigError: a query without a word or not Unicode, or vectors that do not fit the memory.
         IndexStateError: no such vectors, or the model's are of another space.
     """
     for query in queries:
         if not query.strip():
             raise ConfigError("QUERY: expected words, got nothing but whitespace.")
+        try:
+            query.encode()
+        except UnicodeEncodeError:
+            raise ConfigError("QUERY: expected Unicode, got bytes that are no UTF-8.") from None
     if mode is None:
         mode = "hybrid" if len(index.info.outputs) > 1 else "dense"
         if mode not in ("hybrid", *index.info.outputs):
@@ -59,13 +68,20 @@ def search_index(
     assert mode is not None
     outputs = outputs_for([mode], index.info.outputs, config.search)
     from actors.encoder import load_encoder  # late: what is refused above needs no torch
+    from actors.reranker import load_reranker
 
     model = dataclasses.replace(config.model, outputs=outputs)
     encoder = load_encoder(model)
     space = read_space(index.store.uri, index.store.options, index.info.generation)
     check_same_space(space, model, encoder.info.dtype)
+    second = load_reranker(reranker) if reranker else None
+    depth = max(top, rerank_top) if second else top
     with open_searcher(index, outputs, config.search, config.ray) as searcher:
-        return mode, find(searcher, encoder.encode_queries(queries), mode, top, unit=unit)
+        found = find(searcher, encoder.encode_queries(queries), mode, depth, unit=unit)
+    if second:
+        prefix = config.chunk.title_prefix
+        found = [hits[:top] for hits in rerank(second, queries, found, title_prefix=prefix)]
+    return mode, found
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -90,6 +106,18 @@ def main(
     unit: Annotated[
         Unit, typer.Option("--by", help="Rank passages, or documents as their best passage.")
     ] = "passage",
+    reranker: Annotated[
+        str | None,
+        typer.Option(
+            "--rerank",
+            metavar="MODEL",
+            help="Let this reranker (hub id or folder) order the best --rerank-top anew.",
+            show_default=False,
+        ),
+    ] = None,
+    rerank_top: Annotated[
+        int, typer.Option(help="How many the reranker reads.", min=1)
+    ] = DEFAULT_RERANK_TOP,
     whole: Annotated[bool, typer.Option("--whole", help="Whole passages, no excerpts.")] = False,
     generation: Annotated[
         int | None,
@@ -114,26 +142,38 @@ def main(
         index = open_index(uri, generation=generation)
         space = read_space(uri, generation=index.info.generation)
         config = override(space.run, overrides or [])
-        used, answers = search_index(index, config, queries, mode=mode, top=top, unit=unit)
+        second = RerankerConfig(name=reranker) if reranker else None
+        used, answers = search_index(
+            index,
+            config,
+            queries,
+            mode=mode,
+            top=top,
+            unit=unit,
+            reranker=second,
+            rerank_top=rerank_top,
+        )
         if output_format == "json":
             for query, hits in zip(queries, answers, strict=True):
                 typer.echo(json.dumps(_plain(query, used, index, hits), default=str))
             return
         console = Console(highlight=False)
-        console.print(f"{uri}: {in_short(index)}; by {used}", markup=False)
+        then = f", then {reranker}" if reranker else ""
+        console.print(f"{uri}: {in_short(index)}; by {used}{then}", markup=False)
         for query, hits in zip(queries, answers, strict=True):
             console.print(answers_text(query, hits, whole=whole))
 
 
 def _plain(query: str, mode: Mode, index: Index, hits: Sequence[Hit]) -> dict[str, object]:
+    found = []
+    for hit in hits:
+        own = {"rank": hit.rank, "score": hit.score, "scores": hit.scores}
+        found.append(own | hit.passage | own)  # never hidden by a column of that name
     return {
         "query": query,
         "mode": mode,
         "generation": index.info.generation,
-        "hits": [
-            {"rank": hit.rank, "score": hit.score, "scores": hit.scores} | hit.passage
-            for hit in hits
-        ],
+        "hits": found,
     }
 
 

@@ -9,7 +9,8 @@ import chaos_reindex
 import pytest
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(6, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [6])
 def test_run_killed_at_random_moments_ends_with_the_undisturbed_runs_index(
     capsys: pytest.CaptureFixture[str], kills: int
 ) -> None:

@@ -119,6 +119,8 @@ def test_search_gives_the_columns_asked_for(client: Client) -> None:
     assert set(hit) == {"rank", "score", "scores", "title", "url"}
     [all_of_them] = search(client, query="bridge", top=1)["results"][0]["hits"]
     assert {"doc_id", "text", "title", "url", "n_tokens"} < set(all_of_them)
+    bare = search(client, query="bridge", top=3, columns=[])["results"][0]["hits"]
+    assert [set(hit) for hit in bare] == [{"rank", "score", "scores"}] * 3
     assert not {"dense", "sparse", "colbert", "passage_hash"} & set(all_of_them)
 
 

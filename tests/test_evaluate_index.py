@@ -204,6 +204,40 @@ def test_command_against_another_evaluation_and_a_run_compares_them(
     assert modes[1]["measures"]["nDCG@10"]["mean"] == pytest.approx(again["nDCG@10"].mean)
 
 
+def test_command_with_a_reranker_has_a_mode_more_over_the_same_documents(
+    run_command: Any, tmp_path: Path
+) -> None:
+    """Random weights: what counts is that its order is the ranking, and nothing is lost."""
+    reranker = ROOT / "tests/data/oracle/models/bge-reranker-v2-m3"
+    more = ("--rerank", str(reranker), "--rerank-top", "3", "--set", "evaluate.bm25=null")
+    code, said, error = run_command(*more)
+    assert (code, error) == (0, "")
+    assert next(line for line in said.splitlines() if line.split()[:1] == ["rerank"])
+    dense, found = (read_run(str(tmp_path / f"out/{name}.run")) for name in ("dense", "rerank"))
+    assert found.keys() == dense.keys()
+    for query, ranking in found.items():
+        first, before = list(ranking), list(dense[query])
+        assert sorted(first[:3]) == sorted(before[:3])
+        assert first[3:] == before[3:]
+    assert any(list(found[query]) != list(dense[query]) for query in found)
+    settings = read_evaluation(str(tmp_path / "out/eval.json")).mode("rerank").settings
+    assert settings == {"model": str(reranker), "top": 3}
+
+
+def test_command_says_which_relevant_documents_no_mode_can_find(
+    run_command: Any, tmp_path: Path
+) -> None:
+    qrels = tmp_path / "qrels.tsv"
+    judged = (SMALL / "qrels/test.tsv").read_text()
+    query = judged.splitlines()[1].split("\t")[0]
+    qrels.write_text(f"{judged}{query}\tnowhere\t1\n")
+    code, said, _ = run_command("--set", f"evaluate.qrels={qrels}", "--set", "evaluate.bm25=null")
+    assert code == 0
+    assert "1 of " in said
+    assert "relevant documents are not in the index: no mode can find them." in said
+    assert "not in the index" not in run_command("--set", "evaluate.bm25=null")[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -84,6 +84,7 @@ def test_bad_qrels_are_refused_with_the_line(tmp_path, content, expected):
         ('{"id": "b", "text": "x"}', "line 2: expected '_id' to be a string, found no such key"),
         ('{"_id": true, "text": "x"}', "line 2: expected '_id' to be a string, found bool"),
         ('{"_id": "b", "text": null}', "line 2: expected 'text' to be a string, found NoneType"),
+        (r'{"_id": "b", "text": "\ud800"}', "line 2: expected Unicode, found a lone surrogate"),
         ('{"_id": "a", "text": "again"}', "line 2: expected each query once, found 'a' again"),
     ],
 )

@@ -112,6 +112,7 @@ def run(jobs: JobSubmissionClient, entrypoint: str) -> tuple[JobDetails, str]:
     return jobs.get_job_info(job), jobs.get_job_logs(job)
 
 
+@pytest.mark.slow
 def test_reindex_submitted_twice_as_a_job_has_nothing_to_do_the_second_time(
     jobs: JobSubmissionClient, config: Path, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_index import EXACT, History
@@ -19,19 +20,23 @@ from typer.testing import CliRunner
 from actors.config import OUTPUTS, ModelConfig
 from actors.encoder import Encoder, load_encoder
 from actors.errors import ConfigError, IndexStateError
+from actors.reranker import RerankerConfig, load_reranker
+from actors.tokenizer import encoder_input
 from pipelines.config_search import SearchConfig
 from pipelines.config_sections import RayConfig
 from pipelines.index import Index, open_index
 from pipelines.search import memory, shard_files
 from pipelines.search.answer_text import excerpt
-from pipelines.search.answers import find
+from pipelines.search.answers import Hit, find
 from pipelines.search.blocks import in_blocks
 from pipelines.search.opening import open_searcher, request
 from pipelines.search.searcher import MODES, Searcher
 from pipelines.search.shard_files import ROWS, ShardFiles, shards_of
 from pipelines.search.shard_host import ShardHost
+from pipelines.search_index import _plain as plain
 from pipelines.search_index import app, search_index
 
+RERANKER = ROOT / "tests/data/oracle/models/bge-reranker-v2-m3"
 WEIGHTS = (1.0, 0.5, 2.0)
 WORDS = ["river", "bridge", "castle", "music", "winter", "stone", "garden", "engine", "copper"]
 QUERIES = ["the old stone bridge", "music in winter", "copper engine voyage to a planet"]
@@ -410,10 +415,18 @@ def test_command_in_json_gives_an_object_a_query(command: list[str]) -> None:
     assert {"rank", "score", "scores", "passage_id", "text", "url"} <= hits[0].keys()
 
 
+def test_hit_in_json_is_not_hidden_by_a_column_of_its_name(history: History) -> None:
+    passage = {"rank": "9th", "score": None, "url": "u"}
+    hit = Hit(rank=1, score=0.5, scores={"dense": 0.5}, row=3, passage=passage)
+    [found] = plain("q", "dense", history.index, [hit])["hits"]  # type: ignore[misc]
+    assert found == {"rank": 1, "score": 0.5, "scores": {"dense": 0.5}, "url": "u"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["  "], "error: QUERY: expected words"),
+        (["\udcff bridge"], "error: QUERY: expected Unicode"),
         (["x", "--set", "search.weights=[0,0,0]"], "expected a weight other than 0"),
         (["x", "--generation", "9"], "generation 9"),
         (["x", "--set", "model.pooling=mean"], "expected the space of its vectors"),
@@ -427,6 +440,56 @@ def test_command_that_cannot_search_says_so_in_a_line(
     error = capfd.readouterr().err
     assert said in error
     assert "Traceback" not in error
+
+
+def reranker_config() -> RerankerConfig:
+    return RerankerConfig(name=str(RERANKER), max_length=96, dtype="float32", device="cpu")
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_search_with_a_reranker_orders_what_the_first_stage_found(
+    history: History, folder: Path, prefix: bool
+) -> None:
+    chunk = history.config.chunk.model_copy(update={"title_prefix": prefix})
+    search = SearchConfig(folder=str(folder))
+    config = history.config.model_copy(update={"search": search, "chunk": chunk})
+    first = search_index(history.index, config, QUERIES, top=6)[1]
+    second = search_index(
+        history.index, config, QUERIES, top=4, reranker=reranker_config(), rerank_top=6
+    )[1]
+    reranker = load_reranker(reranker_config())
+    for query, before, hits in zip(QUERIES, first, second, strict=True):
+        texts = [
+            encoder_input(hit.passage["title"], hit.passage["text"])
+            if prefix
+            else hit.passage["text"]
+            for hit in before
+        ]
+        scores = reranker.score([(query, text) for text in texts])
+        order = np.argsort(-scores, kind="stable")[:4]
+        assert [hit.rank for hit in hits] == [1, 2, 3, 4]
+        expected = [before[place].passage["passage_id"] for place in order]
+        assert [hit.passage["passage_id"] for hit in hits] == expected
+        np.testing.assert_allclose([hit.score for hit in hits], scores[order], atol=1e-5)
+        assert hits[0].scores == before[order[0]].scores | {"rerank": hits[0].score}
+
+
+def test_search_with_a_reranker_needs_the_texts(tmp_path: Path) -> None:
+    history = History(tmp_path, outputs=["dense"], index={"store_text": False})
+    history.write("a", {"a1": "one text"})
+    history.run()
+    search = SearchConfig(folder=str(tmp_path / "mapped"))
+    config = history.config.model_copy(update={"search": search})
+    with pytest.raises(IndexStateError, match="expected the passages' texts in the index"):
+        search_index(history.index, config, ["text"], reranker=reranker_config())
+
+
+def test_command_with_an_embedder_as_reranker_says_so(
+    command: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = CliRunner().invoke(app, [*command, "x", "--rerank", str(RERANKER.parent / "bge-m3")])
+    assert result.exit_code == 2
+    assert "expected a reranker" in capfd.readouterr().err
 
 
 def test_excerpt_is_the_part_that_has_the_querys_words() -> None:

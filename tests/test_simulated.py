@@ -105,7 +105,7 @@ def test_columns_have_the_types_and_sizes_of_the_real_encoder(changes):
 
 
 def test_batches_are_those_of_a_real_encoder_on_a_gpu(monkeypatch):
-    on_gpu = property(lambda self: self.max_batch_tokens)  # a micro-batch at a time
+    on_gpu = property(lambda self: self.batches.max_batch_tokens)  # a micro-batch at a time
     monkeypatch.setattr(Forward, "window_tokens", on_gpu)
     real = load_encoder(dataclasses.replace(TINY, max_batch_tokens=100))
     made = load_simulated(simulated(max_batch_tokens=100))

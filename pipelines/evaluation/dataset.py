@@ -138,6 +138,10 @@ def _query(line: str, where: str) -> tuple[str, str]:
                 f"{'no such key' if key not in value else type(found).__name__}.",
                 'A query is {"_id": "...", "text": "..."}.',
             )
+    try:
+        f"{query_id}{text}".encode()
+    except UnicodeEncodeError:
+        raise SourceError(f"{where}: expected Unicode, found a lone surrogate.") from None
     return query_id, text
 
 

@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -31,14 +30,13 @@ from pipelines.evaluation.dataset import (
     read_judged,
     unknown_documents,
 )
+from pipelines.evaluation.ranking import SecondStage, rank_judged
 from pipelines.evaluation.results import DatasetFacts, Evaluation, IndexFacts, evaluate_modes
 from pipelines.index import Index
-from pipelines.search.opening import open_searcher
-from pipelines.search.searcher import Searcher, outputs_for
-from pipelines.space import check_same_space, read_space
+from pipelines.search.answers import RERANK
+from pipelines.search.searcher import outputs_for
 
 BM25 = "bm25"
-_QUERIES = 1_024  # their vectors are in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,38 +79,25 @@ def modes_of(config: RunConfig, index: Index) -> tuple[Mode, ...]:
     return modes
 
 
-def evaluate(config: RunConfig, index: Index, modes: tuple[Mode, ...], *, bm25: bool) -> Evaluated:
+def evaluate(
+    config: RunConfig,
+    index: Index,
+    modes: tuple[Mode, ...],
+    *,
+    bm25: bool,
+    second: SecondStage | None = None,
+) -> Evaluated:
     """Search `index` for the configured judged queries.
 
     Raises:
         SourceError: queries or judgements that cannot be read. ConfigError: a package is missing,
-            or memory. IndexStateError: the model's vectors are of another space.
+            or memory. IndexStateError: the model's vectors are of another space. ModelError: no
+            such reranker.
     """
     files = judged_files(config)
     judged = read_judged(*files, config.source.storage_options)
-    started, seconds = datetime.now(UTC), dict[str, float]()
-    outputs = outputs_for(modes, index.info.outputs, config.search)
-    model = dataclasses.replace(config.model, outputs=outputs)
-    from actors.encoder import (
-        load_encoder,  # late: torch, which a gate without measures never needs
-    )
-
-    encoder = load_encoder(model)
-    space = read_space(index.store.uri, index.store.options, index.info.generation)
-    check_same_space(space, model, encoder.info.dtype)
-    rankings: dict[str, Rankings] = {mode: {} for mode in modes}
-    texts = list(judged.queries.items())
-    with open_searcher(index, outputs, config.search, config.ray) as searcher:
-        for start in range(0, len(texts), _QUERIES):
-            part = dict(texts[start : start + _QUERIES])
-            began = time.perf_counter()
-            vectors = encoder.encode_queries(list(part.values()))
-            seconds["encode"] = seconds.get("encode", 0) + time.perf_counter() - began
-            began = time.perf_counter()
-            found = _search(searcher, vectors, list(part), modes, config.evaluate.depth)
-            seconds["search"] = seconds.get("search", 0) + time.perf_counter() - began
-            for mode in modes:
-                rankings[mode] |= found[mode]
+    started, baseline = datetime.now(UTC), "dense" if "dense" in modes else modes[0]
+    rankings, seconds = rank_judged(config, index, judged.queries, modes, second)
     if bm25 and config.evaluate.bm25 and "text" in index.schema.names:
         began = time.perf_counter()
         rankings[BM25] = _bm25(config, index, judged)
@@ -120,26 +105,17 @@ def evaluate(config: RunConfig, index: Index, modes: tuple[Mode, ...], *, bm25: 
     results = evaluate_modes(
         judged.qrels,
         rankings,
-        baseline="dense" if "dense" in modes else modes[0],
+        baseline=baseline,
         ignore_identical_ids=config.evaluate.ignore_identical_ids,
-        settings=_settings(config),
+        settings=_settings(config, second),
     )
-    ids = index.documents()["doc_id"]
+    unknown = len(unknown_documents(judged, index.documents()["doc_id"].to_pylist()))
     places = (absolute_uri(files[0]), absolute_uri(files[1]))
-    info, counts = index.info, index.info.counts
     evaluation = Evaluation(
         started=started.isoformat(timespec="seconds"),
-        index=IndexFacts(
-            uri=index.store.uri,
-            generation=info.generation,
-            model=info.model.name,
-            revision=info.model.revision,
-            space_fingerprint=info.space_fingerprint,
-            documents=counts.live_documents,
-            passages=index.passages,
-        ),
-        dataset=DatasetFacts.of(judged, *places, len(unknown_documents(judged, ids.to_pylist()))),
-        baseline="dense" if "dense" in modes else modes[0],
+        index=_facts(index),
+        dataset=DatasetFacts.of(judged, *places, unknown),
+        baseline=baseline,
         ignore_identical_ids=config.evaluate.ignore_identical_ids,
         seconds={name: round(value, 3) for name, value in seconds.items()},
         versions={name: version(name) for name in ("packvec", "torch", "ir-measures", "bm25s")},
@@ -149,20 +125,17 @@ def evaluate(config: RunConfig, index: Index, modes: tuple[Mode, ...], *, bm25: 
     return Evaluated(evaluation, judged, rankings)
 
 
-def _search(
-    searcher: Searcher, vectors: pa.Table, ids: list[str], modes: tuple[Mode, ...], depth: int
-) -> dict[str, Rankings]:
-    best = searcher.search(vectors, modes, depth, unit="document")
-    rows = np.unique(np.concatenate([rows_QK.reshape(-1) for _, rows_QK in best.values()]))
-    rows = rows[rows >= 0]
-    names = np.array(searcher.take(rows, ["doc_id"])["doc_id"].to_pylist(), dtype=object)
-    found: dict[str, Rankings] = {}
-    for mode, (scores_QK, rows_QK) in best.items():
-        found[mode] = {}
-        for query, scores, own in zip(ids, scores_QK, rows_QK, strict=True):
-            documents = names[np.searchsorted(rows, own[own >= 0])]
-            found[mode][query] = dict(zip(documents, scores[own >= 0].tolist(), strict=True))
-    return found
+def _facts(index: Index) -> IndexFacts:
+    info = index.info
+    return IndexFacts(
+        uri=index.store.uri,
+        generation=info.generation,
+        model=info.model.name,
+        revision=info.model.revision,
+        space_fingerprint=info.space_fingerprint,
+        documents=info.counts.live_documents,
+        passages=index.passages,
+    )
 
 
 def _bm25(config: RunConfig, index: Index, judged: JudgedQueries) -> Rankings:
@@ -183,7 +156,7 @@ def _bm25(config: RunConfig, index: Index, judged: JudgedQueries) -> Rankings:
     )
 
 
-def _settings(config: RunConfig) -> dict[str, dict[str, Any]]:
+def _settings(config: RunConfig, second: SecondStage | None) -> dict[str, dict[str, Any]]:
     search = config.search
     several: dict[str, Any] = {}
     if search.candidates:
@@ -192,6 +165,7 @@ def _settings(config: RunConfig) -> dict[str, dict[str, Any]]:
         "colbert": several,
         "hybrid": {"weights": list(search.weights)} | several,
         "rrf": {"k": search.rrf_k, "depth": search.rrf_depth} | several,
+        RERANK: {"model": second.config.name, "top": second.top} if second else {},
         BM25: {"of": config.evaluate.bm25, "k1": K1, "b": B},
     }
 

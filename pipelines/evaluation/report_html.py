@@ -25,6 +25,7 @@ from pipelines.evaluation.tables import (
     in_words,
     interval,
     test_named,
+    unknown_said,
 )
 from pipelines.html_report import Facts, Section, Table, page
 
@@ -88,12 +89,7 @@ def summary(evaluation: Evaluation) -> Section:
         ("passages", f"{index.passages:,}"),
     ]
     facts += [(f"seconds: {name}", f"{value:,.1f}") for name, value in evaluation.seconds.items()]
-    lead = ""
-    if dataset.unknown_documents:
-        lead = (
-            f"{dataset.unknown_documents:,} of {dataset.relevant_documents:,} relevant documents "
-            "are not in the index: no mode can find them."
-        )
+    lead = unknown_said(dataset)
     rows = [_mode_row(mode) for mode in evaluation.modes]
     header = ["mode", MEASURES[0], f"{evaluation.confidence:.0%}", *MEASURES[1:]]
     header += ["p", "settings"]

@@ -6,7 +6,7 @@ from rich import box
 from rich.table import Table
 
 from pipelines.evaluation.metrics import MEASURES, Mean
-from pipelines.evaluation.results import Evaluation, compare_evaluations
+from pipelines.evaluation.results import DatasetFacts, Evaluation, compare_evaluations
 from pipelines.evaluation.significance import PERMUTATIONS
 
 
@@ -72,6 +72,16 @@ def explained(evaluation: Evaluation) -> str:
     return (
         f"Mean of {queries:,} queries and its {evaluation.confidence:.0%} bootstrap interval. "
         f"p: {MEASURES[0]} against {evaluation.baseline}, {test_named(n - 1)}."
+    )
+
+
+def unknown_said(dataset: DatasetFacts) -> str:
+    """That relevant documents are not in the index; nothing where all are."""
+    if not dataset.unknown_documents:
+        return ""
+    return (
+        f"{dataset.unknown_documents:,} of {dataset.relevant_documents:,} relevant documents "
+        "are not in the index: no mode can find them."
     )
 
 

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from actors.config import Output
 from actors.search.shard import Unit
 from pipelines.config_search import Mode
 from pipelines.search.searcher import Searcher
+
+RERANK = "rerank"
+"""What a reranker's scores are called."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class Hit:
     """From 1."""
     score: float
     """By the mode that was asked for."""
-    scores: dict[Output, float]
-    """By each output."""
+    scores: dict[str, float]
+    """By each output, and by a reranker that has ordered them."""
     row: int
     """Of the searcher."""
     passage: dict[str, Any]
@@ -50,7 +52,9 @@ def find(
     if unit == "document" and len(row_M):
         row_M = searcher.best_passages(queries, mode, query_M, row_M)
     parts = searcher.score(queries, query_M, row_M)
-    passages = searcher.take(row_M, columns).to_pylist()
+    # Not asked for no column at all: a table without any has no rows either.
+    bare = columns is not None and not columns
+    passages = [{} for _ in row_M] if bare else searcher.take(row_M, columns).to_pylist()
     found: list[list[Hit]] = [[] for _ in range(len(queries))]
     for m, (query, place) in enumerate(zip(query_M.tolist(), place_M.tolist(), strict=True)):
         found[query].append(

@@ -1,0 +1,132 @@
+"""Judged queries, searched in every mode, and read again by a reranker.
+
+encode -> search documents -> (rerank the best of them)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from actors.rerank.config import RerankerConfig
+from pipelines.config import RunConfig
+from pipelines.config_search import Mode
+from pipelines.evaluation.dataset import Rankings
+from pipelines.index import Index
+from pipelines.search.answers import RERANK, find
+from pipelines.search.opening import open_searcher
+from pipelines.search.reranking import rerank
+from pipelines.search.searcher import Searcher, outputs_for
+from pipelines.space import check_same_space, read_space
+
+if TYPE_CHECKING:
+    from actors.reranker import Reranker  # torch
+
+_QUERIES = 1_024  # their vectors are in memory
+
+
+@dataclasses.dataclass(frozen=True)
+class SecondStage:
+    """A reranker over the documents of hybrid, or of the first mode where that is not searched."""
+
+    config: RerankerConfig
+    top: int
+    """How many documents of each query it reads, each by its best passage."""
+
+
+def rank_judged(
+    config: RunConfig,
+    index: Index,
+    queries: Mapping[str, str],
+    modes: tuple[Mode, ...],
+    second: SecondStage | None = None,
+) -> tuple[dict[str, Rankings], dict[str, float]]:
+    """What each mode finds, a document as its best passage; and the seconds that took.
+
+    Raises:
+        IndexStateError: the model's vectors are of another space, or no texts for a reranker.
+        ConfigError: memory. ModelError: no such model.
+    """
+    # Late: torch, which a gate without measures never needs.
+    from actors.encoder import load_encoder
+    from actors.reranker import load_reranker
+
+    seconds: dict[str, float] = {}
+    outputs = outputs_for(modes, index.info.outputs, config.search)
+    model = dataclasses.replace(config.model, outputs=outputs)
+    encoder = load_encoder(model)
+    space = read_space(index.store.uri, index.store.options, index.info.generation)
+    check_same_space(space, model, encoder.info.dtype)
+    reranker = load_reranker(second.config) if second else None
+    rankings: dict[str, Rankings] = {name: {} for name in (*modes, *([RERANK] if second else []))}
+    ids = list(queries)
+    with open_searcher(index, outputs, config.search, config.ray) as searcher:
+        for start in range(0, len(ids), _QUERIES):
+            own = ids[start : start + _QUERIES]
+            with _timed(seconds, "encode"):
+                vectors = encoder.encode_queries([queries[query] for query in own])
+            with _timed(seconds, "search"):
+                found = _search(searcher, vectors, own, modes, config.evaluate.depth)
+            if reranker and second:
+                with _timed(seconds, RERANK):
+                    first = "hybrid" if "hybrid" in modes else modes[0]
+                    texts = {query: queries[query] for query in own}
+                    prefix = config.chunk.title_prefix
+                    found[RERANK] = _reranked(
+                        reranker, searcher, vectors, texts, first, found[first], second.top, prefix
+                    )
+            for name, ranking in found.items():
+                rankings[name] |= ranking
+    return rankings, seconds
+
+
+def _search(
+    searcher: Searcher, vectors: pa.Table, ids: list[str], modes: tuple[Mode, ...], depth: int
+) -> dict[str, Rankings]:
+    best = searcher.search(vectors, modes, depth, unit="document")
+    rows = np.unique(np.concatenate([rows_QK.reshape(-1) for _, rows_QK in best.values()]))
+    rows = rows[rows >= 0]
+    names = np.array(searcher.take(rows, ["doc_id"])["doc_id"].to_pylist(), dtype=object)
+    found: dict[str, Rankings] = {}
+    for mode, (scores_QK, rows_QK) in best.items():
+        found[mode] = {}
+        for query, scores, own in zip(ids, scores_QK, rows_QK, strict=True):
+            documents = names[np.searchsorted(rows, own[own >= 0])]
+            found[mode][query] = dict(zip(documents, scores[own >= 0].tolist(), strict=True))
+    return found
+
+
+def _reranked(
+    reranker: Reranker,
+    searcher: Searcher,
+    vectors: pa.Table,
+    queries: Mapping[str, str],
+    first: Mode,
+    before: Rankings,
+    top: int,
+    title_prefix: bool,
+) -> Rankings:
+    """The first stage's documents: the best in the reranker's order, the others after them."""
+    hits = find(searcher, vectors, first, top, unit="document")
+    answers = rerank(reranker, list(queries.values()), hits, title_prefix=title_prefix)
+    rankings: Rankings = {}
+    for query, own in zip(queries, answers, strict=True):
+        ranking = {hit.passage["doc_id"]: hit.score for hit in own}
+        least = min(ranking.values(), default=0.0)
+        rest = [document for document in before[query] if document not in ranking]
+        ranking |= {document: least - place for place, document in enumerate(rest, 1)}
+        rankings[query] = ranking
+    return rankings
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
