@@ -16,6 +16,7 @@ from actors.json_files import load_json, read_json
 from actors.model_location import locate, locate_heads
 from actors.model_record import Prompts, find_record, prompts_of
 from actors.registry import ModelRecord
+from actors.rerank.records import CLASSIFIER, DECODER_KINDS, reranker_record
 
 SPARSE_HEAD = "sparse_linear.pt"
 COLBERT_HEAD = "colbert_linear.pt"
@@ -57,10 +58,12 @@ def resolve_model(config: ModelConfig) -> ModelFiles:
     """Find the files of `config.name` and check that they can give what is asked.
 
     Raises:
-        ModelError: not found, unreadable, a head missing, a length beyond the model's positions.
+        ModelError: not found, unreadable, a reranker, a head missing, a length beyond the model's
+            positions.
     """
     folder = locate(config.name, config.revision)
     model = read_json(folder / "config.json")
+    _refuse_reranker(config.name, model)
     if not any((folder / name).exists() for name in _WEIGHTS):
         raise ModelError(
             f"model {config.name!r}: expected weights ({' or '.join(_WEIGHTS)}) in {folder}, "
@@ -116,6 +119,16 @@ def resolve_model(config: ModelConfig) -> ModelFiles:
         query_max_length=query_max_length,
         heads=_find_heads(config, folder),
     )
+
+
+def _refuse_reranker(name: str, model: dict[str, Any]) -> None:
+    architecture = str((model.get("architectures") or [""])[0])
+    is_scorer = architecture.endswith(CLASSIFIER) or architecture in DECODER_KINDS
+    if is_scorer or reranker_record(name):
+        raise ModelError(
+            f"model {name!r}: expected an embedder, found {architecture or 'a reranker'}.",
+            "A reranker gives scores of pairs: name it as reranker.name.",
+        )
 
 
 def _find_heads(config: ModelConfig, folder: Path) -> dict[Output, Path]:

@@ -41,7 +41,7 @@ from actors.rerank.scorers import (
     llm_scorer,
 )
 
-__all__ = ["Reranker", "RerankerConfig", "RerankerInfo", "load_reranker"]
+__all__ = ["Reranker", "RerankerConfig", "RerankerInfo", "load_reranker", "logistic"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +96,13 @@ class Reranker:
         for row, reason in failures.items():
             raise EncodeError(f"pair {row} cannot be scored: {reason}.")
         if normalize:
-            scores_NL = 1 / (1 + np.exp(-scores_NL))
+            scores_NL = logistic(scores_NL)
         return scores_NL[:, 0] if scores_NL.shape[1] == 1 else scores_NL
+
+    @property
+    def max_batch_tokens(self) -> int:
+        """Token budget of one forward pass; lower once the device has run out of memory."""
+        return self._batches.max_batch_tokens
 
     def tokenize(self, pairs: Sequence[Pair]) -> PairTokens:
         """Token ids of pairs, and which of them were cut."""
@@ -130,6 +135,13 @@ class Reranker:
         for row in np.flatnonzero(~np.isfinite(scores_NL).all(axis=1)).tolist():
             failures.setdefault(row, "NaN or Inf in its score")
         return scores_NL, failures
+
+
+def logistic(scores: np.ndarray) -> np.ndarray:
+    """Scores in (0, 1), as FlagEmbedding normalises them."""
+    with np.errstate(over="ignore"):  # 0 is right below -88
+        normalized: np.ndarray = 1 / (1 + np.exp(-scores))
+    return normalized
 
 
 def load_reranker(config: RerankerConfig) -> Reranker:

@@ -16,6 +16,7 @@ import yaml
 
 from actors.errors import ConfigError
 from actors.model_files import resolve_model
+from actors.rerank.checkpoint import resolve_reranker
 from pipelines.cli import exit_with_one_line, log_to_stderr
 from pipelines.endpoint.config import EndpointConfig, parse_endpoint_config
 from pipelines.endpoint.guard import read_keys
@@ -64,11 +65,15 @@ def check_endpoint(config: EndpointConfig) -> str:
     keys = read_keys(config.auth)
     model, _ = model_to_load(config)
     resolve_model(model)
+    if config.reranker:
+        resolve_reranker(config.reranker)
     if config.index:
         check_same_space(space_of(config.index), model)
     who = f"{len(keys)} keys" if keys else "no keys: whoever reaches the port may ask"
     index = f"index {config.index.uri}" if config.index else "no index"
-    return f"{model.name} ({', '.join(model.outputs)}), {index}{_searched(config)}, {who}"
+    reranker = f", reranker {config.reranker.name}" if config.reranker else ""
+    outputs = ", ".join(model.outputs)
+    return f"{model.name} ({outputs}), {index}{_searched(config)}{reranker}, {who}"
 
 
 def _searched(config: EndpointConfig) -> str:

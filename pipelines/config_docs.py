@@ -27,14 +27,14 @@ from pydantic.fields import FieldInfo
 from actors.config import ModelConfig
 from pipelines.config import RunConfig
 from pipelines.config_base import Character
-from pipelines.config_keys import section_keys
+from pipelines.config_keys import AnySection, is_section, section_keys
 from pipelines.config_search import QualityFloor
 from pipelines.config_sections import ChunkConfig
 
 _COLUMNS = 100
 _TYPES = {str: "string", int: "integer", float: "number", bool: "true or false", dict: "mapping"}
 _TYPES[Mapping] = "mapping"
-_IN_WORDS = (ChunkConfig, QualityFloor)  # sections that are no part of this page
+_IN_WORDS = (ModelConfig, ChunkConfig, QualityFloor)  # sections that are no part of this page
 
 _YAML_INTRO = """\
 # Every key of a run's configuration, with its default. Fill in what is required; what is left out
@@ -82,9 +82,7 @@ class Entry:
     """As YAML; empty where the key is required and for a section."""
 
 
-def entries(
-    section: type[BaseModel] | type[ModelConfig] = RunConfig, path: str = ""
-) -> Iterator[Entry]:
+def entries(section: AnySection = RunConfig, path: str = "") -> Iterator[Entry]:
     """Every key and section, in the order of the code; a section comes before its keys."""
     hints = typing.get_type_hints(section, include_extras=True)
     docs, defaults = _attribute_docs(section), _defaults(section)
@@ -98,12 +96,12 @@ def entries(
             yield Entry(path=inner, doc=docs.get(name, ""), type=_in_words(hint), default=default)
 
 
-def _section_in(hint: Any) -> type[BaseModel] | type[ModelConfig] | None:
+def _section_in(hint: Any) -> AnySection | None:
     """The section a key is, one that may be left out too; not where it is a run's that may be."""
-    if isinstance(hint, type) and (issubclass(hint, BaseModel) or hint is ModelConfig):
+    if is_section(hint):
         return hint
     for each in typing.get_args(hint):
-        if isinstance(each, type) and issubclass(each, BaseModel) and each not in _IN_WORDS:
+        if is_section(each) and each not in _IN_WORDS:
             return each
     return None
 
@@ -130,9 +128,7 @@ def annotated_yaml() -> str:
     return "\n".join(lines) + "\n"
 
 
-def markdown(
-    section: type[BaseModel] | type[ModelConfig] = RunConfig, intro: str = _MARKDOWN_INTRO
-) -> str:
+def markdown(section: AnySection = RunConfig, intro: str = _MARKDOWN_INTRO) -> str:
     """The content of docs/configuration.md, or of another section's page."""
     found = list(entries(section))
     lines = [intro]
@@ -161,7 +157,7 @@ def _attribute_docs(section: type) -> dict[str, str]:
     return docs
 
 
-def _defaults(section: type[BaseModel] | type[ModelConfig]) -> dict[str, Any]:
+def _defaults(section: AnySection) -> dict[str, Any]:
     """By name; a required key is not in it."""
     if issubclass(section, BaseModel):
         fields = {k: v for k, v in section.model_fields.items() if not v.is_required()}

@@ -6,17 +6,21 @@ import dataclasses
 import difflib
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias, TypeGuard
 
 from pydantic import BaseModel
 
 from actors.config import ModelConfig
 from actors.errors import ConfigError
+from actors.rerank.config import RerankerConfig
+
+AnySection: TypeAlias = type[BaseModel] | type[ModelConfig] | type[RerankerConfig]
+"""A model's and a reranker's are dataclasses: actors/ knows no pydantic."""
 
 
 def refuse_unknown_keys(
     raw: Any,
-    section: type[BaseModel] | type[ModelConfig],
+    section: AnySection,
     where: str,
     path: tuple[str, ...] = (),
 ) -> None:
@@ -35,11 +39,16 @@ def refuse_unknown_keys(
                 f"{where}: unknown key {'.'.join((*path, str(key)))!r}.", _suggest(str(key), known)
             )
         for child in (hints[key], *typing.get_args(hints[key])):  # a section, or one or None
-            if isinstance(child, type) and (issubclass(child, BaseModel) or child is ModelConfig):
+            if is_section(child):
                 refuse_unknown_keys(value, child, where, (*path, key))
 
 
-def section_keys(section: type[BaseModel] | type[ModelConfig]) -> list[str]:
+def is_section(hint: Any) -> TypeGuard[AnySection]:
+    """Whether a type is a section's."""
+    return isinstance(hint, type) and issubclass(hint, BaseModel | ModelConfig | RerankerConfig)
+
+
+def section_keys(section: AnySection) -> list[str]:
     """The keys a section takes."""
     if issubclass(section, BaseModel):
         return list(section.model_fields)

@@ -9,12 +9,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
+from conftest import ROOT
 from prometheus_client.metrics_core import Metric
 
 from actors.config import ModelConfig
 from actors.encoder import Encoder, load_encoder
+from actors.reranker import Reranker, RerankerConfig, load_reranker
 from pipelines.endpoint.api import create_api
 from pipelines.endpoint.config import parse_endpoint_config
+from pipelines.endpoint.rerank_service import RerankService
 from pipelines.endpoint.search_service import SearchService
 from pipelines.endpoint.service import Service
 from pipelines.search.searcher import Searcher
@@ -30,6 +33,16 @@ def tiny_encoder() -> Encoder:
     )
 
 
+RERANKER = ROOT / "tests/data/oracle/models/bge-reranker-v2-m3"
+
+
+@functools.cache
+def tiny_reranker() -> Reranker:
+    return load_reranker(
+        RerankerConfig(name=str(RERANKER), max_length=96, dtype="float32", device="cpu")
+    )
+
+
 class Client:
     """Asks an endpoint; one event loop for all its requests."""
 
@@ -38,13 +51,15 @@ class Client:
         service: Service,
         keys: tuple[str, ...] = (),
         search: SearchService | None = None,
+        rerank: RerankService | None = None,
     ) -> None:
         self.service = service
+        self.rerank = rerank
 
         async def collect() -> Mapping[str, list[Metric]]:
             return {"r1": service.metrics.collect(), "r2": service.metrics.collect()}
 
-        self.app = create_api(service, keys, collect, search)
+        self.app = create_api(service, keys, collect, search, rerank)
         self._runner = asyncio.Runner()
 
     def run(self, coroutine: Any) -> Any:
@@ -74,13 +89,17 @@ def endpoint(
     keys: tuple[str, ...] = (),
     warm: bool = True,
     searcher: Searcher | None = None,
+    rerank: Reranker | None = None,
     **sections: Any,
 ) -> Iterator[Client]:
-    """A client of an endpoint with these configuration sections; it searches with `searcher`."""
+    """A client of an endpoint with these configuration sections; it searches with `searcher`
+    and reranks with `rerank`.
+    """
     config = parse_endpoint_config({"model": {"name": "builtin:tiny-m3"}} | sections)
     service = Service(encoder or tiny_encoder(), config, config.chunk)
     search = SearchService(service, searcher, GENERATION) if searcher else None
-    client = Client(service, keys, search)
+    reranks = RerankService(rerank, config, service.metrics) if rerank else None
+    client = Client(service, keys, search, reranks)
     if warm:
         client.run(service.warm_up())
     try:
@@ -89,4 +108,6 @@ def endpoint(
         service.close()
         if search:
             search.close()
+        if reranks:
+            reranks.close()
         client._runner.close()

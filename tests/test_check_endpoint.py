@@ -61,6 +61,18 @@ def test_check_endpoint_of_the_index_says_what_would_be_served(
     assert f"mine: builtin:tiny-m3 (dense, sparse, colbert), index {index}" in said()
 
 
+def test_check_endpoint_of_a_reranker_names_it_and_refuses_an_embedder(
+    tmp_path: Path, said: Any
+) -> None:
+    models = ROOT / "tests/data/oracle/models"
+    for name, expected in (("bge-reranker-v2-m3", 0), ("bge-m3", 2)):
+        reranker = {"name": str(models / name)}
+        code, _ = check(tmp_path, serve_file({"model": MODEL, "reranker": reranker}))
+        assert code == expected
+        assert "reranker" in (said_of_it := said())
+        assert str(models / name) in said_of_it
+
+
 def test_check_endpoint_of_a_search_says_what_it_would_load(
     tmp_path: Path, index: str, said: Any
 ) -> None:

@@ -330,7 +330,7 @@ def test_request_of_a_client_that_went_is_not_encoded() -> None:
             gone.cancel()
             gate.set()
             await first
-            assert service._queued_texts == 0
+            assert service._backlog.items == 0
 
         client.run(leave())
         client.run(client.service.check())

@@ -10,6 +10,7 @@ from conftest import ROOT
 from ray.serve.schema import ServeDeploySchema
 
 from actors.errors import ConfigError
+from actors.rerank.config import RerankerConfig
 from pipelines.config_docs import entries, markdown
 from pipelines.endpoint.config import _INTRO, EndpointConfig, parse_endpoint_config
 
@@ -31,6 +32,16 @@ MODEL = {"name": "m"}
         ({"model": MODEL, "search": {}}, "search: expected index.uri"),
         ({"model": MODEL, "search": {"shard": 2}}, "unknown key 'search.shard'"),
         ({"index": {"uri": "x"}, "search": {"shards": 0}}, "search.shards: expected"),
+        ({"model": MODEL, "reranker": {}}, "reranker.name is required"),
+        ({"model": MODEL, "reranker": {"nam": "r"}}, "unknown key 'reranker.nam'"),
+        (
+            {"model": MODEL, "reranker": {"name": "r", "max_length": "x"}},
+            "reranker.max_length:",
+        ),
+        (
+            {"model": MODEL, "reranker": {"name": "r", "cutoff_layers": [8, 16]}},
+            "reranker.cutoff_layers: expected one layer (an endpoint ranks by one score), got 2",
+        ),
         ({"model": MODEL, "deployment": {"autoscaling": {"min": 1}}}, "autoscaling.min'"),
     ],
 )
@@ -38,6 +49,13 @@ def test_endpoint_config_refuses_and_names(args: dict[str, Any], message: str) -
     with pytest.raises(ConfigError) as caught:
         parse_endpoint_config(args)
     assert message in str(caught.value)
+
+
+def test_endpoint_config_of_a_reranker_is_the_rerankers_own() -> None:
+    own = {"name": "r", "max_length": 100, "cutoff_layers": [8]}
+    expected = RerankerConfig(name="r", max_length=100, query_max_length=75, cutoff_layers=(8,))
+    assert parse_endpoint_config({"model": MODEL, "reranker": own}).reranker == expected
+    assert parse_endpoint_config({"model": MODEL}).reranker is None
 
 
 def serve_files() -> list[Any]:

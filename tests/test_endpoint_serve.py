@@ -26,6 +26,7 @@ import pytest
 import ray
 import schemathesis
 from conftest import CORPUS, ROOT, config_for
+from endpoint import RERANKER, tiny_reranker
 from huggingface_hub import InferenceClient
 from hypothesis import HealthCheck, given, settings
 from in_process import ray_left_out
@@ -88,11 +89,14 @@ def deploy(port: int, **args: Any) -> str:
 
 @pytest.fixture(scope="module")
 def url(port: int, index: Path) -> str:
-    """An endpoint of the index, two replicas; its model is the index's own. It is searched too."""
+    """An endpoint of the index, two replicas; its model is the index's own. It searches and reranks
+    too.
+    """
     return deploy(
         port,
         index={"uri": str(index)},
         search={"shards": 2, "cpus_per_shard": 1, "folder": str(index.parent / "search")},
+        reranker={"name": str(RERANKER), "max_length": 96, "dtype": "float32"},
         limits={"search_timeout_s": 3},
         deployment={"replicas": 2},
     )
@@ -189,6 +193,22 @@ def test_endpoint_curl_gets_its_vectors(url: str, query_vector: list[float]) -> 
     close(json.loads(found)["dense"][0], query_vector)
 
 
+def test_endpoint_reranks_as_the_reranker_does(url: str) -> None:
+    texts = ["a flat fish", "an engine for many machines", "Ray is a distributed engine."]
+    expected = tiny_reranker().score([("what is ray", text) for text in texts], normalize=True)
+    order = np.argsort(-expected).tolist()
+    with httpx.Client(timeout=60) as http:
+        assert http.get(f"{url}/info").json()["reranker"]["name"] == str(RERANKER)
+        body = {"query": "what is ray", "texts": texts, "return_text": True}
+        ranks = http.post(f"{url}/rerank", json=body).json()
+        assert [rank["text"] for rank in ranks] == [texts[row] for row in order]
+        close([rank["score"] for rank in ranks], expected[order])
+        body = {"model": "any", "query": "what is ray", "documents": texts, "top_n": 2}
+        answer = http.post(f"{url}/v1/rerank", json=body).json()
+        assert [result["index"] for result in answer["results"]] == order[:2]
+        close([result["relevance_score"] for result in answer["results"]], expected[order[:2]])
+
+
 def test_endpoint_metrics_are_of_all_replicas(url: str) -> None:
     with httpx.Client(timeout=60) as http:
         for i in range(30):
@@ -206,7 +226,7 @@ def test_endpoint_answers_anything_without_a_server_error(url: str) -> None:
         each.ok()
         for each in schemathesis.openapi.from_url(f"{url}/openapi.json").get_all_operations()
     ]
-    assert len(operations) == 13
+    assert len(operations) == 15
     statuses: Counter[int] = Counter()
     for operation in operations:
 

@@ -260,7 +260,7 @@ def test_resolve_unknown_architecture_is_model_error_listing_the_known(
 ) -> None:
     edit_json(bert / "config.json", model_type=model_type)
     error = resolve_error(name=str(bert))
-    assert "bert, gemma2, mistral, qwen2, qwen3, roberta, xlm-roberta" in error.message
+    assert "bert, gemma, gemma2, mistral, qwen2, qwen3, roberta, xlm-roberta" in error.message
     assert f"found {model_type!r}" in error.message
 
 
@@ -325,3 +325,23 @@ def test_resolve_path_that_is_not_there_is_model_error(name: str) -> None:
 
 def test_resolve_error_exits_with_code_two() -> None:
     assert resolve_error(name=str(M3), max_length=513).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("bge-reranker-v2-m3", "XLMRobertaForSequenceClassification"),
+        ("bge-reranker-v2-gemma", "GemmaForCausalLM"),
+        ("bge-reranker-v2-minicpm-layerwise", "LayerWiseMiniCPMForCausalLM"),
+        ("bge-reranker-v2.5-gemma2-lightweight", "CostWiseGemmaForCausalLM"),
+    ],
+)
+def test_resolve_reranker_is_model_error_saying_where_to_name_it(name: str, found: str) -> None:
+    error = resolve_error(name=str(MODELS / name))
+    assert f"expected an embedder, found {found}." in error.message
+    assert "reranker.name" in error.remedy
+
+
+def test_resolve_reranker_of_another_name_is_model_error(bert: Path) -> None:
+    edit_json(bert / "config.json", architectures=["BertForSequenceClassification"])
+    assert "found BertForSequenceClassification" in resolve_error(name=str(bert)).message

@@ -15,12 +15,7 @@ from actors.json_files import read_json
 from actors.model_location import locate
 from actors.registry import record_of
 from actors.rerank.config import RerankerConfig, RerankerKind
-from actors.rerank.records import reranker_record
-
-_KINDS: Mapping[str, RerankerKind] = {
-    "LayerWiseMiniCPMForCausalLM": "layerwise",
-    "CostWiseGemmaForCausalLM": "lightweight",
-}
+from actors.rerank.records import CLASSIFIER, DECODER_KINDS, reranker_record
 
 
 @dataclass(frozen=True)
@@ -49,8 +44,8 @@ def resolve_reranker(config: RerankerConfig) -> RerankerFiles:
         )
     record = reranker_record(config.name)
     architecture = str((model.get("architectures") or [""])[0])
-    kind: RerankerKind | None = _KINDS.get(architecture)
-    if kind is None and architecture.endswith("ForSequenceClassification"):
+    kind: RerankerKind | None = DECODER_KINDS.get(architecture)
+    if kind is None and architecture.endswith(CLASSIFIER):
         kind = "encoder"
     if kind is None and architecture.endswith("ForCausalLM") and not record_of(config.name):
         kind = "llm"

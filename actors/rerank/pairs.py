@@ -46,6 +46,31 @@ class PairTokens:
     truncated: np.ndarray
     """bool [N]."""
 
+    def part(self, start: int, stop: int) -> PairTokens:
+        """Pairs `start` to `stop`."""
+        first, last = self.offsets[start], self.offsets[stop]
+        return PairTokens(
+            values=self.values[first:last],
+            offsets=self.offsets[start : stop + 1] - first,
+            types=self.types[first:last],
+            passage_starts=self.passage_starts[start:stop],
+            tail=self.tail,
+            truncated=self.truncated[start:stop],
+        )
+
+    @staticmethod
+    def joined(parts: Sequence[PairTokens]) -> PairTokens:
+        """All pairs of some parts, at least one, that one tokenizer made."""
+        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+        return PairTokens(
+            values=np.concatenate([part.values for part in parts]),
+            offsets=np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))),
+            types=np.concatenate([part.types for part in parts]),
+            passage_starts=np.concatenate([part.passage_starts for part in parts]),
+            tail=parts[0].tail,
+            truncated=np.concatenate([part.truncated for part in parts]),
+        )
+
     def rows(self) -> list[list[int]]:
         """The ids of each pair."""
         return [
@@ -116,12 +141,12 @@ class PromptedPairs:
 
     def tokenize(self, pairs: Sequence[Pair]) -> PairTokens:
         """As `PairTokenizer`."""
-        queries = self._texts.ids([f"A: {query}" for query, _ in pairs])
-        passages = self._texts.ids([f"B: {passage}" for _, passage in pairs])
+        queries = self._texts.ids([query for query, _ in pairs], "A: ")
+        passages = self._texts.ids([passage for _, passage in pairs], "B: ")
         most = self._limit + len(self._tail)  # upstream: max_length + |separator| + |prompt|
         rows = _Rows()
         for query, passage in pairs:
-            first, second = queries[f"A: {query}"], passages[f"B: {passage}"]
+            first, second = queries[query], passages[passage]
             head = [*self._bos, *first[: self._query_limit], *self._separator]
             kept = second[: max(min(self._limit, most - len(head)), 0)]
             cut = len(first) > self._query_limit or len(kept) < len(second)
@@ -137,9 +162,12 @@ class _Texts:
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
 
-    def ids(self, texts: Sequence[str]) -> dict[str, list[int]]:
+    def ids(self, texts: Sequence[str], prefix: str = "") -> dict[str, list[int]]:
+        """By text; `prefix` is before each."""
         different = list(dict.fromkeys(texts))
-        found = self.tokenizer.encode_batch_fast(different, add_special_tokens=False)
+        found = self.tokenizer.encode_batch_fast(
+            [prefix + text for text in different], add_special_tokens=False
+        )
         return {text: encoding.ids for text, encoding in zip(different, found, strict=True)}
 
 

@@ -5,6 +5,7 @@ inference/reranker/model_mapping.py. Facts advise, and are checked against a che
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from actors.rerank.config import RerankerKind
@@ -33,6 +34,14 @@ RERANKERS = (
     RerankerRecord(name="jinaai/jina-reranker-v2-base-multilingual", remote_code=True),
     RerankerRecord(name="Alibaba-NLP/gte-multilingual-reranker-base", remote_code=True),
 )
+DECODER_KINDS: Mapping[str, RerankerKind] = {
+    "LayerWiseMiniCPMForCausalLM": "layerwise",
+    "CostWiseGemmaForCausalLM": "lightweight",
+}
+"""Architectures, as config.json names them, that only rerankers have; so do those that end in
+CLASSIFIER."""
+CLASSIFIER = "ForSequenceClassification"
+
 _BY_BASENAME = {record.name.rpartition("/")[2]: record for record in RERANKERS}
 
 

@@ -23,6 +23,8 @@ from pipelines.endpoint.guard import App, Guard
 from pipelines.endpoint.metrics import page
 from pipelines.endpoint.native import native_routes
 from pipelines.endpoint.openai import openai_routes
+from pipelines.endpoint.rerank_routes import rerank_routes
+from pipelines.endpoint.rerank_service import RerankService
 from pipelines.endpoint.search_routes import search_routes
 from pipelines.endpoint.search_service import SearchService
 from pipelines.endpoint.service import Service
@@ -41,10 +43,12 @@ def create_api(
     keys: tuple[str, ...],
     collect: CollectMetrics,
     search: SearchService | None = None,
+    rerank: RerankService | None = None,
 ) -> App:
     """The ASGI application; `collect` gives the metrics of all replicas by name.
 
-    `search`: what answers /search; the route says how to get one when not given.
+    `search`, `rerank`: what answers /search and /rerank; the routes say how to get one when not
+    given.
     """
     app = FastAPI(
         title="packvec",
@@ -56,13 +60,17 @@ def create_api(
     app.include_router(openai_routes(service))
     app.include_router(tei_routes(service))
     app.include_router(search_routes(search))
-    app.include_router(_operator_routes(service, collect, search))
+    app.include_router(rerank_routes(rerank))
+    app.include_router(_operator_routes(service, collect, search, rerank))
     _answer_errors(app, service)
     return Guard(app, service, keys)
 
 
 def _operator_routes(
-    service: Service, collect: CollectMetrics, search: SearchService | None
+    service: Service,
+    collect: CollectMetrics,
+    search: SearchService | None,
+    rerank: RerankService | None,
 ) -> APIRouter:
     router = APIRouter(tags=["operation"], responses=documented_refusals("native"))
 
@@ -77,6 +85,7 @@ def _operator_routes(
             "title_prefix": service.chunk.title_prefix,
             "index": service.config.index.uri if service.config.index else None,
             "search": search.facts() if search else None,
+            "reranker": rerank.facts() if rerank else None,
             "max_body_bytes": limits.max_body_bytes,
             "too_long": limits.too_long,
             "model_id": facts.name,

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from actors.config import OUTPUTS, ModelConfig, Output
 from actors.errors import ConfigError
+from actors.rerank.config import RerankerConfig
 from pipelines.config import describe_invalid
 from pipelines.config_base import Count, Section
 from pipelines.config_keys import refuse_unknown_keys
@@ -45,7 +46,8 @@ class Limits(Section):
     """What happens to a longer text: cut, which the answer says, or refused (413). A request may
     say `truncate` itself."""
     max_queued_texts: Count = 4_096
-    """Texts that may wait for the encoder of a replica; beyond, requests are refused (429)."""
+    """Texts that may wait for the encoder of a replica, and pairs that may for its reranker;
+    beyond, requests are refused (429)."""
     max_queued_characters: Count = 16 << 20
     """The same in characters, which is what waiting texts take in memory."""
     max_hits: Count = 2_000
@@ -123,6 +125,8 @@ class EndpointConfig(Section):
     """The endpoint does not start when its space is not this index's."""
     search: SearchConfig | None = None
     """The endpoint searches its index, at `POST /search` and on a page at `/`; `{}` is enough."""
+    reranker: RerankerConfig | None = None
+    """Each replica loads it too, and answers `POST /rerank`, `/v1/rerank` and `/v2/rerank`."""
     chunk: ChunkConfig | None = None
     """How titles are put before passages; the index's when not given, else `title_prefix: true`."""
     default_kind: Kind = "query"
@@ -138,6 +142,12 @@ class EndpointConfig(Section):
             raise ValueError("model.name or index.uri is required")
         if self.search is not None and self.index is None:
             raise ValueError("search: expected index.uri, the index to search, found none")
+        layers = self.reranker.cutoff_layers if self.reranker else None
+        if layers and len(layers) > 1:
+            raise ValueError(
+                "reranker.cutoff_layers: expected one layer (an endpoint ranks by one score), got "
+                f"{len(layers)}"
+            )
         if self.outputs is not None and (
             not self.outputs or len(set(self.outputs)) != len(self.outputs)
         ):

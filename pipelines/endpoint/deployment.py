@@ -3,7 +3,8 @@
     serve run conf/serve.yaml            # import_path: pipelines.endpoint.deployment:build
 
 A replica holds one encoder: it is loaded, compared with the index and warmed up before the replica
-takes a request. What is searched is in deployments of its own, which all replicas ask.
+takes a request; a reranker, where one is configured, too. What is searched is in deployments of its
+own, which all replicas ask.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from ray.serve import Application
 from ray.serve.config import BackpressureConfig
 
 from actors.encoder import Encoder, load_encoder
+from actors.reranker import load_reranker
 from pipelines.config_sections import ChunkConfig
 from pipelines.endpoint.api import create_api
 from pipelines.endpoint.config import EndpointConfig, parse_endpoint_config
 from pipelines.endpoint.guard import App, read_keys
+from pipelines.endpoint.rerank_service import RerankService
 from pipelines.endpoint.search_service import SearchService
 from pipelines.endpoint.search_shards import ServedShards, bind_shards, open_shards
 from pipelines.endpoint.service import Service
@@ -89,6 +92,11 @@ class QueryEndpoint:
             self._search = await asyncio.to_thread(
                 SearchService, self._service, searcher, shards.generation
             )
+        self._rerank = None
+        if config.reranker:
+            reranker = await asyncio.to_thread(load_reranker, config.reranker)
+            self._rerank = RerankService(reranker, config, self._service.metrics)
+            await self._rerank.warm_up()
         await self._service.warm_up()
         self._replica = serve.get_replica_context().replica_id.unique_id
         if not self._keys:
@@ -96,7 +104,7 @@ class QueryEndpoint:
 
     def __serve_build_asgi_app__(self) -> App:
         """The routes; Serve asks once the constructor is through."""
-        return create_api(self._service, self._keys, self._collect, self._search)
+        return create_api(self._service, self._keys, self._collect, self._search, self._rerank)
 
     async def check_health(self) -> None:
         """Serve asks regularly, and replaces a replica that cannot encode."""

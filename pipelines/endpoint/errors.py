@@ -3,6 +3,7 @@
     native    {"error": {"code": "...", "message": "...", "field": "..."}}
     OpenAI    {"error": {"message": "...", "type": "...", "param": "...", "code": "..."}}
     TEI       {"error": "...", "error_type": "..."}
+    Cohere    {"message": "...", "code": "..."}
 
 Status: 400 nothing to encode, 401 no key, 404 and 405 no such route, 413 too much, 422 malformed,
 424 the encoder failed on a text, 429 the queue is full, 503 not ready, or a shard is down.
@@ -18,7 +19,7 @@ from typing import Any, Literal
 import orjson
 from starlette.responses import Response
 
-Shape = Literal["native", "openai", "tei"]
+Shape = Literal["native", "openai", "tei", "cohere"]
 
 _REFUSALS = {
     400: "Nothing to encode.",
@@ -30,7 +31,8 @@ _REFUSALS = {
     503: "Not warm, not able to encode, or a shard is down.",
 }
 
-_TEI_PATHS = ("/embed", "/embed_sparse", "/embed_all", "/tokenize", "/info", "/")
+_TEI_PATHS = ("/embed", "/embed_sparse", "/embed_all", "/rerank", "/tokenize", "/info", "/")
+_COHERE_PATHS = ("/v1/rerank", "/v2/rerank")
 _TEI_TYPES = {400: "Empty", 413: "Validation", 422: "Validation", 424: "Backend"} | {
     429: "Overloaded",
     503: "Unhealthy",
@@ -70,6 +72,15 @@ class TextFault:
         return ApiError(self.status, self.code, self.message, field=f"{field}[{row}]")
 
 
+def encoding_fault(text: str) -> TextFault | None:
+    """Why a text is no Unicode, where it is none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return TextFault(422, "bad_encoding", "expected Unicode, found a lone surrogate")
+    return None
+
+
 def route_path(scope: Mapping[str, Any]) -> str:
     """A request's path below the application's route prefix."""
     path: str = scope["path"]
@@ -78,6 +89,8 @@ def route_path(scope: Mapping[str, Any]) -> str:
 
 def shape_of(path: str) -> Shape:
     """The API a path belongs to."""
+    if path in _COHERE_PATHS:
+        return "cohere"
     if path.startswith("/v1/"):
         return "openai"
     return "tei" if path in _TEI_PATHS else "native"
@@ -85,10 +98,11 @@ def shape_of(path: str) -> Shape:
 
 def documented_refusals(shape: Shape) -> dict[int | str, dict[str, Any]]:
     """For the OpenAPI schema of an API's routes."""
+    key = "message" if shape == "cohere" else "error"
     body: dict[str, Any] = {
         "type": "object",
-        "required": ["error"],
-        "properties": {"error": {"type": "string" if shape == "tei" else "object"}},
+        "required": [key],
+        "properties": {key: {"type": "string" if shape in ("tei", "cohere") else "object"}},
     }
     content = {"application/json": {"schema": body}}
     return {status: {"description": text, "content": content} for status, text in _REFUSALS.items()}
@@ -120,5 +134,7 @@ def _body(error: ApiError, shape: Shape) -> dict[str, Any]:
     if shape == "tei":
         kind = _TEI_TYPES.get(error.status, "Validation")
         return {"error": f"{where}{error.message}", "error_type": kind}
+    if shape == "cohere":
+        return {"message": f"{where}{error.message}", "code": error.code}
     body = {"code": error.code, "message": error.message}
     return {"error": body | ({"field": error.field} if error.field else {})}

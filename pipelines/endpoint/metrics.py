@@ -89,6 +89,25 @@ class EndpointMetrics:
         self.queued_searches = Gauge(
             "packvec_queued_searches", "Requests searching or waiting for it.", registry=registry
         )
+        self.reranks = Counter("packvec_reranks", "Requests reranked.", registry=registry)
+        self.rerank_pairs = Counter(
+            "packvec_rerank_pairs", "Pairs of a query and a text scored.", registry=registry
+        )
+        self.rerank_seconds = Histogram(
+            "packvec_rerank_seconds",
+            "From a request's pairs to their scores, waiting included.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.rerank_pass_seconds = Histogram(
+            "packvec_rerank_pass_seconds",
+            "A forward pass of the reranker.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.queued_pairs = Gauge(
+            "packvec_queued_pairs", "Pairs waiting or being scored.", registry=registry
+        )
 
     def observe(self, stats: ForwardStats) -> None:
         """Count one forward pass."""
@@ -98,6 +117,11 @@ class EndpointMetrics:
         self.batch_fill.observe(stats.tokens / stats.budget)
         self.queue_seconds.observe(stats.waited)
         self.encode_seconds.observe(stats.seconds)
+
+    def observe_rerank(self, pairs: int, seconds: float) -> None:
+        """Count one forward pass of the reranker."""
+        self.rerank_pairs.inc(pairs)
+        self.rerank_pass_seconds.observe(seconds)
 
     def collect(self) -> list[Metric]:
         """All of them now; plain data."""

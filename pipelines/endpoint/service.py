@@ -10,7 +10,6 @@ Knows no HTTP and no Ray.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Collection, Sequence
 
 from actors.batching import Batcher, Result
@@ -19,14 +18,13 @@ from actors.encoder import Encoder
 from actors.errors import EncodeError
 from actors.text_vectors import TextVectors
 from pipelines.config_sections import ChunkConfig
+from pipelines.endpoint.backlog import Backlog
 from pipelines.endpoint.cache import VectorCache
 from pipelines.endpoint.config import EndpointConfig
-from pipelines.endpoint.errors import ApiError, TextFault
+from pipelines.endpoint.errors import ApiError, TextFault, encoding_fault
 from pipelines.endpoint.metrics import EndpointMetrics
 from pipelines.endpoint.texts import Text, TextReader
 
-# How fast the queue has been emptied lately, in texts a second, is a moving mean over so long.
-_RATE_SECONDS = 5.0
 _WARM_UP = ("warm", "warm " * 64, "warm " * 1_024)
 
 
@@ -53,8 +51,7 @@ class Service:
         self._cache: VectorCache[Text] = VectorCache(config.cache.max_bytes)
         self.is_warm = False
         """Requests are answered with 503 until then."""
-        self._queued_texts = self._queued_characters = 0
-        self._rate = _Rate()
+        self._backlog = Backlog("texts", config.limits, self.metrics.queued_texts)
 
     @property
     def outputs(self) -> tuple[Output, ...]:
@@ -159,13 +156,8 @@ class Service:
         self, texts: list[Text], outputs: Collection[Output]
     ) -> list[TextVectors | TextFault]:
         characters = sum(text.characters for text in texts)
-        self._refuse_if_full(len(texts), characters)
-        self._add_queued(len(texts), characters)
-        try:
+        with self._backlog.holding(len(texts), characters):
             results = await asyncio.wrap_future(self._batcher.submit(texts, outputs))
-        finally:
-            self._add_queued(-len(texts), -characters)
-        self._rate.add(len(texts))
         return [self._kept(text, result) for text, result in zip(texts, results, strict=True)]
 
     def _kept(self, text: Text, result: Result) -> TextVectors | TextFault:
@@ -190,25 +182,6 @@ class Service:
         self.metrics.text_faults.labels(result.code).inc()
         return result
 
-    def _refuse_if_full(self, texts: int, characters: int) -> None:
-        limits = self.config.limits
-        if self._queued_texts and (
-            self._queued_texts + texts > limits.max_queued_texts
-            or self._queued_characters + characters > limits.max_queued_characters
-        ):
-            raise ApiError(
-                429,
-                "queue_full",
-                f"{self._queued_texts:,} texts are waiting, at most "
-                f"{limits.max_queued_texts:,} may",
-                retry_after=self._queued_texts / max(self._rate.per_second(), 1.0),
-            )
-
-    def _add_queued(self, texts: int, characters: int) -> None:
-        self._queued_texts += texts
-        self._queued_characters += characters
-        self.metrics.queued_texts.set(self._queued_texts)
-
 
 def _fault(text: Text) -> TextFault | None:
     """Why a text is none, as documents are rejected for it."""
@@ -216,30 +189,4 @@ def _fault(text: Text) -> TextFault | None:
         return None
     if not text.text.strip():
         return TextFault(400, "empty_text", "expected a text, found nothing but whitespace")
-    for words in (text.text, text.title or ""):
-        try:
-            words.encode()
-        except UnicodeEncodeError:
-            return TextFault(422, "bad_encoding", "expected Unicode, found a lone surrogate")
-    return None
-
-
-class _Rate:
-    """Texts a second, of the last seconds."""
-
-    def __init__(self) -> None:
-        self._texts = 0.0
-        self._since = time.monotonic()
-
-    def add(self, texts: int) -> None:
-        self._decay()
-        self._texts += texts
-
-    def per_second(self) -> float:
-        self._decay()
-        return self._texts / _RATE_SECONDS
-
-    def _decay(self) -> None:
-        now = time.monotonic()
-        self._texts *= 0.5 ** ((now - self._since) / _RATE_SECONDS)
-        self._since = now
+    return encoding_fault(text.text) or encoding_fault(text.title or "")

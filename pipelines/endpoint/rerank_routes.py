@@ -1,0 +1,161 @@
+"""Reranking: POST /rerank as text-embeddings-inference has it, /v1/rerank and /v2/rerank as Cohere
+and Jina do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import orjson
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from actors.pair_batching import PairScores
+from actors.reranker import logistic
+from pipelines.endpoint.answers import TRUNCATED_HEADER
+from pipelines.endpoint.errors import ApiError, Shape, documented_refusals
+from pipelines.endpoint.rerank_service import RerankService
+
+_OFF = "this endpoint has no reranker: set reranker: {name: ...} in its args and deploy it again"
+_TRUNCATE = "Cut a pair that is too long, or refuse it; as configured if not given."
+
+
+class RerankRequest(BaseModel):
+    """As TEI's; fields that mean nothing here are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    query: str = Field(examples=["what is ray"])
+    texts: list[str] = Field(examples=[["a distributed engine", "a flat fish"]])
+    raw_scores: bool = Field(False, description="Scores as they are, not in (0, 1).")
+    return_text: bool = False
+    truncate: bool | None = Field(None, description=_TRUNCATE)
+    truncation_direction: Literal["right", "Right"] = "right"
+
+
+class Rank(BaseModel):
+    """One text."""
+
+    index: int = Field(description="In the request.")
+    score: float
+    text: str | None = Field(None, description="Not there unless asked for.")
+
+
+class Document(BaseModel):
+    """A text with a name."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    text: str
+
+
+class CohereRequest(BaseModel):
+    """As Cohere's and Jina's; fields of theirs that mean nothing here are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    model: str | None = Field(None, description="Not looked at: there is one.")
+    query: str = Field(examples=["what is ray"])
+    documents: list[str | Document] = Field(examples=[["a distributed engine", "a flat fish"]])
+    top_n: Annotated[int, Field(ge=1)] | None = Field(None, description="Only the best so many.")
+    return_documents: bool = False
+    truncate: bool | None = Field(None, description=_TRUNCATE)
+
+
+class CohereResult(BaseModel):
+    """One document."""
+
+    index: int = Field(description="In the request.")
+    relevance_score: float = Field(description="In (0, 1).")
+    document: Document | None = Field(None, description="Not there unless asked for.")
+
+
+class Usage(BaseModel):
+    """Tokens of all pairs, special tokens included."""
+
+    total_tokens: int
+
+
+class CohereResponse(BaseModel):
+    """The best document first."""
+
+    model: str
+    results: list[CohereResult]
+    usage: Usage
+
+
+def rerank_routes(rerank: RerankService | None) -> APIRouter:
+    """Routes bound to what reranks; without one they say how to get it."""
+    router = APIRouter()
+
+    def service() -> RerankService:
+        if rerank is None:
+            raise ApiError(404, "no_reranker", _OFF)
+        return rerank
+
+    async def rerank_texts(body: RerankRequest) -> Response:
+        """Texts by how well they answer a query, the best first."""
+        found = await service().score(body.query, body.texts, "texts", truncate=body.truncate)
+        scores = (found.scores if body.raw_scores else logistic(found.scores)).tolist()
+        ranks: list[dict[str, Any]] = [
+            {"index": row, "score": scores[row]}
+            | ({"text": body.texts[row]} if body.return_text else {})
+            for row in _best_first(found)
+        ]
+        return _answer(ranks, found)
+
+    async def rerank_documents(body: CohereRequest) -> Response:
+        """Documents by how well they answer a query, the best first."""
+        texts = [each if isinstance(each, str) else each.text for each in body.documents]
+        found = await service().score(body.query, texts, "documents", truncate=body.truncate)
+        scores = logistic(found.scores).tolist()
+        results: list[dict[str, Any]] = [
+            {"index": row, "relevance_score": scores[row]}
+            | ({"document": {"text": texts[row]}} if body.return_documents else {})
+            for row in _best_first(found)[: body.top_n]
+        ]
+        usage = {"total_tokens": found.tokens}
+        answer = {"model": service().info.name, "results": results, "usage": usage}
+        return _answer(answer, found)
+
+    router.add_api_route(
+        "/rerank",
+        rerank_texts,
+        methods=["POST"],
+        response_model=list[Rank],
+        tags=["text-embeddings-inference"],
+        responses=_refusals("tei"),
+    )
+    for version in ("v1", "v2"):
+        router.add_api_route(
+            f"/{version}/rerank",
+            rerank_documents,
+            methods=["POST"],
+            response_model=CohereResponse,
+            tags=["Cohere"],
+            responses=_refusals("cohere"),
+            include_in_schema=version == "v1",
+        )
+    return router
+
+
+def _refusals(shape: Shape) -> dict[int | str, dict[str, Any]]:
+    refusals = documented_refusals(shape)
+    return refusals | {404: refusals[503] | {"description": "The endpoint has no reranker."}}
+
+
+def _best_first(found: PairScores) -> list[int]:
+    """Rows by their scores before the logistic function, which makes great ones equal; of equal
+    ones the first.
+    """
+    order: list[int] = np.argsort(-found.scores, kind="stable").tolist()
+    return order
+
+
+def _answer(body: Any, found: PairScores) -> Response:
+    cut = int(found.truncated.sum())
+    headers: Mapping[str, str] = {TRUNCATED_HEADER: str(cut)} if cut else {}
+    return Response(orjson.dumps(body), 200, headers, "application/json")

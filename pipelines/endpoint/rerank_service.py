@@ -1,0 +1,128 @@
+"""Texts ranked by how well they answer a query, for concurrent requests.
+
+    rerank = RerankService(reranker, config, metrics)
+    await rerank.score("what is ray", ["an engine", "a fish"], "texts")
+
+Runs on one event loop, which it never blocks: tokenising and scoring are the batcher's thread's.
+Knows no HTTP and no Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from actors.errors import EncodeError, ModelError
+from actors.pair_batching import PairBatcher, PairScores
+from actors.reranker import Reranker
+from pipelines.endpoint.backlog import Backlog
+from pipelines.endpoint.config import EndpointConfig
+from pipelines.endpoint.errors import ApiError, TextFault, encoding_fault
+from pipelines.endpoint.metrics import EndpointMetrics
+
+
+class RerankService:
+    """A reranker shared by concurrent requests."""
+
+    def __init__(
+        self, reranker: Reranker, config: EndpointConfig, metrics: EndpointMetrics
+    ) -> None:
+        """`metrics`: the replica's.
+
+        Raises:
+            ModelError: a reranker of several scores a pair.
+        """
+        layers = reranker.info.cutoff_layers or ()
+        if len(layers) > 1:
+            raise ModelError(
+                "reranker.cutoff_layers: expected one layer (an endpoint ranks by one score), got "
+                f"{len(layers)}."
+            )
+        self.info = reranker.info
+        self._limits = config.limits
+        own = config.reranker.too_long if config.reranker else "truncate"
+        self._may_cut = "refuse" not in (own, config.limits.too_long)
+        self._metrics = metrics
+        self._batcher = PairBatcher(reranker, metrics.observe_rerank)
+        self._backlog = Backlog("pairs", config.limits, metrics.queued_pairs)
+
+    def facts(self) -> dict[str, object]:
+        """For /info."""
+        info = self.info
+        return {
+            "name": info.name,
+            "revision": info.revision,
+            "kind": info.kind,
+            "max_length": info.max_length,
+            "query_max_length": info.query_max_length,
+            "dtype": info.dtype,
+        }
+
+    async def score(
+        self, query: str, texts: Sequence[str], field: str, *, truncate: bool | None = None
+    ) -> PairScores:
+        """A score for each text, in order.
+
+        `field`: of the request's body, where the texts are; `truncate`: cut a pair that is too
+        long, or refuse it; as configured when not given.
+
+        Raises:
+            ApiError: 400 no text, 413 too many, or a pair that is too long, 422 no Unicode, 424 a
+                pair that cannot be scored, 429 a full queue.
+        """
+        self._check(query, texts, field)
+        started = time.perf_counter()
+        characters = len(query) + sum(map(len, texts))
+        with self._backlog.holding(len(texts), characters):
+            try:
+                found = await asyncio.wrap_future(self._batcher.submit(query, texts))
+            except EncodeError as error:
+                raise ApiError(424, "encoder_error", error.message) from error
+        may_cut = truncate if truncate is not None else self._may_cut
+        cut = np.flatnonzero(found.truncated)
+        if len(cut) and not may_cut:
+            limit = self.info.max_length
+            message = f"expected at most {limit:,} tokens with the query, found more"
+            raise self._counted(TextFault(413, "too_long", message), int(cut[0]), field)
+        for row, reason in found.failures.items():
+            message = f"the pair cannot be scored ({reason})"
+            raise self._counted(TextFault(424, "encoder_error", message), row, field)
+        self._metrics.truncated.inc(len(cut))
+        self._metrics.reranks.inc()
+        self._metrics.rerank_seconds.observe(time.perf_counter() - started)
+        return found
+
+    async def warm_up(self) -> None:
+        """Score pairs of several lengths.
+
+        Raises:
+            EncodeError: it cannot.
+        """
+        texts = ["warm " * n for n in (1, 64, 1_024)]
+        found = await asyncio.wrap_future(self._batcher.submit("warm", texts))
+        for reason in found.failures.values():
+            raise EncodeError(f"the reranker {self.info.name} cannot score: {reason}.")
+
+    def close(self) -> None:
+        """Finish what was accepted and end the thread."""
+        self._batcher.close()
+
+    def _check(self, query: str, texts: Sequence[str], field: str) -> None:
+        most = self._limits.max_texts
+        if not texts:
+            raise ApiError(400, "empty", "expected texts, found none", field=field)
+        if len(texts) > most:
+            message = f"expected at most {most:,} texts, got {len(texts):,}; send them in several "
+            raise ApiError(413, "too_many_texts", f"{message}requests", field=field)
+        if fault := encoding_fault(query):
+            raise ApiError(fault.status, fault.code, fault.message, field="query")
+        for row, text in enumerate(texts):
+            if fault := encoding_fault(text):
+                raise self._counted(fault, row, field)
+
+    def _counted(self, fault: TextFault, row: int, field: str) -> ApiError:
+        self._metrics.text_faults.labels(fault.code).inc()
+        return fault.as_error(row, field)
