@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
 from actors.micro_batches import next_stop
+from actors.single_threads import SingleThreads
 
 _LEAST_TOKENS = 256
 """On a CPU: of a micro-batch that is made for a thread of its own."""
@@ -32,7 +32,7 @@ class BatchRunner:
         """Lower once the device has run out of memory."""
         self.on_cpu = device.type == "cpu"
         self._lock = threading.Lock()
-        self._pools: dict[int, ThreadPoolExecutor] = {}
+        self._threads = SingleThreads()
 
     def run(self, lengths: np.ndarray, compute: Compute) -> dict[int, str]:
         """Compute all rows of so many tokens; why some could not be, by row.
@@ -55,8 +55,8 @@ class BatchRunner:
 
         with self._lock:
             batches = list(self._cut(rows, lengths[rows]))
-            if len(batches) > 1 and self.on_cpu and torch.get_num_threads() > 1:
-                list(self._pool().map(run, batches))
+            if self.on_cpu:
+                self._threads.run(run, batches)
             else:
                 for batch in batches:
                     run(batch)
@@ -75,23 +75,6 @@ class BatchRunner:
             stop = next_stop(ends, start, budget)
             yield rows[start:stop]
             start = stop
-
-    def _pool(self) -> ThreadPoolExecutor:
-        """A thread for each of torch's, in which an operation has one thread."""
-        threads = torch.get_num_threads()
-        if threads not in self._pools:
-            started = threading.Barrier(threads + 1)
-
-            def start() -> None:
-                torch.set_num_threads(1)
-                started.wait()
-
-            self._pools[threads] = ThreadPoolExecutor(threads, "forward", initializer=start)
-            for _ in range(threads):
-                self._pools[threads].submit(int)
-            started.wait()
-            torch.set_num_threads(threads)  # what threads begin with that are started from now on
-        return self._pools[threads]
 
     @torch.inference_mode()
     def _run(

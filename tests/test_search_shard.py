@@ -158,6 +158,26 @@ def test_shard_score_of_pairs_equals_naive(seed: int, n: int) -> None:
     assert all(i == n or docs[i - 1] != docs[i] for i in stop)
 
 
+def test_shard_rank_by_several_threads_equals_that_by_one() -> None:
+    rng = np.random.default_rng(3)
+    table, queries = random_columns(rng, 200), random_columns(rng, 150)
+    docs, cuts = random_documents(rng, 200)
+    ids = in_blocks(pa.chunked_array([pa.array(docs)]), cuts)
+    shard = Shard(ids, {output: in_blocks(table[output], cuts) for output in OUTPUTS})
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(shard.rank(queries, RANKINGS, 7, weights=WEIGHTS))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for by in RANKINGS:
+        np.testing.assert_allclose(found[0][by][0], found[1][by][0], atol=1e-6)
+    for by in ("dense", "sparse"):
+        np.testing.assert_array_equal(found[0][by][1], found[1][by][1])
+
+
 def test_shard_with_columns_of_other_blocks_is_refused() -> None:
     table = random_columns(np.random.default_rng(0), 4)
     ids = pa.chunked_array([pa.array(["a", "b"]), pa.array(["c", "d"])])

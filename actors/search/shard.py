@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -22,11 +23,12 @@ from actors.config import OUTPUTS, Output
 from actors.scoring import Weights
 from actors.search.fusion import Best, Ranking, Unit
 from actors.search.pairs import PAIR_SCORES
-from actors.search.scored_rows import SCORED_ROWS, ScoredRows
+from actors.search.scored_rows import SCORED_ROWS, ScoredRows, Scorer
 from actors.search.tiles import Floats, segments
 from actors.search.top_rows import TopRows
+from actors.single_threads import SingleThreads
 
-_QUERIES = 512
+_QUERIES, _LEAST_QUERIES = 512, 32
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,15 @@ class _Block:
     document_offsets: np.ndarray
     """int64 [documents + 1], from 0."""
     rows: Mapping[Output, ScoredRows]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Queries [start, stop), and what has been found for them."""
+
+    start: int
+    stop: int
+    best: Mapping[Ranking, TopRows]
 
 
 class Shard:
@@ -57,6 +68,7 @@ class Shard:
         self.outputs: tuple[Output, ...] = tuple(o for o in OUTPUTS if o in vectors)
         self._device = torch.device(device)
         self._vectors = vectors
+        self._threads = SingleThreads()
         self._blocks = list(self._read(doc_ids))
         self._rows = len(doc_ids)
         starts = [block.first_row + block.document_offsets[:-1] for block in self._blocks]
@@ -79,24 +91,16 @@ class Shard:
         `queries`: an encoder's columns. Sparse ranks only rows that share a token with the query.
         """
         needed = self._needed(by, weights)
-        starts = range(0, len(queries), _QUERIES)
-        batches = [(start, min(start + _QUERIES, len(queries))) for start in starts]
-        best = {name: [TopRows(stop - start, top) for start, stop in batches] for name in by}
+        batches = _batches(len(queries), top, by, on_cpu=self._device.type == "cpu")
         floats = {output: Floats() for output in needed}
         for block in self._blocks:
-            first = block.first_row if unit == "passage" else block.first_document
             scorers = {
                 output: block.rows[output].scorer(queries[output], floats[output])
                 for output in needed
             }
-            for number, (start, stop) in enumerate(batches):
-                scores = {output: scorers[output](start, stop) for output in needed}
-                for name in by:
-                    tile = scores[name] if name != "hybrid" else _mean(scores, weights)
-                    if unit == "document" and len(block.document_offsets) <= tile.shape[1]:
-                        tile = segments(tile, block.document_offsets, "max")
-                    best[name][number].add(tile, first, above=0.0 if name == "sparse" else -np.inf)
-        return {name: self._sorted(parts, top, unit) for name, parts in best.items()}
+            self._threads.run(partial(_rank, block, scorers, unit, weights), batches)
+        found = {name: [batch.best[name] for batch in batches] for name in by}
+        return {name: self._sorted(parts, top, unit) for name, parts in found.items()}
 
     def score(self, queries: pa.Table, query_M: np.ndarray, row_M: np.ndarray) -> pa.Table:
         """Scores of pairs of a query and a row: float32 [M] for each output."""
@@ -136,6 +140,31 @@ class Shard:
             }
             yield _Block(row, document, offsets, rows)
             row, document = row + len(ids), document + len(offsets) - 1
+
+
+def _batches(queries: int, top: int, by: Collection[Ranking], *, on_cpu: bool) -> list[_Batch]:
+    """Queries that are scored at once; on a CPU enough batches for each of its threads."""
+    size = _QUERIES
+    if on_cpu:
+        size = max(min(size, -(-queries // torch.get_num_threads())), _LEAST_QUERIES)
+    found = []
+    for start in range(0, queries, size):
+        stop = min(start + size, queries)
+        found.append(_Batch(start, stop, {name: TopRows(stop - start, top) for name in by}))
+    return found
+
+
+def _rank(
+    block: _Block, scorers: Mapping[Output, Scorer], unit: Unit, weights: Weights, batch: _Batch
+) -> None:
+    """A block's rows, or its documents, into what has been found for a batch."""
+    first = block.first_row if unit == "passage" else block.first_document
+    scores = {output: scorer(batch.start, batch.stop) for output, scorer in scorers.items()}
+    for name, best in batch.best.items():
+        tile = scores[name] if name != "hybrid" else _mean(scores, weights)
+        if unit == "document" and len(block.document_offsets) <= tile.shape[1]:
+            tile = segments(tile, block.document_offsets, "max")
+        best.add(tile, first, above=0.0 if name == "sparse" else -np.inf)
 
 
 def _mean(scores: Mapping[Output, torch.Tensor], weights: Weights) -> torch.Tensor:

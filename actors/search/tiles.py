@@ -5,6 +5,7 @@ Formulas: actors/scoring.py. Shape suffixes: Q queries, B rows, T tokens, D dime
 
 from __future__ import annotations
 
+import threading
 import warnings
 
 import numpy as np
@@ -25,21 +26,22 @@ def as_tensor(array: np.ndarray) -> torch.Tensor:
 
 
 class Floats:
-    """Tensors as float32, one after the other in the same memory.
+    """Tensors as float32, one after the other in the same memory, of each thread its own.
 
     Fresh memory for each block costs more than the cast: the system clears every page of it.
     """
 
     def __init__(self) -> None:
-        self._memory = torch.empty(0)
+        self._own = threading.local()
 
     def of(self, values: torch.Tensor) -> torch.Tensor:
         """The tensor as float32; what came before is overwritten."""
         if values.dtype == torch.float32:
             return values
-        if self._memory.numel() < values.numel() or self._memory.device != values.device:
-            self._memory = torch.empty(values.numel(), device=values.device)
-        return self._memory[: values.numel()].view(values.shape).copy_(values)
+        memory: torch.Tensor | None = getattr(self._own, "memory", None)
+        if memory is None or memory.numel() < values.numel() or memory.device != values.device:
+            memory = self._own.memory = torch.empty(values.numel(), device=values.device)
+        return memory[: values.numel()].view(values.shape).copy_(values)
 
 
 def max_sim_tile(
