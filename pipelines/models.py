@@ -2,6 +2,7 @@
 
 python -m pipelines.models
 python -m pipelines.models BAAI/bge-m3
+python -m pipelines.models --rerankers
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import typer
 
 from actors.errors import ModelError
 from actors.registry import MODELS, ModelRecord, nearest_names, record_of
+from actors.rerank.records import RERANKERS
 from pipelines.cli import exit_with_one_line
 
 
@@ -73,9 +75,15 @@ def main(
     name: Annotated[
         str | None, typer.Argument(help="One model: its hub id, or the path of a copy.")
     ] = None,
+    rerankers: Annotated[bool, typer.Option("--rerankers", help="Rerankers instead.")] = False,
 ) -> None:
     """Show what is known of embedding models: dimensions, lengths, instructions."""
     with exit_with_one_line():
+        if rerankers:
+            for record in RERANKERS:
+                code = "remote code" if record.remote_code else ""
+                typer.echo(f"{record.name:42}  {record.kind:11}  {code}".rstrip())
+            return
         for line in table() if name is None else describe(_find(name)):
             typer.echo(line)
 

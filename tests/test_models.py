@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from actors.registry import MODELS, ModelRecord
+from actors.rerank.records import RERANKERS
 from pipelines.models import app, describe, table
 
 
@@ -87,3 +88,10 @@ def test_models_of_a_name_near_none_says_how_to_list_them() -> None:
     assert code == 2
     assert "python -m pipelines.models lists them" in stderr
     assert stderr.count("\n") == 1
+
+
+def test_models_lists_rerankers_where_asked() -> None:
+    code, lines, _ = run("--rerankers")
+    assert code == 0
+    assert "BAAI/bge-reranker-v2-gemma                  llm" in lines
+    assert [line.split()[0] for line in lines] == [record.name for record in RERANKERS]
