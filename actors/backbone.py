@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -31,6 +33,38 @@ def load_backbone(files: ModelFiles, dtype: torch.dtype, device: torch.device) -
         ModelError: the checkpoint is damaged, lacks a weight, or has layers config.json has not.
     """
     from transformers import AutoModel
+
+    family = files.family
+    model, unexpected = load_pretrained(
+        AutoModel, files.folder, dtype, device, packed=family.packed, **family.load_arguments
+    )
+    # A pooler or a task head is not needed; more layers than config.json names are another model.
+    unused = sorted(key for key in unexpected if family.layers in key)
+    if unused:
+        raise ModelError(
+            f"{files.folder}: expected the {files.config.get('num_hidden_layers')} layers of "
+            f"config.json, the checkpoint has more ({unused[0]}).",
+            "Use the config.json that belongs to these weights.",
+        )
+    return model  # type: ignore[no-any-return]
+
+
+def load_pretrained(
+    auto: Any,
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    packed: bool,
+    **arguments: Any,
+) -> tuple[Any, Collection[str]]:
+    """A model by one of transformers' Auto classes, and the weights it has no use for.
+
+    `packed`: its attention is ours; `arguments` are for from_pretrained.
+
+    Raises:
+        ModelError: the checkpoint is damaged or lacks a weight.
+    """
     from transformers.utils import logging
 
     attention.register()
@@ -38,37 +72,29 @@ def load_backbone(files: ModelFiles, dtype: torch.dtype, device: torch.device) -
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model, loading = AutoModel.from_pretrained(
-            files.folder,
+        model, loading = auto.from_pretrained(
+            folder,
             dtype=dtype,
             local_files_only=True,
             output_loading_info=True,
-            **({"attn_implementation": attention.NAME} if files.family.packed else {}),
-            **files.family.load_arguments,
+            **({"attn_implementation": attention.NAME} if packed else {}),
+            **arguments,
         )
     except Exception as error:  # safetensors', pickle's and torch's own kinds
         reason = " ".join(str(error).split())
         raise ModelError(
-            f"{files.folder}: expected weights that fit config.json, found: {reason:.200}.",
+            f"{folder}: expected weights that fit config.json, found: {reason:.200}.",
             "Download the model folder again.",
         ) from error
     if loading["missing_keys"]:  # transformers would leave them random, with a log line
         missing = sorted(loading["missing_keys"])
         raise ModelError(
-            f"{files.folder}: expected every weight of {type(model).__name__}, "
+            f"{folder}: expected every weight of {type(model).__name__}, "
             f"{len(missing)} are missing ({missing[0]}, ...).",
             "The checkpoint is damaged or of another architecture.",
         )
-    # A pooler or a task head is not needed; more layers than config.json names are another model.
-    unused = sorted(key for key in loading["unexpected_keys"] if files.family.layers in key)
-    if unused:
-        raise ModelError(
-            f"{files.folder}: expected the {files.config.get('num_hidden_layers')} layers of "
-            f"config.json, the checkpoint has more ({unused[0]}).",
-            "Use the config.json that belongs to these weights.",
-        )
     model.requires_grad_(False)
-    return model.eval().to(device)  # type: ignore[no-any-return]
+    return model.eval().to(device), loading["unexpected_keys"]
 
 
 def fastest(model: torch.nn.Module, family: Family) -> Backbone:

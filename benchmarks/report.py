@@ -11,6 +11,7 @@ import platform
 import statistics
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,19 @@ def save(path: Path, name: str, facts: dict[str, Any], rows: Sequence[Row]) -> N
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(result, indent=1) + "\n")
     partial.replace(path)
+
+
+def write(name: str, packages: Sequence[str], rows: Sequence[Row], **facts: Any) -> None:
+    """benchmarks/results/<name>.json, over what was there; `facts` of the machine."""
+    result = {
+        "benchmark": name,
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine(**facts),
+        "versions": {package: version(package) for package in packages},
+        "rows": list(rows),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _key(row: Row) -> str:

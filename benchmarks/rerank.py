@@ -10,14 +10,11 @@ CrossEncoder sorts by length and pads; its best batch size is found by trying. I
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +24,7 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 
 from actors.model_location import locate
 from actors.reranker import RerankerConfig, load_reranker
-from benchmarks.report import RESULTS, machine
+from benchmarks.report import write
 from benchmarks.texts import texts
 
 Pairs = list[tuple[str, str]]
@@ -125,16 +122,12 @@ def main() -> None:
     rows = [
         row for name in options.models.split(",") for row in rows_of(name, pairs, options.rounds)
     ]
-    names = ("torch", "transformers", "sentence-transformers")
-    result = {
-        "benchmark": "rerank",
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": machine(threads=torch.get_num_threads()),
-        "versions": {name: version(name) for name in names},
-        "rows": rows,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "rerank.json").write_text(json.dumps(result, indent=1) + "\n")
+    write(
+        "rerank",
+        ("torch", "transformers", "sentence-transformers"),
+        rows,
+        threads=torch.get_num_threads(),
+    )
     print("| model | system | pairs/s | tokens/s | ours is |")
     print("|---|---|---|---|---|")
     for row in rows:

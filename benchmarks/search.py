@@ -9,14 +9,11 @@ hold float32; ours maps float16, as an index stores it, from an Arrow file. Inte
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import faiss
@@ -26,7 +23,7 @@ import torch
 
 from actors.columns import fixed_size_lists
 from actors.search.shard import Shard
-from benchmarks.report import RESULTS, machine
+from benchmarks.report import write
 
 Search = Callable[[np.ndarray], np.ndarray]
 _BLOCK_ROWS = 8_192
@@ -127,16 +124,7 @@ def main() -> None:
                 }
                 for name, took in seconds.items()
             ]
-    versions = {name: version(name) for name in ("torch", "numpy", "faiss-cpu", "pyarrow")}
-    result = {
-        "benchmark": "search",
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": machine(threads=cpus),
-        "versions": versions,
-        "rows": rows,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "search.json").write_text(json.dumps(result, indent=1) + "\n")
+    write("search", ("torch", "numpy", "faiss-cpu", "pyarrow"), rows, threads=cpus)
     print("| queries | passages | system | seconds | ours takes | same rows |")
     print("|---|---|---|---|---|---|")
     for row in rows:

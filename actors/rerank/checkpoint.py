@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from actors import attention
 from actors.errors import ModelError
 from actors.json_files import read_json
 from actors.model_location import locate
@@ -66,42 +65,6 @@ def resolve_reranker(config: RerankerConfig) -> RerankerFiles:
     return RerankerFiles(config.name, folder, model, kind, remote)
 
 
-def load_with_transformers(
-    files: RerankerFiles, auto: Any, dtype: torch.dtype, device: torch.device
-) -> Any:
-    """The model by transformers' class, its attention packed unless its code is its own.
-
-    `auto`: transformers.AutoModelFor... Raises:
-        ModelError: the checkpoint is damaged or lacks a weight.
-    """
-    from transformers.utils import logging
-
-    attention.register()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    own = {"trust_remote_code": True} if files.remote_code else {}
-    packed = {} if files.remote_code else {"attn_implementation": attention.NAME}
-    try:
-        model, loading = auto.from_pretrained(
-            files.folder,
-            dtype=dtype,
-            local_files_only=True,
-            output_loading_info=True,
-            **own,
-            **packed,
-        )
-    except Exception as error:  # safetensors', pickle's and torch's own kinds
-        reason = " ".join(str(error).split())
-        raise ModelError(
-            f"{files.folder}: expected weights that fit config.json, found: {reason:.200}.",
-            "Download the model folder again.",
-        ) from error
-    if loading["missing_keys"]:  # transformers would leave them random, with a log line
-        _refuse_missing(files, loading["missing_keys"])
-    model.requires_grad_(False)
-    return model.eval().to(device)
-
-
 def read_weights(
     files: RerankerFiles, dtype: torch.dtype, device: torch.device
 ) -> dict[str, torch.Tensor]:
@@ -133,14 +96,9 @@ def check_weights(files: RerankerFiles, weights: Mapping[str, Any], needed: set[
     Raises:
         ModelError: they are not.
     """
-    if missing := needed - weights.keys():
-        _refuse_missing(files, missing)
-
-
-def _refuse_missing(files: RerankerFiles, missing: Any) -> None:
-    names = sorted(missing)
-    raise ModelError(
-        f"{files.folder}: expected every weight of a {files.kind} reranker, {len(names)} are "
-        f"missing ({names[0]}, ...).",
-        "The checkpoint is damaged or of another architecture.",
-    )
+    if missing := sorted(needed - weights.keys()):
+        raise ModelError(
+            f"{files.folder}: expected every weight of a {files.kind} reranker, {len(missing)} "
+            f"are missing ({missing[0]}, ...).",
+            "The checkpoint is damaged or of another architecture.",
+        )

@@ -21,7 +21,6 @@ from actors.packing import PackedBatch
 from actors.rerank.checkpoint import (
     RerankerFiles,
     check_weights,
-    load_with_transformers,
     read_weights,
 )
 from actors.rerank.compression import Spans, compressed
@@ -40,7 +39,9 @@ def encoder_scorer(files: RerankerFiles, dtype: torch.dtype, device: torch.devic
     """
     from transformers import AutoModelForSequenceClassification
 
-    model = load_with_transformers(files, AutoModelForSequenceClassification, dtype, device)
+    own = {"trust_remote_code": True} if files.remote_code else {}
+    auto, packed = AutoModelForSequenceClassification, not files.remote_code
+    model, _ = backbone.load_pretrained(auto, files.folder, dtype, device, packed=packed, **own)
     if model.config.num_labels != 1:
         raise ModelError(
             f"reranker {files.name!r}: expected one label, found {model.config.num_labels}.",
@@ -68,7 +69,8 @@ def llm_scorer(files: RerankerFiles, yes: int, dtype: torch.dtype, device: torch
     """
     from transformers import AutoModelForCausalLM
 
-    model = load_with_transformers(files, AutoModelForCausalLM, dtype, device)
+    auto = AutoModelForCausalLM
+    model, _ = backbone.load_pretrained(auto, files.folder, dtype, device, packed=True)
     states = _states(files, model.base_model)
     yes_H = model.get_output_embeddings().weight[yes]
     softcap = files.config.get("final_logit_softcapping")

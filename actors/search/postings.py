@@ -22,12 +22,6 @@ class Postings:
         self._rows_W = vectors.rows_W.astype(np.int32)[order]
         self._values_W = vectors.values_W[order]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes in memory."""
-        arrays = (self._ids, self._offsets, self._rows_W, self._values_W)
-        return sum(array.nbytes for array in arrays)
-
     def scores(self, queries: SparseVectors) -> np.ndarray:
         """Lexical matching float32 [Q, B]; 0 where nothing is shared."""
         scores_QB = np.zeros((len(queries), self._n), dtype=np.float32)

@@ -1,4 +1,4 @@
 """How well an index answers judged queries: datasets, measures, statistics, reports.
 
-Knows nothing of Ray, and of torch only in `mteb_encoder`.
+Imports no Ray, and torch only where something is encoded.
 """
