@@ -5,7 +5,7 @@ Knows no torch: what only passes vectors on need not wait for it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -56,17 +56,51 @@ class EncodedBatch:
         return EncodedBatch(row, row + 1, nulls, {row: reason})
 
 
-class TokenEncoder(Protocol):
-    """What encodes token blocks: `actors.encoder.Encoder`, or what stands for it."""
+class Identity(Protocol):
+    """What the records of an index say of what computed it."""
 
     @property
-    def info(self) -> EncoderInfo:
+    def name(self) -> str:
+        """Hub id, folder, ..."""
+
+    @property
+    def dim(self) -> int:
+        """Of dense vectors; of a reranker: scores of a pair."""
+
+    @property
+    def colbert_dim(self) -> int | None:
+        """Of ColBERT vectors, where there are any."""
+
+    @property
+    def max_length(self) -> int:
+        """Longest passage or pair in tokens."""
+
+    @property
+    def pooling(self) -> str:
+        """How states become what is stored."""
+
+    @property
+    def dtype(self) -> ComputeDtype:
+        """Compute type."""
+
+    @property
+    def device(self) -> str:
+        """Where."""
+
+    @property
+    def space_fingerprint(self) -> str:
+        """Equal where what it computes may be compared."""
+
+
+class TokenEncoder(Protocol):
+    """What makes output columns of token blocks: an `Encoder`, a `PairScorer`, a simulated one."""
+
+    @property
+    def info(self) -> Identity:
         """What it is."""
 
-    def stream(
-        self, input_ids: pa.ListArray | pa.ChunkedArray, outputs: Collection[Output] | None = None
-    ) -> Iterator[EncodedBatch]:
-        """Encode a list<int32> column micro-batch by micro-batch, in input order."""
+    def stream(self, tokens: pa.Array | pa.ChunkedArray, /) -> Iterator[EncodedBatch]:
+        """The output columns of a column of tokens, some rows at a time, in input order."""
 
     def empty(self) -> pa.Table:
         """The output columns with no rows: their types."""

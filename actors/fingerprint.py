@@ -1,4 +1,4 @@
-"""What makes two vectors comparable, as one hash."""
+"""What makes two vectors, or two scores, comparable: as one hash."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from typing import Any
 
 from actors.config import ModelConfig
 from actors.model_files import ModelFiles
+from actors.rerank.checkpoint import RerankerFiles
+from actors.rerank.config import RerankerConfig
+from actors.rerank.pairs import prompt_of
 from actors.tokenizer_files import non_lexical_ids
 
 # Keys of config.json that say who wrote it and how, not what the model computes.
@@ -42,13 +45,9 @@ def space_parts(config: ModelConfig, files: ModelFiles) -> dict[str, Any]:
     stored dtype, and which outputs are asked for: a dense index and a server of all three outputs
     of the same model share one space, so the heads count whether used or not.
     """
-    architecture = {k: v for k, v in files.config.items() if k not in _NOISE}
     simulated = config.simulated_tokens_per_second is not None
     return {
-        "architecture": architecture,
-        "weights": {path.name: file_sha256(path) for path in files.weight_files()},
-        "code": {path.name: file_sha256(path) for path in files.code_files()},
-        "tokenizer": file_sha256(files.folder / "tokenizer.json"),
+        **_file_parts(files),
         "non_lexical_ids": sorted(non_lexical_ids(files.folder)),
         "heads": {output: file_sha256(path) for output, path in sorted(files.heads.items())},
         "pooling": files.pooling,
@@ -58,4 +57,27 @@ def space_parts(config: ModelConfig, files: ModelFiles) -> dict[str, Any]:
         "normalize": config.normalize,
         "truncate_dim": config.truncate_dim,
         **({"simulated": True} if simulated else {}),
+    }
+
+
+def score_parts(config: RerankerConfig, files: RerankerFiles) -> dict[str, Any]:
+    """Everything that decides what a reranker's scores mean; compute dtype and device do not."""
+    return {
+        **_file_parts(files),
+        "kind": files.kind,
+        "prompt": prompt_of(files.kind, config),
+        "max_length": config.max_length,
+        "query_max_length": config.query_max_length,
+        "cutoff_layers": config.cutoff_layers and list(config.cutoff_layers),
+        "compress_layers": list(config.compress_layers),
+        "compress_ratio": config.compress_ratio,
+    }
+
+
+def _file_parts(files: ModelFiles | RerankerFiles) -> dict[str, Any]:
+    return {
+        "architecture": {k: v for k, v in files.config.items() if k not in _NOISE},
+        "weights": {path.name: file_sha256(path) for path in files.weight_files()},
+        "code": {path.name: file_sha256(path) for path in files.code_files()},
+        "tokenizer": file_sha256(files.folder / "tokenizer.json"),
     }

@@ -22,7 +22,7 @@ import numpy as np
 
 from actors.errors import EncodeError, ModelError
 from actors.micro_batches import next_stop
-from actors.rerank.pairs import PairTokens
+from actors.rerank.pair_tokens import PairTokens
 from actors.reranker import Reranker
 
 # Characters of passages that are tokenised in one go; the query's come on top, since it is

@@ -17,6 +17,7 @@ import torch
 
 from actors.backbone import TORCH_DTYPES, resolve_device, resolve_dtype
 from actors.batch_runner import BatchRunner
+from actors.config import ComputeDtype
 from actors.errors import EncodeError, ModelError
 from actors.families import FAMILIES
 from actors.micro_batches import TokenRows
@@ -24,15 +25,8 @@ from actors.packing import pack
 from actors.rerank.checkpoint import RerankerFiles, resolve_reranker
 from actors.rerank.compression import Spans
 from actors.rerank.config import RerankerConfig, RerankerKind
-from actors.rerank.pairs import (
-    LIGHTWEIGHT_PROMPT,
-    LLM_PROMPT,
-    EncoderPairs,
-    Pair,
-    PairTokenizer,
-    PairTokens,
-    PromptedPairs,
-)
+from actors.rerank.pair_tokens import PairShape, PairTokens
+from actors.rerank.pairs import Pair, PairTokenizer, PromptedPairs, load_pair_tokenizer
 from actors.rerank.scorers import (
     Scorer,
     encoder_scorer,
@@ -54,7 +48,7 @@ class RerankerInfo:
     max_length: int
     query_max_length: int
     cutoff_layers: tuple[int, ...] | None
-    dtype: str
+    dtype: ComputeDtype
     device: str
 
 
@@ -104,6 +98,11 @@ class Reranker:
         """Token budget of one forward pass; lower once the device has run out of memory."""
         return self._batches.max_batch_tokens
 
+    @property
+    def pair_shape(self) -> PairShape:
+        """What all of its pairs have in common."""
+        return self._pairs.shape
+
     def tokenize(self, pairs: Sequence[Pair]) -> PairTokens:
         """Token ids of pairs, and which of them were cut."""
         return self._pairs.tokenize(pairs)
@@ -115,7 +114,7 @@ class Reranker:
         Raises:
             torch.AcceleratorError: the device failed for good.
         """
-        lengths = np.diff(tokens.offsets)
+        lengths = tokens.lengths
         layers = len(self.info.cutoff_layers or (0,))
         scores_NL = np.full((len(lengths), layers), np.nan, dtype=np.float32)
 
@@ -153,7 +152,8 @@ def load_reranker(config: RerankerConfig) -> Reranker:
     files = resolve_reranker(config)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
-    pairs, scorer = _parts(files, config, TORCH_DTYPES[dtype], device)
+    pairs = load_pair_tokenizer(files, config)
+    scorer = _scorer(files, config, pairs, TORCH_DTYPES[dtype], device)
     family = FAMILIES.get(str(files.config.get("model_type")))
     if family and not config.max_length <= family.usable_positions(files.config):
         raise ModelError(
@@ -180,16 +180,17 @@ def load_reranker(config: RerankerConfig) -> Reranker:
     )
 
 
-def _parts(
-    files: RerankerFiles, config: RerankerConfig, dtype: torch.dtype, device: torch.device
-) -> tuple[PairTokenizer, Scorer]:
+def _scorer(
+    files: RerankerFiles,
+    config: RerankerConfig,
+    pairs: PairTokenizer,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Scorer:
     if files.kind == "encoder":
-        return EncoderPairs(files.folder, config), encoder_scorer(files, dtype, device)
+        return encoder_scorer(files, dtype, device)
     if files.kind == "llm":
-        pairs = PromptedPairs(files.folder, config, LLM_PROMPT)
-        return pairs, llm_scorer(files, pairs.first_id("Yes"), dtype, device)
-    if files.kind == "layerwise":
-        pairs = PromptedPairs(files.folder, config, LLM_PROMPT)
-        return pairs, layerwise_scorer(files, config, dtype, device)
-    pairs = PromptedPairs(files.folder, config, LIGHTWEIGHT_PROMPT)
-    return pairs, lightweight_scorer(files, config, dtype, device)
+        assert isinstance(pairs, PromptedPairs), "what asks has a prompt"
+        return llm_scorer(files, pairs.first_id("Yes"), dtype, device)
+    make = layerwise_scorer if files.kind == "layerwise" else lightweight_scorer
+    return make(files, config, dtype, device)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from actors.errors import EncodeError, ModelError
 from actors.pair_batching import PairBatcher
-from actors.rerank.pairs import PairTokens
+from actors.rerank.pair_tokens import PairTokens
 from actors.reranker import Reranker
 
 

@@ -1,13 +1,10 @@
-"""Reranker checkpoints: what kind they are, and their weights."""
+"""Reranker checkpoints: which files there are, and what kind they are. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from actors.errors import ModelError
 from actors.json_files import read_json
@@ -26,6 +23,16 @@ class RerankerFiles:
     config: dict[str, Any]
     kind: RerankerKind
     remote_code: bool
+    """Its architecture is the checkpoint's own Python code."""
+
+    def code_files(self) -> list[Path]:
+        """The Python files that compute the scores, where the model brings its own."""
+        return sorted(self.folder.glob("*.py")) if self.remote_code else []
+
+    def weight_files(self) -> list[Path]:
+        """The files that hold the weights, sorted by name."""
+        safetensors = sorted(self.folder.glob("*.safetensors"))
+        return safetensors or sorted(self.folder.glob("pytorch_model*.bin"))
 
 
 def resolve_reranker(config: RerankerConfig) -> RerankerFiles:
@@ -63,42 +70,3 @@ def resolve_reranker(config: RerankerConfig) -> RerankerFiles:
             "Read that code, then set trust_remote_code=true (batches are padded: slower).",
         )
     return RerankerFiles(config.name, folder, model, kind, remote)
-
-
-def read_weights(
-    files: RerankerFiles, dtype: torch.dtype, device: torch.device
-) -> dict[str, torch.Tensor]:
-    """All tensors of the folder's safetensors files, by their names.
-
-    Raises:
-        ModelError: there are none, or they cannot be read.
-    """
-    from safetensors import safe_open
-
-    weights: dict[str, torch.Tensor] = {}
-    for path in sorted(files.folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118  no mapping
-                    weights[name] = file.get_tensor(name).to(device, dtype)
-        except Exception as error:  # the Rust side raises nothing narrower
-            raise ModelError(
-                f"{path}: expected weights, found: {error!s:.120}.", "Download it again."
-            ) from error
-    if not weights:
-        raise ModelError(f"{files.folder}: expected *.safetensors, found none.")
-    return weights
-
-
-def check_weights(files: RerankerFiles, weights: Mapping[str, Any], needed: set[str]) -> None:
-    """That all are there.
-
-    Raises:
-        ModelError: they are not.
-    """
-    if missing := sorted(needed - weights.keys()):
-        raise ModelError(
-            f"{files.folder}: expected every weight of a {files.kind} reranker, {len(missing)} "
-            f"are missing ({missing[0]}, ...).",
-            "The checkpoint is damaged or of another architecture.",
-        )

@@ -16,7 +16,9 @@ from tokenizers import Tokenizer
 
 from actors.errors import ModelError
 from actors.json_files import read_json
-from actors.rerank.config import RerankerConfig
+from actors.rerank.checkpoint import RerankerFiles
+from actors.rerank.config import RerankerConfig, RerankerKind
+from actors.rerank.pair_tokens import PairShape, PairTokens
 from actors.tokenizer_files import load_tokenizer
 
 Pair = tuple[str, str]
@@ -29,61 +31,34 @@ LLM_PROMPT = (
 LIGHTWEIGHT_PROMPT = "Predict whether passage B contains an answer to query A."
 
 
-@dataclass(frozen=True)
-class PairTokens:
-    """Token ids of N pairs; pair i is values[offsets[i]:offsets[i + 1]]."""
-
-    values: np.ndarray
-    """int32 [T]."""
-    offsets: np.ndarray
-    """int64 [N + 1]."""
-    types: np.ndarray
-    """int32 [T]: 1 for tokens of the second text, where the model tells them apart; else 0."""
-    passage_starts: np.ndarray
-    """int64 [N]: how many tokens of a pair come before those of its passage."""
-    tail: int
-    """How many come after them in every pair."""
-    truncated: np.ndarray
-    """bool [N]."""
-
-    def part(self, start: int, stop: int) -> PairTokens:
-        """Pairs `start` to `stop`."""
-        first, last = self.offsets[start], self.offsets[stop]
-        return PairTokens(
-            values=self.values[first:last],
-            offsets=self.offsets[start : stop + 1] - first,
-            types=self.types[first:last],
-            passage_starts=self.passage_starts[start:stop],
-            tail=self.tail,
-            truncated=self.truncated[start:stop],
-        )
-
-    @staticmethod
-    def joined(parts: Sequence[PairTokens]) -> PairTokens:
-        """All pairs of some parts, at least one, that one tokenizer made."""
-        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-        return PairTokens(
-            values=np.concatenate([part.values for part in parts]),
-            offsets=np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))),
-            types=np.concatenate([part.types for part in parts]),
-            passage_starts=np.concatenate([part.passage_starts for part in parts]),
-            tail=parts[0].tail,
-            truncated=np.concatenate([part.truncated for part in parts]),
-        )
-
-    def rows(self) -> list[list[int]]:
-        """The ids of each pair."""
-        return [
-            self.values[start:stop].tolist()
-            for start, stop in zip(self.offsets[:-1], self.offsets[1:], strict=True)
-        ]
-
-
 class PairTokenizer(Protocol):
     """What turns pairs into token ids."""
 
+    @property
+    def shape(self) -> PairShape:
+        """What all of its pairs have in common."""
+
     def tokenize(self, pairs: Sequence[Pair]) -> PairTokens:
         """In the order given."""
+
+
+def load_pair_tokenizer(files: RerankerFiles, config: RerankerConfig) -> PairTokenizer:
+    """The tokenizer of a reranker, as its kind puts two texts together.
+
+    Raises:
+        ModelError: lengths that leave no room for a passage, or no tokenizer there.
+    """
+    if files.kind == "encoder":
+        return EncoderPairs(files.folder, config)
+    return PromptedPairs(files.folder, config, prompt_of(files.kind, config))
+
+
+def prompt_of(kind: RerankerKind, config: RerankerConfig) -> str:
+    """What comes after a pair; nothing for cross-encoders."""
+    if kind == "encoder":
+        return ""
+    own = LIGHTWEIGHT_PROMPT if kind == "lightweight" else LLM_PROMPT
+    return own if config.prompt is None else config.prompt
 
 
 class EncoderPairs:
@@ -95,6 +70,7 @@ class EncoderPairs:
         """
         self._texts = _Texts(folder)
         self._template = _Template.of(self._texts.tokenizer, folder)
+        self.shape = PairShape(self._template.types, len(self._template.parts[2]))
         self._query_limit, self._limit = _limits(config)
         room = self._limit - self._template.special
         if self._query_limit >= room:
@@ -116,8 +92,7 @@ class EncoderPairs:
             cut = len(first) < len(queries[query]) or len(second) < len(passages[passage])
             before, between, after = self._template.parts
             rows.add([*before, *first, *between], second, after, cut)
-        first_type, second_type = self._template.types
-        return rows.tokens(first_type, second_type)
+        return rows.tokens(self.shape)
 
 
 class PromptedPairs:
@@ -130,8 +105,8 @@ class PromptedPairs:
         self._texts = _Texts(folder)
         self._query_limit, self._limit = _limits(config)
         separator = self._texts.ids(["\n"])["\n"]
-        own = prompt if config.prompt is None else config.prompt
-        self._separator, self._tail = separator, [*separator, *self._texts.ids([own])[own]]
+        self._separator, self._tail = separator, [*separator, *self._texts.ids([prompt])[prompt]]
+        self.shape = PairShape((0, 0), len(self._tail))
         bos, pad = _token_ids(self._texts.tokenizer, folder, ("bos_token", "pad_token"))
         self._bos = [bos] if bos is not None and bos != pad else []
 
@@ -151,7 +126,7 @@ class PromptedPairs:
             kept = second[: max(min(self._limit, most - len(head)), 0)]
             cut = len(first) > self._query_limit or len(kept) < len(second)
             rows.add(head, kept, self._tail, cut)
-        return rows.tokens(0, 0)
+        return rows.tokens(self.shape)
 
 
 class _Texts:
@@ -208,27 +183,20 @@ class _Rows:
         self._ends = [0]
         self._starts: list[int] = []
         self._truncated: list[bool] = []
-        self._tail = 0
 
     def add(self, head: list[int], passage: list[int], tail: list[int], cut: bool) -> None:
         self._ids += [*head, *passage, *tail]
         self._ends.append(len(self._ids))
         self._starts.append(len(head))
         self._truncated.append(cut)
-        self._tail = len(tail)
 
-    def tokens(self, first_type: int, second_type: int) -> PairTokens:
-        offsets = np.array(self._ends, dtype=np.int64)
-        starts = np.array(self._starts, dtype=np.int64)
-        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], np.diff(offsets))
-        is_second = within >= np.repeat(starts, np.diff(offsets))
-        return PairTokens(
+    def tokens(self, shape: PairShape) -> PairTokens:
+        return PairTokens.of(
             values=np.array(self._ids, dtype=np.int32),
-            offsets=offsets,
-            types=np.where(is_second, second_type, first_type).astype(np.int32),
-            passage_starts=starts,
-            tail=self._tail,
+            offsets=np.array(self._ends, dtype=np.int64),
+            passage_starts=np.array(self._starts, dtype=np.int64),
             truncated=np.array(self._truncated, dtype=bool),
+            shape=shape,
         )
 
 

@@ -18,14 +18,11 @@ from actors.families import FAMILIES
 from actors.forward import Backbone
 from actors.packed_bert import PackedBert, can_take
 from actors.packing import PackedBatch
-from actors.rerank.checkpoint import (
-    RerankerFiles,
-    check_weights,
-    read_weights,
-)
+from actors.rerank.checkpoint import RerankerFiles
 from actors.rerank.compression import Spans, compressed
 from actors.rerank.config import RerankerConfig
 from actors.rerank.decoder import DecoderShape, PackedDecoder
+from actors.rerank.weights import check_weights, read_weights
 
 Scorer: TypeAlias = Callable[[PackedBatch, Spans], torch.Tensor]
 """Scores [N, L] of a micro-batch."""

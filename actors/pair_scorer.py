@@ -1,0 +1,95 @@
+"""A reranker as what a pipeline holds: a column of tokenised pairs in, a column of scores out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from actors.columns import fixed_size_lists
+from actors.config import ComputeDtype
+from actors.encoded import EncodedBatch
+from actors.errors import DeviceError
+from actors.fingerprint import fingerprint, score_parts
+from actors.micro_batches import micro_batches
+from actors.rerank.checkpoint import resolve_reranker
+from actors.rerank.config import RerankerConfig
+from actors.rerank.pair_tokens import PairTokens
+from actors.reranker import Reranker, load_reranker
+
+SCORE = "score"
+"""The output column: float32, or a list of so many where several layers score."""
+
+_WINDOW_BATCHES = 8  # to choose equally long ones from (batch_runner.py)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorerInfo:
+    """What a scorer is (`actors.encoded.Identity`)."""
+
+    name: str
+    dim: int
+    max_length: int
+    dtype: ComputeDtype
+    device: str
+    space_fingerprint: str
+    colbert_dim: int | None = None
+    pooling: str = "none"
+
+
+class PairScorer:
+    """What `actors.encoder.Encoder` is for passages: a `TokenEncoder`."""
+
+    def __init__(self, reranker: Reranker, space_fingerprint: str) -> None:
+        self._reranker = reranker
+        own = reranker.info
+        self.info = ScorerInfo(
+            name=own.name,
+            dim=len(own.cutoff_layers or (0,)),
+            max_length=own.max_length,
+            dtype=own.dtype,
+            device=own.device,
+            space_fingerprint=space_fingerprint,
+        )
+
+    def stream(self, tokens: pa.StructArray | pa.ChunkedArray, /) -> Iterator[EncodedBatch]:
+        """Score a column of PAIR_TOKENS_TYPE; one bad pair fails alone.
+
+        Raises:
+            DeviceError: the device failed for good.
+        """
+        pairs = PairTokens.from_arrow(tokens, self._reranker.pair_shape)
+        window = _WINDOW_BATCHES * self._reranker.max_batch_tokens
+        for start, stop in micro_batches(pairs.offsets, window):
+            try:
+                scores_NL, failures = self._reranker.score_tokens(pairs.part(start, stop))
+            except torch.AcceleratorError as error:
+                reason = " ".join(str(error).split())
+                raise DeviceError(
+                    f"{self.info.device}: expected scores, found {reason:.200}.",
+                    "Start the process again.",
+                ) from error
+            moved = {start + row: reason for row, reason in failures.items()}
+            yield EncodedBatch(start, stop, _columns(scores_NL), moved)
+
+    def empty(self) -> pa.Table:
+        """The output column with no rows."""
+        return _columns(np.zeros((0, self.info.dim), np.float32))
+
+
+def _columns(scores_NL: np.ndarray) -> pa.Table:
+    one = scores_NL.shape[1] == 1
+    return pa.table({SCORE: pa.array(scores_NL[:, 0]) if one else fixed_size_lists(scores_NL)})
+
+
+def load_pair_scorer(config: RerankerConfig) -> PairScorer:
+    """Load a reranker onto the device.
+
+    Raises:
+        ModelError: as `load_reranker`.
+    """
+    parts = score_parts(config, resolve_reranker(config))
+    return PairScorer(load_reranker(config), fingerprint(parts))

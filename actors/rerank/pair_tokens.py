@@ -1,0 +1,115 @@
+"""Pairs as token ids: what a tokenizer makes of them, and how they travel as an Arrow column."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+PAIR_TOKENS_TYPE = pa.struct([("ids", pa.list_(pa.int32())), ("passage_start", pa.int32())])
+"""A pair's token ids, and how many of them come before those of its passage."""
+
+
+@dataclass(frozen=True)
+class PairShape:
+    """What all pairs of one tokenizer have in common."""
+
+    types: tuple[int, int]
+    """Token type of everything up to the passage, and from there on."""
+    tail: int
+    """Tokens after those of the passage."""
+
+
+@dataclass(frozen=True)
+class PairTokens:
+    """Token ids of N pairs; pair i is values[offsets[i]:offsets[i + 1]]."""
+
+    values: np.ndarray
+    """int32 [T]."""
+    offsets: np.ndarray
+    """int64 [N + 1]."""
+    types: np.ndarray
+    """int32 [T]: 1 for tokens of the second text, where the model tells them apart; else 0."""
+    passage_starts: np.ndarray
+    """int64 [N]: how many tokens of a pair come before those of its passage."""
+    tail: int
+    """How many come after them in every pair."""
+    truncated: np.ndarray
+    """bool [N]."""
+
+    @staticmethod
+    def of(
+        *,
+        values: np.ndarray,
+        offsets: np.ndarray,
+        passage_starts: np.ndarray,
+        truncated: np.ndarray,
+        shape: PairShape,
+    ) -> PairTokens:
+        """With the types of a tokenizer's pairs."""
+        lengths = np.diff(offsets)
+        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+        is_second = within >= np.repeat(passage_starts, lengths)
+        first, second = shape.types
+        types = np.where(is_second, second, first).astype(np.int32)
+        return PairTokens(values, offsets, types, passage_starts, shape.tail, truncated)
+
+    @staticmethod
+    def from_arrow(column: pa.StructArray | pa.ChunkedArray, shape: PairShape) -> PairTokens:
+        """The inverse of `to_arrow`, but that nothing is `truncated`."""
+        if isinstance(column, pa.ChunkedArray):
+            column = column.combine_chunks()
+        ids, starts = column.flatten()  # of a slice: those of its rows
+        offsets = ids.offsets.to_numpy().astype(np.int64)
+        return PairTokens.of(
+            values=ids.flatten().to_numpy(),
+            offsets=offsets - offsets[0],
+            passage_starts=starts.to_numpy().astype(np.int64),
+            truncated=np.zeros(len(ids), dtype=bool),
+            shape=shape,
+        )
+
+    def to_arrow(self) -> pa.StructArray:
+        """A column of PAIR_TOKENS_TYPE."""
+        ids = pa.ListArray.from_arrays(pa.array(self.offsets, pa.int32()), pa.array(self.values))
+        starts = pa.array(self.passage_starts, pa.int32())
+        return pa.StructArray.from_arrays([ids, starts], fields=list(PAIR_TOKENS_TYPE))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [N]: tokens of each pair."""
+        return np.diff(self.offsets)
+
+    def part(self, start: int, stop: int) -> PairTokens:
+        """Pairs `start` to `stop`."""
+        first, last = self.offsets[start], self.offsets[stop]
+        return PairTokens(
+            values=self.values[first:last],
+            offsets=self.offsets[start : stop + 1] - first,
+            types=self.types[first:last],
+            passage_starts=self.passage_starts[start:stop],
+            tail=self.tail,
+            truncated=self.truncated[start:stop],
+        )
+
+    @staticmethod
+    def joined(parts: Sequence[PairTokens]) -> PairTokens:
+        """All pairs of some parts, at least one, that one tokenizer made."""
+        lengths = np.concatenate([part.lengths for part in parts])
+        return PairTokens(
+            values=np.concatenate([part.values for part in parts]),
+            offsets=np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))),
+            types=np.concatenate([part.types for part in parts]),
+            passage_starts=np.concatenate([part.passage_starts for part in parts]),
+            tail=parts[0].tail,
+            truncated=np.concatenate([part.truncated for part in parts]),
+        )
+
+    def rows(self) -> list[list[int]]:
+        """The ids of each pair."""
+        return [
+            self.values[start:stop].tolist()
+            for start, stop in zip(self.offsets[:-1], self.offsets[1:], strict=True)
+        ]
