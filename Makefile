@@ -52,6 +52,8 @@ docs: $(STAMP)
 	mv docs/.configuration.md docs/configuration.md
 	$(BIN)/python -m pipelines.endpoint.config > docs/.endpoint.md
 	mv docs/.endpoint.md docs/endpoint-configuration.md
+	$(BIN)/python -m pipelines.config_pairs > docs/.rerank.md
+	mv docs/.rerank.md docs/rerank-configuration.md
 
 # Constraints, not requirements: torch stays "whatever build fits this machine", at one version.
 $(STAMP): pyproject.toml constraints.txt

@@ -13,6 +13,10 @@ import pyarrow as pa
 
 from actors.config import ComputeDtype, Output
 
+SCORE = "score"
+"""What a reranker gives instead of vectors: float32 a pair, or a list of so many where several
+layers score."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderInfo:

@@ -11,7 +11,7 @@ import torch
 
 from actors.columns import fixed_size_lists
 from actors.config import ComputeDtype
-from actors.encoded import EncodedBatch
+from actors.encoded import SCORE, EncodedBatch
 from actors.errors import DeviceError
 from actors.fingerprint import fingerprint, score_parts
 from actors.micro_batches import micro_batches
@@ -19,9 +19,6 @@ from actors.rerank.checkpoint import resolve_reranker
 from actors.rerank.config import RerankerConfig
 from actors.rerank.pair_tokens import PairTokens
 from actors.reranker import Reranker, load_reranker
-
-SCORE = "score"
-"""The output column: float32, or a list of so many where several layers score."""
 
 _WINDOW_BATCHES = 8  # to choose equally long ones from (batch_runner.py)
 

@@ -18,8 +18,7 @@ import torch
 from actors.backbone import TORCH_DTYPES, resolve_device, resolve_dtype
 from actors.batch_runner import BatchRunner
 from actors.config import ComputeDtype
-from actors.errors import EncodeError, ModelError
-from actors.families import FAMILIES
+from actors.errors import EncodeError
 from actors.micro_batches import TokenRows
 from actors.packing import pack
 from actors.rerank.checkpoint import RerankerFiles, resolve_reranker
@@ -154,12 +153,6 @@ def load_reranker(config: RerankerConfig) -> Reranker:
     dtype = resolve_dtype(config.dtype, device)
     pairs = load_pair_tokenizer(files, config)
     scorer = _scorer(files, config, pairs, TORCH_DTYPES[dtype], device)
-    family = FAMILIES.get(str(files.config.get("model_type")))
-    if family and not config.max_length <= family.usable_positions(files.config):
-        raise ModelError(
-            f"reranker.max_length: expected at most {family.usable_positions(files.config)} (the "
-            f"positions of {config.name}), got {config.max_length}."
-        )
     assert config.query_max_length is not None
     return Reranker(
         info=RerankerInfo(
@@ -174,7 +167,7 @@ def load_reranker(config: RerankerConfig) -> Reranker:
         ),
         pairs=pairs,
         scorer=scorer,
-        first_position=family.first_position(files.config) if family else 0,
+        first_position=files.family.first_position(files.config) if files.family else 0,
         too_long=config.too_long,
         max_batch_tokens=config.max_batch_tokens,
     )

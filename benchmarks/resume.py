@@ -23,8 +23,9 @@ from pipelines.config import RunConfig, parse_config
 from pipelines.done_records import DoneRecords
 from pipelines.embed_corpus import embed_corpus
 from pipelines.layout import digests_folder, done_path
-from pipelines.plan import Request, plan_run
+from pipelines.plan import plan_run
 from pipelines.records import Done, EncoderRecord, FileRecord
+from pipelines.request import Request
 from pipelines.source import Source
 from pipelines.storage import Store, open_store
 from pipelines.tasks import Task, next_task_of

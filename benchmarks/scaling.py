@@ -38,8 +38,9 @@ from pipelines.commit import commit
 from pipelines.config import RunConfig, parse_config
 from pipelines.config_sections import RayConfig
 from pipelines.done_records import DoneRecords
-from pipelines.plan import Request, plan_run, todo_table, unit_of
+from pipelines.plan import plan_run, todo_table, unit_of
 from pipelines.progress import Progress
+from pipelines.request import Request
 from pipelines.slices import Slice, SliceReader
 from pipelines.source import Source
 from pipelines.storage import open_store

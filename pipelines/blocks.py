@@ -1,25 +1,22 @@
-"""A batch of documents as passages: the output columns without vectors, ledger and rejects.
+"""A batch of documents as output rows without vectors, ledger and rejects.
 
-Knows nothing of slices: where they end is decided over the block's cumulative counts.
+Knows neither how documents become rows (passage_rows.py, pair_rows.py) nor slices: where these end
+is decided over the block's cumulative counts.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.model_files import ModelFiles
-from actors.tokenizer import TOKENS_COLUMN, TextTokenizer, TokenizedTexts
-from pipelines.chunking import Chunker, Passages
-from pipelines.config import RunConfig
+from actors.tokenizer import TOKENS_COLUMN
 from pipelines.formats.base import DocumentBatch
 from pipelines.known_documents import NOT_READ_AS, Found, KnownDocuments
 from pipelines.schemas import HASH, UNCHANGED_SCHEMA, RejectCode, reject_table
@@ -89,19 +86,38 @@ class DocumentBlock:
         )
 
 
+Fault = tuple[RejectCode, str]
+"""Why a document is none: code and detail."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The output rows of some documents, in their order."""
+
+    document: np.ndarray
+    """int64 [rows]: of each row, ascending."""
+    lengths: np.ndarray
+    """int32 [rows]: tokens."""
+    columns: pa.Table
+    """The output columns without vectors and what is copied; `input_ids`: what the encoder gets."""
+
+
+class RowMaker(Protocol):
+    """How documents become rows."""
+
+    def faults(self, documents: pa.Table) -> Sequence[Fault | None]:
+        """Of each document; None where it has rows."""
+
+    def rows(self, documents: pa.Table) -> Rows:
+        """Of documents without a fault."""
+
+
 class BlockBuilder:
-    """Chunks and tokenises documents as a configuration says."""
+    """Makes blocks of documents."""
 
-    def __init__(self, config: RunConfig, files: ModelFiles) -> None:
-        """Load the tokenizer.
-
-        Raises:
-            ConfigError: passages that the model cannot hold.
-        """
-        tokenizer = TextTokenizer(files.folder, files.max_length, files.prompts.passage)
-        self._chunker = Chunker(config.chunk, tokenizer)
-        self._metadata = config.source.columns.metadata
-        self._store_text = config.index.store_text
+    def __init__(self, maker: RowMaker, copied: Sequence[str]) -> None:
+        """`copied`: columns that come again in every row of a document."""
+        self._maker, self._copied = maker, copied
 
     def build(
         self,
@@ -115,10 +131,9 @@ class BlockBuilder:
         `known`: what the index has already; documents that are in it as they are stay out.
         """
         documents = batch.table
-        ids, texts = documents["doc_id"].to_pylist(), documents["text"].to_pylist()
+        ids = documents["doc_id"].to_pylist()
         faults = [
-            batch.faults.get(row) or _fault(doc_id, text)
-            for row, (doc_id, text) in enumerate(zip(ids, texts, strict=True))
+            batch.faults.get(row) or own for row, own in enumerate(self._maker.faults(documents))
         ]
         good = np.array([fault is None for fault in faults], dtype=bool)
         hashes = pa.array(self._document_hashes(documents.filter(pa.array(good))), HASH)
@@ -136,10 +151,10 @@ class BlockBuilder:
             hashes = hashes.filter(pa.array(chosen))
             old = _OldRows.of(found, known.parts, chosen)
         taken = documents.filter(pa.array(good))
-        passages = self._chunker.passages(taken["text"].to_pylist(), taken["title"].to_pylist())
-        per_document = np.bincount(passages.document, minlength=taken.num_rows)
+        made = self._maker.rows(taken)
+        per_document = np.bincount(made.document, minlength=taken.num_rows)
         tokens_of = np.bincount(
-            passages.document, weights=passages.tokens.lengths, minlength=taken.num_rows
+            made.document, weights=made.lengths, minlength=taken.num_rows
         ).astype(np.int64)
         rejects = [
             (ids[row], unit, position + row, *fault)
@@ -164,7 +179,7 @@ class BlockBuilder:
         every = np.arange(len(good) + 1)
         return DocumentBlock(
             tables=DocumentTables(
-                passages=self._passage_columns(taken, passages, per_document),
+                passages=self._row_columns(taken, made, per_document),
                 ledger=pa.table(ledger, schema=DOCUMENTS_SCHEMA),
                 rejects=reject_table(rejects),
                 unchanged=pa.table(unchanged, schema=UNCHANGED_SCHEMA),
@@ -179,10 +194,8 @@ class BlockBuilder:
             work=every - same_of,
         )
 
-    def _passage_columns(
-        self, documents: pa.Table, passages: Passages, per_document: np.ndarray
-    ) -> pa.Table:
-        document = pa.array(passages.document)
+    def _row_columns(self, documents: pa.Table, made: Rows, per_document: np.ndarray) -> pa.Table:
+        document = pa.array(made.document)
         firsts = np.repeat(_cumulative(per_document)[:-1], per_document)
         numbers = pa.array((np.arange(len(firsts)) - firsts).astype(np.int32))
         ids = documents["doc_id"].take(document)
@@ -191,25 +204,19 @@ class BlockBuilder:
             "passage_id": pc.binary_join_element_wise(ids, numbers.cast(pa.string()), "#"),
             "passage_no": numbers,
         }
-        if self._store_text:
-            columns["text"] = pa.array(passages.texts, pa.string())
-        columns |= {
-            "title": documents["title"].take(document),
-            "n_tokens": pa.array(passages.tokens.lengths),
-            "truncated": pa.array(passages.tokens.truncated),
-            "char_start": pa.array(passages.start),
-            "char_end": pa.array(passages.end),
-            "passage_hash": pa.array(_passage_hashes(passages.tokens), HASH),
-        }
-        for name in self._metadata:
+        own = made.columns
+        columns |= {name: own[name] for name in own.column_names if name != TOKENS_COLUMN}
+        for name in self._copied:
             columns[name] = documents[name].take(document)
-        return pa.table(columns | {TOKENS_COLUMN: passages.tokens.to_arrow()})
+        return pa.table(columns | {TOKENS_COLUMN: own[TOKENS_COLUMN]})
 
     def _document_hashes(self, documents: pa.Table) -> list[bytes]:
-        """Of title, text and stored metadata, without the id: what re-indexing compares."""
-        names = ["title", "text", *self._metadata]
+        """Of title, text and what is copied, without the id: what re-indexing compares."""
+        names = ["title", "text", *self._copied]
         values = zip(*(_plain(documents[name]) for name in names), strict=True)
-        return [_hash(json.dumps(row, ensure_ascii=False, default=str).encode()) for row in values]
+        return [
+            hash_of(json.dumps(row, ensure_ascii=False, default=str).encode()) for row in values
+        ]
 
 
 @dataclass(frozen=True)
@@ -242,23 +249,9 @@ def _plain(column: pa.ChunkedArray) -> list[Any]:
     return column.to_pylist()  # type: ignore[no-any-return]
 
 
-def _fault(doc_id: str | None, text: str | None) -> tuple[RejectCode, str] | None:
-    if not doc_id:
-        return "missing_id", ""
-    if text is None:
-        return "null_text", ""
-    return None if text.strip() else ("empty_text", "")
-
-
-def _hash(data: bytes) -> bytes:
+def hash_of(data: bytes) -> bytes:
+    """16 bytes, as HASH columns hold them."""
     return hashlib.blake2b(data, digest_size=16).digest()
-
-
-def _passage_hashes(tokens: TokenizedTexts) -> list[bytes]:
-    """Of the exact encoder input: the token ids as little-endian int32."""
-    values = tokens.values.astype("<i4", copy=False)
-    ends = tokens.offsets.tolist()
-    return [_hash(values[a:b].tobytes()) for a, b in itertools.pairwise(ends)]
 
 
 def _cumulative(counts: np.ndarray) -> np.ndarray:

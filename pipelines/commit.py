@@ -14,24 +14,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.errors import EmbedError
-from pipelines.config import RunConfig
+from pipelines.config import AnyRunConfig
 from pipelines.duplicates import find_duplicates, read_columns
 from pipelines.generations import highest_generation, read_manifest
 from pipelines.inheritance import NOTHING, Inheritance
 from pipelines.layout import new_nonce
 from pipelines.manifests import create_manifest, software_versions, write_tables
 from pipelines.output import write_table
-from pipelines.plan import Request, Run, incomplete_units
+from pipelines.plan import Run, incomplete_units
 from pipelines.records import Counts, Done, Manifest, ModelRecord, Tables
+from pipelines.request import Request
 from pipelines.schemas import DELETIONS_SCHEMA, LEDGER_SCHEMA, reject_table
 from pipelines.storage import Store
+from pipelines.work import Work, work_of
 
 Inherit = Callable[[Sequence[Done], pa.Table], Inheritance]
 
 
 def commit(
     store: Store,
-    config: RunConfig,
+    config: AnyRunConfig,
     request: Request,
     run: Run,
     done: Sequence[Done],
@@ -87,7 +89,7 @@ def _count_rejects(done: Sequence[Done], lost: pa.Table, inherited: Inheritance)
     return counts
 
 
-def _check_readable(config: RunConfig, run: Run, done: Sequence[Done]) -> None:
+def _check_readable(config: AnyRunConfig, run: Run, done: Sequence[Done]) -> None:
     units = {unit.number: unit for unit in run.units}
     bad = [units[record.unit] for record in done if record.unreadable]
     if bad and not config.allow_unreadable_units:
@@ -99,7 +101,7 @@ def _check_readable(config: RunConfig, run: Run, done: Sequence[Done]) -> None:
         )
 
 
-def _check_rejects(config: RunConfig, run: Run, embedded: int, rejects: Counter[str]) -> None:
+def _check_rejects(config: AnyRunConfig, run: Run, embedded: int, rejects: Counter[str]) -> None:
     """`embedded`: documents that are in the index."""
     limit = config.max_reject_fraction
     rejected = rejects.total() - rejects["unreadable_unit"]  # these have a switch of their own
@@ -159,7 +161,7 @@ def _with_rows(lost: pa.Table) -> pa.Table:
 
 def _manifest(
     store: Store,
-    config: RunConfig,
+    config: AnyRunConfig,
     request: Request,
     run: Run,
     done: Sequence[Done],
@@ -170,16 +172,16 @@ def _manifest(
     tables: Tables,
 ) -> Manifest:
     passages, reused = (sum(getattr(r, name) for r in done) for name in ("passages", "reused"))
-    lost = _with_rows(lost)
+    lost, work = _with_rows(lost), work_of(config)
     return Manifest(
         generation=number,
         parent=run.plan.parent,
         run_id=run.plan.run_id,
         space_fingerprint=request.space_fingerprint,
         index_fingerprint=request.index_fingerprint,
-        model=_model(store, config, run, done),
-        outputs=list(config.outputs),
-        vector_dtype=config.model.vector_dtype,
+        model=_model(store, work, run, done),
+        outputs=list(work.outputs),
+        vector_dtype=work.vector_dtype,
         colbert_storage=config.index.colbert_storage,
         counts=Counts(
             documents=sum(record.embedded for record in done) - lost.num_rows,
@@ -201,14 +203,14 @@ def _manifest(
     )
 
 
-def _model(store: Store, config: RunConfig, run: Run, done: Sequence[Done]) -> ModelRecord:
+def _model(store: Store, work: Work, run: Run, done: Sequence[Done]) -> ModelRecord:
     if not done:  # nothing but deletions
         assert run.plan.parent is not None
         return read_manifest(store, run.plan.parent).model
     encoder = done[0].encoder
     return ModelRecord(
-        name=config.model.name,
-        revision=config.model.revision,
+        name=work.name,
+        revision=work.revision,
         dim=encoder.dim,
         colbert_dim=encoder.colbert_dim,
         max_length=encoder.max_length,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import yaml
 from pydantic import ValidationError, model_validator
@@ -32,25 +32,66 @@ from pipelines.config_sections import (
 )
 
 
-class RunConfig(Section):
-    """Everything about one run."""
+class AnyRunConfig(Section):
+    """What runs of every kind have: rows to read, an index to write, slices, a cluster."""
 
     source: SourceConfig
     index: IndexConfig
-    model: ModelConfig
-    outputs: tuple[Output, ...] = ("dense",)
-    """The vectors to compute, all in one forward pass, and to store: one or more, each once."""
-    chunk: ChunkConfig = ChunkConfig()
     slice: SliceConfig = SliceConfig()
-    gate: GateConfig = GateConfig()
-    search: SearchConfig = SearchConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
     ray: RayConfig = RayConfig()
     max_reject_fraction: Share = 0.01
     """A run with a larger share of rejected documents is not committed; nothing it did is lost."""
     allow_unreadable_units: bool = False
     """Commit without the units (row groups, files, byte ranges) that cannot be read; each is a
     reject, and is tried again by re-indexing and --replay-rejects."""
+
+    @model_validator(mode="after")
+    def _check_places(self) -> Self:
+        for uri in self.source.uris:
+            if absolute_uri(self.index.uri).startswith(absolute_uri(uri).rstrip("/") + "/"):
+                # The next run would find its own parts among the documents.
+                raise ValueError(
+                    f"index.uri: expected a place outside of source.uri ({uri}), "
+                    f"got {self.index.uri}"
+                )
+        return self
+
+    @property
+    def slice_max_tokens(self) -> int:
+        """The token limit of a slice."""
+        return self.slice.max_tokens or 1_048_576
+
+    def with_absolute_paths(self) -> Self:
+        """Relative local paths are relative to this process's directory, not to a worker's."""
+        uri = self.source.uri
+        place = absolute_uri(uri) if isinstance(uri, str) else tuple(map(absolute_uri, uri))
+        source = self.source.model_copy(update={"uri": place})
+        index = self.index.model_copy(update={"uri": absolute_uri(self.index.uri)})
+        return self.model_copy(update={"source": source, "index": index})
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data, defaults filled in, secrets out: fit to be stored with the index."""
+        record = self.model_dump(mode="json")
+        record["slice"]["max_tokens"] = self.slice_max_tokens
+        for section in ("source", "index"):
+            options = record[section]["storage_options"]
+            record[section]["storage_options"] = dict.fromkeys(options, "***")
+        return record
+
+
+AnyConfig = TypeVar("AnyConfig", bound=AnyRunConfig)
+
+
+class RunConfig(AnyRunConfig):
+    """Everything about one run."""
+
+    model: ModelConfig
+    outputs: tuple[Output, ...] = ("dense",)
+    """The vectors to compute, all in one forward pass, and to store: one or more, each once."""
+    chunk: ChunkConfig = ChunkConfig()
+    gate: GateConfig = GateConfig()
+    search: SearchConfig = SearchConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
     confirm_bytes: Count | None = 1_000_000_000_000
     """A run that would write more than so many bytes (as --dry-run estimates) asks first, or needs
     --yes; null: never."""
@@ -62,13 +103,6 @@ class RunConfig(Section):
         judged = self.evaluate.queries and self.evaluate.qrels
         if self.gate.quality and not judged and self.source.format != "beir":
             raise ValueError("gate.quality: expected evaluate.queries and evaluate.qrels with it")
-        for uri in self.source.uris:
-            if absolute_uri(self.index.uri).startswith(absolute_uri(uri).rstrip("/") + "/"):
-                # The next run would find its own parts among the documents.
-                raise ValueError(
-                    f"index.uri: expected a place outside of source.uri ({uri}), "
-                    f"got {self.index.uri}"
-                )
         return self
 
     @property
@@ -82,27 +116,23 @@ class RunConfig(Section):
         return self.slice.max_tokens or (131_072 if "colbert" in self.outputs else 1_048_576)
 
     def with_absolute_paths(self) -> RunConfig:
-        """Relative local paths are relative to this process's directory, not to a worker's."""
-        model = self.model
-        if "://" not in model.name and Path(model.name).expanduser().is_dir():
-            model = dataclasses.replace(model, name=absolute_uri(model.name))
+        """As `AnyRunConfig`'s; also of the model."""
+        model = dataclasses.replace(self.model, name=absolute_model(self.model.name))
         if model.heads:
             model = dataclasses.replace(model, heads=absolute_uri(model.heads))
-        uri = self.source.uri
-        place = absolute_uri(uri) if isinstance(uri, str) else tuple(map(absolute_uri, uri))
-        source = self.source.model_copy(update={"uri": place})
-        index = self.index.model_copy(update={"uri": absolute_uri(self.index.uri)})
-        return self.model_copy(update={"model": model, "source": source, "index": index})
+        return super().with_absolute_paths().model_copy(update={"model": model})
 
     def resolved(self) -> dict[str, Any]:
-        """Plain data, defaults filled in, secrets out: fit to be stored with the index."""
-        record = self.model_dump(mode="json")
+        """As `AnyRunConfig`'s."""
+        record = super().resolved()
         record["model"].pop("outputs")
-        record["slice"]["max_tokens"] = self.slice_max_tokens
-        for section in ("source", "index"):
-            options = record[section]["storage_options"]
-            record[section]["storage_options"] = dict.fromkeys(options, "***")
         return record
+
+
+def absolute_model(name: str) -> str:
+    """A model's name; where it is a local folder, from the root on."""
+    is_folder = "://" not in name and Path(name).expanduser().is_dir()
+    return absolute_uri(name) if is_folder else name
 
 
 def absolute_uri(path: str) -> str:
@@ -115,6 +145,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises:
         ConfigError: no such file, not YAML, an unknown key, a value of the wrong type.
+    """
+    return parse_config(read_yaml(path, overrides), where=str(path))
+
+
+def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The sections of a YAML file, overrides applied; not validated.
+
+    Raises:
+        ConfigError: no such file, not YAML, an override that is none.
     """
     path = Path(path)
     try:
@@ -129,7 +168,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"{path}: expected sections (source, index, model, ...), found {raw!r}.")
     for override in overrides:
         _apply(raw, override)
-    return parse_config(raw, where=str(path))
+    return raw
 
 
 def override(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
@@ -153,9 +192,14 @@ def parse_config(raw: Mapping[str, Any], *, where: str = "configuration") -> Run
     Raises:
         ConfigError: an unknown key or a value of the wrong type.
     """
-    refuse_unknown_keys(raw, RunConfig, where)
+    return parse_as(RunConfig, raw, where)
+
+
+def parse_as(kind: type[AnyConfig], raw: Mapping[str, Any], where: str) -> AnyConfig:
+    """As `parse_config`, of runs of any kind."""
+    refuse_unknown_keys(raw, kind, where)
     try:
-        return RunConfig.model_validate(raw)
+        return kind.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(describe_invalid(error, where)) from None
 

@@ -147,9 +147,12 @@ def markdown(section: AnySection = RunConfig, intro: str = _MARKDOWN_INTRO) -> s
 
 def _attribute_docs(section: type) -> dict[str, str]:
     """The string below each annotated field; Python itself throws these away."""
+    docs: dict[str, str] = {}
+    for base in section.__bases__:
+        if is_section(base) and base.__module__.partition(".")[0] in ("actors", "pipelines"):
+            docs |= _attribute_docs(base)
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(section))).body
     assert isinstance(body, ast.ClassDef)
-    docs: dict[str, str] = {}
     for field, below in zip(body.body, body.body[1:], strict=False):
         match field, below:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(ast.Constant(str(doc))):

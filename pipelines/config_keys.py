@@ -51,7 +51,8 @@ def is_section(hint: Any) -> TypeGuard[AnySection]:
 def section_keys(section: AnySection) -> list[str]:
     """The keys a section takes."""
     if issubclass(section, BaseModel):
-        return list(section.model_fields)
+        fields = section.model_fields  # those of what it inherits from come first
+        return sorted(fields, key=lambda name: not fields[name].is_required())
     # `outputs` is a key of its own, beside `model`, so that it is said once.
     return [field.name for field in dataclasses.fields(section) if field.name != "outputs"]
 

@@ -41,6 +41,22 @@ class Columns(Section):
                 raise ValueError(f"names no output column has already, each once, not {name!r}")
         return names
 
+    @property
+    def copied(self) -> tuple[str, ...]:
+        """Every column that is copied into the output rows."""
+        return self.metadata
+
+    @property
+    def by_key(self) -> dict[str, str | None]:
+        """The columns by the keys that name them."""
+        named = {f"metadata[{i}]": name for i, name in enumerate(self.metadata)}
+        return {**self.strings, **named}
+
+    @property
+    def strings(self) -> dict[str, str | None]:
+        """Those of them that must hold strings (an id: or integers)."""
+        return {"id": self.id, "text": self.text, "title": self.title}
+
 
 class CsvConfig(Section):
     """How CSV and TSV files are written."""

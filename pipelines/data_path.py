@@ -15,24 +15,25 @@ import pyarrow as pa
 import ray.data
 
 from pipelines.cluster import Pool, has_room, pool_for
-from pipelines.config import RunConfig
+from pipelines.config import AnyRunConfig, RunConfig
 from pipelines.done_records import DoneRecords
 from pipelines.encode_slices import SliceEncoder
 from pipelines.known_on_ray import KnownRefs
 from pipelines.last_words import describe_words
 from pipelines.layout import new_nonce
 from pipelines.metrics import RunMetrics
-from pipelines.plan import Request, Run, todo_table
+from pipelines.plan import Run, todo_table
 from pipelines.progress import Progress
 from pipelines.read_slices import read_slices
 from pipelines.records import Done
+from pipelines.request import Request
 from pipelines.watch import PoolLostError, Watch, watched
 
 _logger = logging.getLogger(__name__)
 
 
 def encode_units(
-    config: RunConfig,
+    config: AnyRunConfig,
     request: Request,
     run: Run,
     todo: pa.Table,
@@ -70,7 +71,8 @@ def encode_units(
         except KeyboardInterrupt:
             progress.stage("stopping")
             raise
-    progress.remember(config)
+    if isinstance(config, RunConfig):  # what --dry-run asks for
+        progress.remember(config)
 
 
 def _stream(dataset: ray.data.Dataset) -> Iterator[Done]:
@@ -80,7 +82,7 @@ def _stream(dataset: ray.data.Dataset) -> Iterator[Done]:
 
 
 def receipts(
-    config: RunConfig,
+    config: AnyRunConfig,
     request: Request,
     run_id: str,
     session: str,

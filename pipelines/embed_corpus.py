@@ -9,31 +9,21 @@ The same command after a crash goes on where it stopped; over a committed index 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from actors.model_files import resolve_model
-from pipelines.cli import (
-    LogFormat,
-    ask_on_terminal,
-    exit_with_one_line,
-    log_to_stderr,
-    silent,
-)
+from pipelines.cli import ask_on_terminal, exit_with_one_line, log_to_stderr, silent
 from pipelines.config import RunConfig, load_config
 from pipelines.dry_run import dry_run
-from pipelines.gate import check_gate
 from pipelines.permit import Permit
-from pipelines.plan import Request
 from pipelines.progress import Progress
 from pipelines.records import Manifest
-from pipelines.run import do_next
-from pipelines.slices import check_chunking
+from pipelines.run import run_to_commit
+from pipelines.run_options import ConfigFile, Fresh, Limit, LogFormatOption, Verbose, with_limit
 from pipelines.source import Source
-from pipelines.storage import open_store
-from pipelines.tasks import Task, next_task_of
+from pipelines.tasks import Task
 
 
 def embed_corpus(
@@ -56,30 +46,21 @@ def embed_corpus(
         GateError: the new generation is committed and not live, and why.
     """
     with progress or Progress(silent()) as progress:
-        progress.stage("looking for model and documents")
-        config = config.with_absolute_paths()  # a worker's current directory is another one
-        files = resolve_model(config.encoder)
-        check_chunking(config, files)
-        check_gate(config)
-        request = Request.of(config, files)
-        source = Source(config.source)
-        listing = source.list_files()
-        store = open_store(config.index.uri, config.index.storage_options)
 
-        def next_task() -> Task | Manifest:
-            return next_task_of(store, request, source, listing, fresh=fresh, replay=replay_rejects)
-
-        def agree(task: Task) -> None:
+        def agree(task: Task, source: Source) -> None:
             if task.parent is None:  # a replay is a few documents of a run that was agreed to
+                files = resolve_model(config.encoder)
                 (permit or Permit()).check(config, files, source, task.pin()[0], progress)
 
-        how = {"verbose": verbose, "publishes": publishes}
-        manifest, anything = do_next(
-            next_task, agree, config, request, listing, store, progress, **how
+        return run_to_commit(
+            config,
+            fresh=fresh,
+            replay_rejects=replay_rejects,
+            agree=agree,
+            publishes=publishes,
+            verbose=verbose,
+            progress=progress,
         )
-        if not anything:
-            progress.already_committed(manifest.generation, store.uri)
-        return manifest
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -95,9 +76,7 @@ _EPILOG = (
 
 @app.command(epilog=_EPILOG)
 def main(
-    config: Annotated[
-        Path, typer.Argument(help="A YAML file, such as those in conf/.", show_default=False)
-    ],
+    config: ConfigFile,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -107,20 +86,8 @@ def main(
             "repeated. python -m pipelines.config lists every key.",
         ),
     ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            help="Only the first N documents; the same as --set source.limit=N.", metavar="N"
-        ),
-    ] = None,
-    fresh: Annotated[
-        bool,
-        typer.Option(
-            "--fresh",
-            help="Start over beside what is committed: a new generation that replaces the live one "
-            "when it is complete.",
-        ),
-    ] = False,
+    limit: Limit = None,
+    fresh: Fresh = False,
     replay_rejects: Annotated[
         bool,
         typer.Option("--replay-rejects", help="Embed again what was rejected for now."),
@@ -148,16 +115,8 @@ def main(
     yes: Annotated[
         bool, typer.Option("--yes", help="Start also what is larger than confirm_bytes.")
     ] = False,
-    log_format: Annotated[
-        LogFormat,
-        typer.Option(
-            help="What stderr says: text (a live line on a terminal, else a line every 10 s), or "
-            "json (the same numbers as objects, one a line; errors too)."
-        ),
-    ] = "text",
-    verbose: Annotated[
-        bool, typer.Option("--verbose", help="Also Ray's own log, and stack traces of errors.")
-    ] = False,
+    log_format: LogFormatOption = "text",
+    verbose: Verbose = False,
 ) -> None:
     """Embed the documents CONFIG names and commit them as an index.
 
@@ -166,8 +125,7 @@ def main(
     with log_to_stderr(log_format) as log:
         progress = Progress(log)
         with exit_with_one_line(log, verbose=verbose, kept=progress.kept):
-            pairs = [*(overrides or []), *([f"source.limit={limit}"] if limit is not None else [])]
-            run = load_config(config, pairs)
+            run = load_config(config, with_limit(overrides, limit))
             if dry:
                 typer.echo(dry_run(run, tokens_per_second, actors, log_format))
                 return

@@ -19,12 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.config import ModelConfig
-from actors.encoded import EncodedBatch, TokenEncoder
+from actors.encoded import EncodedBatch
 from actors.errors import DeviceError, ModelError
 from actors.tokenizer import TOKENS_COLUMN
 from pipelines.ahead import EncoderTurns, Spent
-from pipelines.config import RunConfig
+from pipelines.config import AnyRunConfig
 from pipelines.last_words import DEATHS_ALONE, LastWords, Turns, is_hopeless, pieces
 from pipelines.layout import done_path, new_nonce, slice_name, unreadable_path
 from pipelines.local_files import scratch_folder
@@ -34,6 +33,7 @@ from pipelines.records import Done, EncoderRecord, FileRecord, SliceTimes
 from pipelines.slices import Slice
 from pipelines.storage import Store, open_store
 from pipelines.vector_sources import VectorSources
+from pipelines.work import work_of
 
 
 class SliceEncoder:
@@ -41,7 +41,7 @@ class SliceEncoder:
 
     def __init__(
         self,
-        config: RunConfig,
+        config: AnyRunConfig,
         run_id: str,
         space_fingerprint: str,
         session: str,
@@ -56,7 +56,7 @@ class SliceEncoder:
         self._store: Store = open_store(config.index.uri, config.index.storage_options)
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
         self._words = LastWords(self._store, run_id, session, self._worker, actors)
-        self._encoder = load_encoder(config.encoder)
+        self._encoder = work_of(config).encoder()
         self._encoder_turns = EncoderTurns()
         info = self._encoder.info
         if info.space_fingerprint != space_fingerprint:
@@ -211,21 +211,6 @@ class _Times:
             write=round(self.written, 3),
             upload=round(self.uploaded, 3),
         )
-
-
-def load_encoder(config: ModelConfig) -> TokenEncoder:
-    """The encoder of an actor. Imported here: a driver, and a simulated one, need no torch.
-
-    Raises:
-        ModelError: it cannot be loaded.
-    """
-    if config.simulated_tokens_per_second is not None:
-        from actors.simulated import load_simulated
-
-        return load_simulated(config)
-    from actors.encoder import load_encoder as load
-
-    return load(config)
 
 
 def _write_rows(store: Store, table: pa.Table, path: str) -> FileRecord | None:

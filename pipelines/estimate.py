@@ -15,11 +15,12 @@ import numpy as np
 import pyarrow as pa
 
 from actors.model_files import ModelFiles
-from pipelines.blocks import BlockBuilder, DocumentBlock
-from pipelines.config import RunConfig
+from pipelines.blocks import DocumentBlock
+from pipelines.config import AnyRunConfig, RunConfig
 from pipelines.corpus_sample import Budget, CorpusSample, take_sample
 from pipelines.estimate_text import describe
 from pipelines.formats.base import BATCH_DOCUMENTS, DocumentBatch
+from pipelines.passage_rows import passage_blocks
 from pipelines.source import Source, Unit
 from pipelines.speed import Speed
 
@@ -138,7 +139,7 @@ def estimate_run(
     )
 
 
-def about_documents(config: RunConfig, source: Source, units: Sequence[Unit]) -> int:
+def about_documents(config: AnyRunConfig, source: Source, units: Sequence[Unit]) -> int:
     """How many documents there are, more or less: from a small sample, in about a second.
 
     Raises:
@@ -169,7 +170,7 @@ def _tokenise(
     config: RunConfig, files: ModelFiles, sample: CorpusSample, budget: Budget, longest: int
 ) -> _Counted:
     """Chunk and tokenise documents at equal distances among all that were read."""
-    builder = BlockBuilder(config, files)
+    builder = passage_blocks(config, files)
     lengths, weights = sample.characters, sample.weights
     kept = np.minimum(lengths, longest)
     if config.chunk.by == "tokens":

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from actors.encoded import SCORE
 from actors.fingerprint import file_sha256
 from pipelines.local_files import scratch_folder
 from pipelines.records import FileRecord
@@ -23,6 +24,8 @@ from pipelines.storage import Store
 ColbertStorage = Literal["values", "bytes"]
 
 VECTOR_COLUMNS = ("dense", "sparse", "colbert")
+COMPUTED_COLUMNS = (*VECTOR_COLUMNS, SCORE)
+"""Those that a model gives; a run has some of the vectors, or the score."""
 
 _ROW_GROUP_BYTES = 8 << 20  # many row groups: writing one of 256 MB peaks at ten times its size
 _REPEATING = ("doc_id", "title")

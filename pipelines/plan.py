@@ -1,8 +1,4 @@
-"""What a run reads, pinned before it starts: the request, its id, its units, what is left to do.
-
-The run id is a hash of the request, so that the same command after a crash finds its own plan and
-goes on with it.
-"""
+"""What a run reads, pinned before it starts: its plan, its units, what of them is left to do."""
 
 from __future__ import annotations
 
@@ -17,14 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.errors import SourceChangedError
-from actors.fingerprint import fingerprint, space_parts
-from actors.model_files import ModelFiles
-from pipelines.config import RunConfig
-from pipelines.config_sections import ChunkConfig
+from pipelines.config import AnyRunConfig
 from pipelines.formats.base import Piece
 from pipelines.layout import plan_path, units_path
 from pipelines.listing import SourceFile
 from pipelines.records import Done, Plan, RunKind
+from pipelines.request import Request
 from pipelines.schemas import UNITS_SCHEMA
 from pipelines.source import Unit
 from pipelines.storage import Store
@@ -34,66 +28,6 @@ TODO_SCHEMA = UNITS_SCHEMA.append(pa.field("todo", pa.list_(pa.list_(pa.int64())
 
 _FILE_FIELDS = ("path", "size", "etag")
 _PIECE_FIELDS = ("name", "start", "stop", "row_group", "documents")
-
-
-@dataclass(frozen=True)
-class Request:
-    """Everything that decides the result of a run, in comparable form."""
-
-    parts: dict[str, Any]
-    """Plain data; what two requests differ in is named by its dotted path."""
-
-    @staticmethod
-    def of(config: RunConfig, files: ModelFiles) -> Request:
-        """The request a configuration makes of a resolved model."""
-        source = config.with_absolute_paths().source
-        return Request(
-            {
-                "source": source.model_dump(mode="json", exclude={"storage_options"}),
-                "model": space_parts(config.encoder, files),
-                "outputs": sorted(config.outputs),
-                "vector_dtype": config.model.vector_dtype,
-                "chunk": _chunk_parts(config.chunk, files),
-                "slice": {
-                    "documents": config.slice.documents,
-                    "max_tokens": config.slice_max_tokens,
-                },
-                "index": {
-                    "store_text": config.index.store_text,
-                    "colbert_storage": config.index.colbert_storage,
-                },
-            }
-        )
-
-    @property
-    def space_fingerprint(self) -> str:
-        """Equal where vectors may be compared."""
-        return fingerprint(self.parts["model"])
-
-    @property
-    def index_fingerprint(self) -> str:
-        """Equal where two generations may be one index."""
-        parts = {k: v for k, v in self.parts.items() if k not in ("source", "slice")}
-        return fingerprint(parts | {"columns": self.parts["source"]["columns"]})
-
-    def run_id(self, **occasion: int | str) -> str:
-        """The id of the run this request makes; `occasion`: what makes it another one each time.
-
-        Nothing for a first run. Starting over (--fresh) counts in what is published and the
-        source's listing, so that a plan the source has outgrown blocks nothing; replaying rejects,
-        the generation whose they are.
-        """
-        return fingerprint({"request": self.parts, "occasion": occasion})[:16]
-
-    def differences(self, other: Mapping[str, Any]) -> list[str]:
-        """Dotted paths at which the other request's parts differ."""
-        return differences(self.parts, other)
-
-
-def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Dotted paths at which two nested mappings differ."""
-    ours, others = dict(_flatten(mine)), dict(_flatten(theirs))
-    return sorted(key for key in ours | others if ours.get(key) != others.get(key))
 
 
 @dataclass(frozen=True)
@@ -114,7 +48,7 @@ def load_plan(store: Store, run_id: str) -> Plan | None:
 
 def plan_run(
     store: Store,
-    config: RunConfig,
+    config: AnyRunConfig,
     request: Request,
     pin: Callable[[], tuple[Sequence[Unit], str]],
     files: Sequence[SourceFile],
@@ -195,12 +129,6 @@ def incomplete_units(units: Iterable[Unit], done: Iterable[Done]) -> list[int]:
     return todo_table(units, complete)["unit"].to_pylist()  # type: ignore[no-any-return]
 
 
-def _chunk_parts(chunk: ChunkConfig, files: ModelFiles) -> dict[str, Any]:
-    if chunk.by == "none":  # its other keys change nothing
-        return {"by": "none", "title_prefix": chunk.title_prefix}
-    return chunk.model_dump() | {"max_tokens": chunk.max_tokens or files.max_length}
-
-
 def _check_unchanged(units: Sequence[Unit], files: Sequence[SourceFile]) -> None:
     now = {file.path: file for file in files}
     for file in {piece.file for unit in units for piece in unit.pieces}:
@@ -257,11 +185,3 @@ def unit_of(row: Mapping[str, Any]) -> Unit:
     # Indexes that were written before there was re-indexing have no such column.
     origins = tuple((origin["run_id"], origin["unit"]) for origin in row.get("origins") or ())
     return Unit(row["unit"], row["format"], tuple(pieces), row["documents"], wanted, origins)
-
-
-def _flatten(parts: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in parts.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

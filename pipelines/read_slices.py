@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from pipelines.config import RunConfig
+from pipelines.config import AnyRunConfig
 from pipelines.done_records import read_done
 from pipelines.layout import new_nonce, readings_folder
 from pipelines.plan import unit_of
@@ -32,7 +32,7 @@ Ray reads again what was lost with one."""
 
 def read_slices(
     batch: pa.Table,
-    config: RunConfig,
+    config: AnyRunConfig,
     run_id: str,
     session: str,
     known: KnownRefs | None = None,
@@ -41,7 +41,7 @@ def read_slices(
 
     `session`: of the driver; `known`: what the index has, to leave out what did not change.
     """
-    reader = _cached_reader(config.model_dump_json())
+    reader = _cached_reader(type(config), config.model_dump_json())
     documents = known.get() if known else None
     store = open_store(config.index.uri, config.index.storage_options)
     for row in batch.to_pylist():
@@ -55,9 +55,9 @@ def read_slices(
 
 
 @functools.lru_cache(maxsize=1)
-def _cached_reader(config: str) -> SliceReader:
+def _cached_reader(kind: type[AnyRunConfig], config: str) -> SliceReader:
     """A worker process reads many units: it loads the tokenizer once."""
-    return SliceReader(RunConfig.model_validate_json(config))
+    return SliceReader(kind.model_validate_json(config))
 
 
 def _may_read(store: Store, folder: str) -> bool:

@@ -29,21 +29,20 @@ from pipelines.config import RunConfig, load_config
 from pipelines.embed_corpus import embed_corpus
 from pipelines.estimate import estimate_run
 from pipelines.estimate_text import in_short
-from pipelines.gate import check_gate
 from pipelines.generations import read_chain
 from pipelines.inventory import plan_of
 from pipelines.listing import Listing
 from pipelines.permit import Permit
-from pipelines.plan import Request, differences
 from pipelines.progress import Progress
 from pipelines.records import Manifest
 from pipelines.reindex_task import live_number, next_task_of, outlook
+from pipelines.request import Request, differences
 from pipelines.run import do_next
-from pipelines.slices import check_chunking
 from pipelines.source import Source
 from pipelines.speed import recall_speed
 from pipelines.storage import open_store
 from pipelines.tasks import Task
+from pipelines.work import work_of
 
 
 def reindex(
@@ -67,10 +66,9 @@ def reindex(
     with progress or Progress(silent()) as progress:
         progress.stage("looking for model and documents")
         config = config.with_absolute_paths()
-        files = resolve_model(config.encoder)
-        check_chunking(config, files)
-        check_gate(config)
-        request = Request.of(config, files)
+        files, work = resolve_model(config.encoder), work_of(config)
+        work.check()
+        request = work.request()
         source = Source(config.source)
         listing = source.list_files()
         store = open_store(config.index.uri, config.index.storage_options)

@@ -19,8 +19,8 @@ from pipelines.index import Index
 from pipelines.inventory import for_now, inventory, plan_of, unchanged_units, units_now
 from pipelines.layout import manifest_path
 from pipelines.listing import Listing
-from pipelines.plan import Request, differences
 from pipelines.records import Manifest
+from pipelines.request import Request, differences
 from pipelines.source import Source, Unit
 from pipelines.storage import Store
 from pipelines.supersede import newest_places

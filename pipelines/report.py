@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from pipelines.busy import encoder_busy
-from pipelines.config import RunConfig
+from pipelines.config import AnyRunConfig
 from pipelines.layout import generation_path
 from pipelines.records import Done, Manifest
 from pipelines.storage import Store
@@ -30,7 +30,7 @@ def _report_path(generation: int) -> str:
 
 def write_report(
     store: Store,
-    config: RunConfig,
+    config: AnyRunConfig,
     manifest: Manifest,
     done: Sequence[Done],
     this_run: Mapping[str, Any],

@@ -9,31 +9,77 @@ from typing import Any
 from actors.errors import GateError
 from pipelines.cluster import ray_session, refuse_local_index
 from pipelines.commit import Inherit, commit
-from pipelines.config import RunConfig
+from pipelines.config import AnyRunConfig
 from pipelines.data_path import encode_units
 from pipelines.done_records import DoneRecords
 from pipelines.estimate import about_documents
-from pipelines.gate import findings
 from pipelines.generations import committed_by, live_generation, publish, read_chain
 from pipelines.index import Index
 from pipelines.inventory import Numbering, inventory
 from pipelines.known_on_ray import KnownRefs, put_known
 from pipelines.lease import Lease, hold_lease
 from pipelines.listing import Listing
-from pipelines.plan import Request, Run, load_plan, plan_run, todo_table
+from pipelines.plan import Run, load_plan, plan_run, todo_table
 from pipelines.progress import Progress
 from pipelines.records import Done, Manifest
 from pipelines.report import read_report, write_report
+from pipelines.request import Request
 from pipelines.source import Source
-from pipelines.storage import Store
+from pipelines.storage import Store, open_store
 from pipelines.supersede import Comparison
-from pipelines.tasks import Task
+from pipelines.tasks import Task, next_task_of
+from pipelines.work import work_of
+
+
+def run_to_commit(
+    config: AnyRunConfig,
+    *,
+    fresh: bool,
+    replay_rejects: bool,
+    agree: Callable[[Task, Source], None] = lambda task, source: None,
+    publishes: bool = True,
+    verbose: bool = False,
+    progress: Progress,
+) -> Manifest:
+    """From a configuration to its commit; the live generation where all is done.
+
+    `agree`: as of `do_next`.
+
+    Raises:
+        EmbedError, GateError: as `do_next`.
+    """
+    progress.stage("looking for model and documents")
+    config = config.with_absolute_paths()  # a worker's current directory is another one
+    work = work_of(config)
+    work.check()
+    request = work.request()
+    source = Source(config.source)
+    listing = source.list_files()
+    store = open_store(config.index.uri, config.index.storage_options)
+
+    def next_task() -> Task | Manifest:
+        return next_task_of(store, request, source, listing, fresh=fresh, replay=replay_rejects)
+
+    how = {"verbose": verbose, "publishes": publishes}
+    manifest, anything = do_next(
+        next_task,
+        lambda task: agree(task, source),
+        config,
+        request,
+        listing,
+        store,
+        progress,
+        **how,
+    )
+    if not anything:
+        progress.already_committed(manifest.generation, store.uri)
+    return manifest
 
 
 def do_next(
     next_task: Callable[[], Task | Manifest],
     agree: Callable[[Task], None],
-    config: RunConfig,
+    config: AnyRunConfig,
     request: Request,
     listing: Listing,
     store: Store,
@@ -64,7 +110,7 @@ def do_next(
 
 
 def carry_out(
-    config: RunConfig,
+    config: AnyRunConfig,
     request: Request,
     task: Task,
     listing: Listing,
@@ -108,7 +154,7 @@ def carry_out(
 
 
 def _encode_and_commit(
-    config: RunConfig,
+    config: AnyRunConfig,
     request: Request,
     run: Run,
     task: Task,
@@ -134,7 +180,7 @@ def _encode_and_commit(
 
 
 def _inheritance(
-    config: RunConfig, run: Run, parent: Index | None, progress: Progress
+    config: AnyRunConfig, run: Run, parent: Index | None, progress: Progress
 ) -> tuple[KnownRefs | None, Inherit | None]:
     """What reading tasks compare with, and what the commit takes over from the parent."""
     if parent is None:
@@ -152,7 +198,7 @@ def _inheritance(
 
 def _publish(
     store: Store,
-    config: RunConfig,
+    config: AnyRunConfig,
     manifest: Manifest,
     parent: int | None,
     done: Sequence[Done],
@@ -160,7 +206,7 @@ def _publish(
 ) -> None:
     """Through the gate. Also for a run that died between its manifest and its publication."""
     number = manifest.generation
-    against = [] if live_generation(store) == number else findings(store, config, manifest)
+    against = [] if live_generation(store) == number else work_of(config).findings(store, manifest)
     if not against:
         if live_generation(store) != number:
             publish(store, number, over=parent)

@@ -232,7 +232,7 @@ class RunReport:
         rows = [
             ["model", model.name],
             ["revision", model.revision or "none"],
-            ["vectors", f"{', '.join(manifest.outputs)}; {model.dim} × {manifest.vector_dtype}"],
+            ["outputs", f"{', '.join(manifest.outputs)}; {model.dim} × {manifest.vector_dtype}"],
             ["computed in", ", ".join(model.dtypes) or "nothing was computed"],
             ["source", str(config.get("source", {}).get("uri", "unknown"))],
             *([name, _in_words(config[name])] for name in ("chunk", "slice") if name in config),

@@ -99,6 +99,8 @@ RejectCode = Literal[
     "duplicate_id",
     "bad_encoding",
     "bad_record",
+    "null_query",
+    "too_long",
     "encoder_error",
     "unreadable_unit",
 ]

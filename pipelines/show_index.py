@@ -13,12 +13,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from actors.encoded import SCORE
 from pipelines.cli import exit_with_one_line
 from pipelines.generations import live_generation
 from pipelines.index import Index, open_index
-from pipelines.output import VECTOR_COLUMNS
+from pipelines.output import COMPUTED_COLUMNS
 
-_SHOWN = ("passage_id", "text", "n_tokens", *VECTOR_COLUMNS)
+_SHOWN = ("passage_id", "text", "n_tokens", *COMPUTED_COLUMNS)
 _OTHERS_WIDTH = 70  # columns a terminal needs for everything but the text
 
 
@@ -54,6 +55,9 @@ def _cell(name: str, value: Any, text_width: int) -> str:
         return f"{len(value['indices'])} ids"
     if name == "colbert":
         return f"{len(value)} × {len(value[0]) if value else 0}"
+    if name == SCORE:
+        scores = value if isinstance(value, list) else [value]
+        return ", ".join(f"{score:.4f}" for score in scores)
     text = " ".join(str(value).split())
     return text if len(text) <= text_width else f"{text[: text_width - 1]}…"
 

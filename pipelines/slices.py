@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.errors import UnreadableUnitError
-from actors.model_files import ModelFiles, resolve_model
 from actors.tokenizer import TOKENS_COLUMN
-from pipelines.blocks import DOCUMENTS_SCHEMA, BlockBuilder, DocumentBlock, DocumentTables
-from pipelines.config import RunConfig
+from pipelines.blocks import DOCUMENTS_SCHEMA, DocumentBlock, DocumentTables
+from pipelines.config import AnyRunConfig
 from pipelines.known_documents import KnownDocuments
 from pipelines.schemas import PASSAGE_SCHEMA, UNCHANGED_SCHEMA, reject_table
 from pipelines.source import Source, Unit
+from pipelines.work import work_of
 
 _UNCHANGED_PER_DOCUMENT = 100
 """A slice's limit is on documents that have to be done; of all, it has so many times more."""
@@ -91,12 +91,12 @@ class Slice:
 class SliceReader:
     """Yields the slices of units that are not done yet."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: AnyRunConfig) -> None:
         # One task is one CPU; the tokenizer's own threads would fight its neighbours'.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         self._config = config
         self._source = Source(config.source)
-        self._builder = BlockBuilder(config, resolve_model(config.encoder))
+        self._builder = work_of(config).blocks()
 
     def slices(
         self,
@@ -193,15 +193,6 @@ def unreadable_slice(unit: int, first: int, reason: str) -> Slice:
     nothing = PASSAGE_SCHEMA.append(pa.field(TOKENS_COLUMN, pa.list_(pa.int32()))).empty_table()
     ledger, unchanged = DOCUMENTS_SCHEMA.empty_table(), UNCHANGED_SCHEMA.empty_table()
     return Slice(unit, first, 0, True, nothing, ledger, rejects, unchanged, unreadable=True)
-
-
-def check_chunking(config: RunConfig, files: ModelFiles) -> None:
-    """Fail before a cluster is started.
-
-    Raises:
-        ConfigError: passages that the model cannot hold.
-    """
-    BlockBuilder(config, files)
 
 
 def _without_duplicates(

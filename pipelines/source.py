@@ -6,7 +6,7 @@ passages, tokens or vectors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from actors.errors import EmbedError, SourceError, UnreadableUnitError
 from pipelines.config import absolute_uri
-from pipelines.config_sections import SourceConfig
+from pipelines.config_sections import Columns, SourceConfig
 from pipelines.formats.base import Access, DocumentBatch, FileFacts, Format, Piece, check_present
 from pipelines.formats.registry import FORMATS, choose_format
 from pipelines.listing import Found, Listing, SourceFile, common_folder, find_files
@@ -199,7 +199,7 @@ class Source:
                     present.update(facts.present)
                     types = types or facts.present
                     first = listing.files[0].path if known is None else "the index"
-                    _check_types(columns.metadata, facts.present, file, types, first)
+                    _check_types(columns, facts.present, file, types, first)
                 yield from facts.pieces
 
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -259,18 +259,20 @@ def _up_to(documents: int | None, batches: Iterator[DocumentBatch]) -> Iterator[
 
 
 def _check_types(
-    metadata: Sequence[str],
+    columns: Columns,
     found: Mapping[str, pa.DataType],
     file: SourceFile,
     expected: Mapping[str, pa.DataType],
     first: str,
 ) -> None:
-    """Metadata goes into the index as it is: two types would be two schemas in one index."""
-    for i, name in enumerate(metadata):
+    """What is copied goes into the index as it is: two types would be two schemas in one index."""
+    for key, name in columns.by_key.items():
+        if name not in columns.copied:
+            continue
         kinds = found.get(name), expected.get(name)
         if None not in kinds and kinds[0] != kinds[1]:
             raise SourceError(
-                f"source.columns.metadata[{i}]: expected {kinds[1]} for {name!r} in {file.path}, "
+                f"source.columns.{key}: expected {kinds[1]} for {name!r} in {file.path}, "
                 f"as in {first}, found {kinds[0]}.",
                 "Give the column one type in all files, or leave it out.",
             )

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.config import ModelConfig
+from actors.encoded import SCORE
 from actors.errors import IndexStateError
 from actors.fingerprint import fingerprint, space_parts
 from actors.model_files import resolve_model
 from pipelines.config import RunConfig, parse_config
 from pipelines.generations import live_generation, read_manifest
-from pipelines.plan import differences, load_plan
+from pipelines.plan import load_plan
 from pipelines.records import Manifest
+from pipelines.request import differences
 from pipelines.storage import open_store
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,11 @@ def read_space(
             "Run python -m pipelines.embed_corpus first, or leave index out.",
         )
     manifest = read_manifest(store, generation)
+    if SCORE in manifest.outputs:
+        raise IndexStateError(
+            f"{uri}: expected an index of vectors, found scores of pairs.",
+            "open_index(uri) reads them; there is nothing in it to search.",
+        )
     plan = load_plan(store, manifest.run_id)
     if plan is None:
         raise IndexStateError(

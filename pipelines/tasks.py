@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from actors.encoded import SCORE
 from actors.errors import ConfigError, IndexStateError
 from pipelines.generations import live_generation, publications, read_chain, read_manifest
 from pipelines.index import Index
 from pipelines.inventory import for_now, inventory, read_again
 from pipelines.listing import Listing
-from pipelines.plan import Request, load_plan
+from pipelines.plan import load_plan
 from pipelines.records import Manifest, Plan, RunKind
+from pipelines.request import Request
 from pipelines.source import Source, Unit
 from pipelines.storage import Store
 
@@ -101,9 +103,11 @@ def _live(store: Store, request: Request) -> tuple[Manifest | None, Plan | None]
 
 
 def _differs(store: Store, number: int, differences: Sequence[str]) -> IndexStateError:
+    up_to_date = "python -m pipelines.reindex brings it up to its source; "
+    if SCORE in read_manifest(store, number).outputs:
+        up_to_date = ""  # pairs are not compared with what was scored before
     return IndexStateError(
         f"{store.uri} holds generation {number} of another request; what differs: "
         f"{', '.join(differences[:6])}{', ...' if len(differences) > 6 else ''}.",
-        "python -m pipelines.reindex brings it up to its source; --fresh starts over beside it; or "
-        "use another index.uri.",
+        f"{up_to_date}--fresh starts over beside it; or use another index.uri.",
     )

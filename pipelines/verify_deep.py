@@ -29,6 +29,7 @@ from pipelines.checked_files import local_file
 from pipelines.committed import Generation, Problems, chain_of, columns_of, one_line
 from pipelines.duplicates import read_columns
 from pipelines.layout import manifest_path, plan_path
+from pipelines.output import VECTOR_COLUMNS
 from pipelines.plan import load_plan
 from pipelines.records import FileRecord
 from pipelines.schemas import LEDGER_SCHEMA, REJECTS_SCHEMA, UNCHANGED_SCHEMA
@@ -111,7 +112,8 @@ class _Check:
     def parts(self, generation: Generation, ledgers: _Ledgers) -> Totals | None:
         """Checksums and rows of the parts; what they hold together, None where that is unknown."""
         usable = ledgers.hashes is not None and generation.deletions is not None
-        normalized = self._normalizes(generation.manifest.run_id)
+        has_vectors = any(o in VECTOR_COLUMNS for o in generation.manifest.outputs)
+        normalized = has_vectors and self._normalizes(generation.manifest.run_id)
         nothing = MASKED_SCHEMA.empty_table()
         read_before = {file.path for file in generation.parts or [] if file in self.read}
 

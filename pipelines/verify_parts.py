@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pipelines.committed import Generation, Problems
 from pipelines.layout import manifest_path
-from pipelines.output import VECTOR_COLUMNS
+from pipelines.output import COMPUTED_COLUMNS
 from pipelines.records import Manifest
 from pipelines.schemas import DELETIONS_SCHEMA, PASSAGE_SCHEMA
 from pipelines.verify_vectors import Findings, VectorCheck, expected_type
@@ -126,7 +126,7 @@ def _columns(schema: pa.Schema, part: Part, problems: Problems) -> list[str] | N
     if any(wrong):
         return None
     outputs = part.manifest.outputs if part.with_vectors else []
-    chosen = [name for name in VECTOR_COLUMNS if name in outputs]
+    chosen = [name for name in COMPUTED_COLUMNS if name in outputs]
     expected = {name: expected_type(name, part.manifest) for name in chosen}
     # By what they print: Parquet calls the items of lists otherwise than Arrow.
     same = {name: _shown(types.get(name)) == _shown(kind) for name, kind in expected.items()}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from actors.encoded import SCORE
 from pipelines.committed import Problems
-from pipelines.output import colbert_from_bytes
+from pipelines.output import COMPUTED_COLUMNS, colbert_from_bytes
 from pipelines.records import Manifest
+from pipelines.view_schema import score_type
 
 _VALUE_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
 # Rounding a number to fp16 moves it by 2**-11 of itself at most, and so the length of a vector.
@@ -41,6 +43,8 @@ def expected_type(name: str, manifest: Manifest) -> pa.DataType:
     if name == "sparse":
         lists = [("indices", pa.list_(pa.int32())), ("values", pa.list_(pa.float32()))]
         return pa.struct(lists)
+    if name == SCORE:
+        return score_type(manifest)
     dim = model.colbert_dim or 1
     if manifest.colbert_storage == "bytes":
         return pa.list_(pa.binary(dim * (4 if manifest.vector_dtype == "float32" else 2)))
@@ -58,7 +62,7 @@ class VectorCheck:
 
     def check(self, table: pa.Table, start: int) -> None:
         """The next rows, of which `start` is the first."""
-        for name in ("dense", "sparse", "colbert"):
+        for name in COMPUTED_COLUMNS:
             if name in table.column_names:
                 column = table[name].combine_chunks()
                 if nulls := _nulls(column):
@@ -69,6 +73,12 @@ class VectorCheck:
 
     def _dense(self, column: pa.Array, table: pa.Table, start: int) -> None:
         self._check_matrix("dense", column, start + np.arange(len(column)))
+
+    def _score(self, column: pa.Array, table: pa.Table, start: int) -> None:
+        numbers = column if pa.types.is_floating(column.type) else column.flatten()
+        scores = numbers.to_numpy().reshape(len(column), -1)
+        bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+        self._findings.add("finite numbers in score", start + bad, "has NaN or Inf")
 
     def _colbert(self, column: pa.Array, table: pa.Table, start: int) -> None:
         if pa.types.is_fixed_size_binary(column.type.value_type):

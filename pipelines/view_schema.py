@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from pipelines.output import VECTOR_COLUMNS, colbert_from_bytes
+from actors.encoded import SCORE
+from pipelines.output import COMPUTED_COLUMNS, colbert_from_bytes
 from pipelines.records import Manifest
 from pipelines.schemas import PASSAGE_SCHEMA
 
@@ -22,6 +23,11 @@ def as_numbers(table: pa.Table, info: Manifest) -> pa.Table:
     return table.set_column(table.column_names.index("colbert"), "colbert", numbers)
 
 
+def score_type(info: Manifest) -> pa.DataType:
+    """Of a reranker's column: a number a pair, or one for each layer that scores."""
+    return pa.float32() if info.model.dim == 1 else pa.list_(pa.float32(), info.model.dim)
+
+
 def schema_without_parts(info: Manifest) -> pa.Schema:
     """Of an index whose every document was rejected; without its metadata columns."""
     value = _VALUE_TYPES[info.vector_dtype]
@@ -30,6 +36,7 @@ def schema_without_parts(info: Manifest) -> pa.Schema:
         "dense": pa.list_(value, info.model.dim),
         "sparse": pa.struct(sparse),
         "colbert": pa.list_(pa.list_(value, info.model.colbert_dim or 1)),
+        SCORE: score_type(info),
     }
-    chosen = [(name, vectors[name]) for name in VECTOR_COLUMNS if name in info.outputs]
+    chosen = [(name, vectors[name]) for name in COMPUTED_COLUMNS if name in info.outputs]
     return pa.schema([*PASSAGE_SCHEMA, *(pa.field(*pair) for pair in chosen)])

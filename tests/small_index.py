@@ -29,7 +29,8 @@ from pipelines.index import Index, open_index
 from pipelines.inventory import Numbering, inventory
 from pipelines.known_documents import KnownDocuments
 from pipelines.known_on_ray import gather
-from pipelines.plan import Request, plan_run, todo_table, unit_of
+from pipelines.plan import plan_run, todo_table, unit_of
+from pipelines.request import Request
 from pipelines.slices import SliceReader
 from pipelines.source import Source
 from pipelines.storage import open_store

@@ -43,9 +43,10 @@ from pipelines.embed_corpus import embed_corpus
 from pipelines.index import open_index
 from pipelines.layout import publication_path
 from pipelines.lease import hold_lease
-from pipelines.plan import Request, Run, plan_run, todo_table
+from pipelines.plan import Run, plan_run, todo_table
 from pipelines.progress import Progress
 from pipelines.records import Done, Manifest
+from pipelines.request import Request
 from pipelines.source import Source
 from pipelines.storage import Store, open_store
 from pipelines.tasks import Task, next_task_of

@@ -25,8 +25,8 @@ from pipelines.done_records import read_done
 from pipelines.encode_slices import SliceEncoder
 from pipelines.layout import done_path
 from pipelines.output import VECTOR_COLUMNS
-from pipelines.plan import Request
 from pipelines.records import Done
+from pipelines.request import Request
 from pipelines.schemas import LEDGER_SCHEMA, REJECTS_SCHEMA
 from pipelines.slices import SliceReader
 from pipelines.source import Source

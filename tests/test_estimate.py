@@ -25,6 +25,7 @@ from pipelines.corpus_sample import Budget
 from pipelines.encode_slices import SliceEncoder
 from pipelines.estimate import Estimate, estimate_run
 from pipelines.estimate_text import byte_count, describe
+from pipelines.passage_rows import passage_blocks
 from pipelines.slices import SliceReader
 from pipelines.source import Source
 from pipelines.speed import Speed
@@ -88,7 +89,7 @@ def estimate_of(config, **how) -> Estimate:
 def counts_of(config):
     """The truth: everything read, chunked and tokenised."""
     files, source, units = planned(config)
-    builder = BlockBuilder(config, files)
+    builder = passage_blocks(config, files)
     blocks = [builder.build(b, 0, 0) for unit in units for b in source.read(unit)]
     return {
         "documents": sum(map(len, blocks)),
@@ -166,12 +167,13 @@ def test_estimate_of_one_very_long_document_tokenises_little_of_it(
     config = make_config(corpus_of(tmp_path, [long, *rows[:20]]))
     tokenised = []
 
-    class Counting(BlockBuilder):
-        def build(self, batch, unit, position):
-            tokenised.append(sum(map(len, batch.table["text"].to_pylist())))
-            return super().build(batch, unit, position)
+    build = BlockBuilder.build
 
-    monkeypatch.setattr("pipelines.estimate.BlockBuilder", Counting)
+    def counting(self, batch, unit, position):
+        tokenised.append(sum(map(len, batch.table["text"].to_pylist())))
+        return build(self, batch, unit, position)
+
+    monkeypatch.setattr(BlockBuilder, "build", counting)
     found = estimate_of(config)
     assert 0 < sum(tokenised) < 100_000
     assert "documents" in found.exact

@@ -26,7 +26,7 @@ from test_embed_corpus import _planned
 from actors.encoder import Encoder
 from actors.errors import EmbedError, LeaseHeldError
 from actors.packing import PackedBatch
-from pipelines import data_path, encode_slices, last_words, read_slices, slices
+from pipelines import blocks, data_path, encode_slices, last_words, read_slices, slices, work
 from pipelines.cli import Log, exit_with_one_line
 from pipelines.commit import commit
 from pipelines.done_records import read_done
@@ -121,7 +121,7 @@ class FatalLoader(SliceEncoder):
             os.kill(os.getpid(), signal.SIGKILL)
 
         last_words.MOST_STARTS = 3
-        encode_slices.load_encoder = die
+        work.VectorWork.encoder = die
         super().__init__(*args, **kwargs)
 
 
@@ -142,7 +142,7 @@ def test_actor_that_dies_whenever_it_loads_the_model_ends_the_run(
 
 def fatal_read_slices(*args: Any, **kwargs: Any) -> Iterator[pa.Table]:
     """Its process dies of the text KILLER, three times."""
-    build = slices.BlockBuilder.build
+    build = blocks.BlockBuilder.build
 
     def fatal(self: Any, batch: Any, *more: Any) -> Any:
         if KILLER in batch.table["text"].to_pylist():
@@ -150,12 +150,12 @@ def fatal_read_slices(*args: Any, **kwargs: Any) -> Iterator[pa.Table]:
         return build(self, batch, *more)
 
     most = read_slices.MOST_READINGS
-    slices.BlockBuilder.build = fatal  # type: ignore[method-assign]
+    blocks.BlockBuilder.build = fatal  # type: ignore[method-assign]
     read_slices.MOST_READINGS = 3
     try:
         yield from read_slices.read_slices(*args, **kwargs)
     finally:
-        slices.BlockBuilder.build = build  # type: ignore[method-assign]
+        blocks.BlockBuilder.build = build  # type: ignore[method-assign]
         read_slices.MOST_READINGS = most
 
 

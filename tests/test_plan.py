@@ -19,16 +19,9 @@ from pipelines.done_records import read_done
 from pipelines.formats.base import Piece
 from pipelines.layout import done_path, plan_path, units_path, unreadable_path
 from pipelines.listing import Listing, SourceFile
-from pipelines.plan import (
-    TODO_SCHEMA,
-    Request,
-    incomplete_units,
-    load_plan,
-    plan_run,
-    todo_table,
-    unit_of,
-)
+from pipelines.plan import TODO_SCHEMA, incomplete_units, load_plan, plan_run, todo_table, unit_of
 from pipelines.records import Done, EncoderRecord
+from pipelines.request import Request
 from pipelines.source import Source, Unit
 from pipelines.storage import open_store
 

@@ -13,7 +13,8 @@ from pipelines.embed_corpus import embed_corpus
 from pipelines.encode_slices import SliceEncoder
 from pipelines.index import open_index
 from pipelines.inventory import inventory, read_again
-from pipelines.plan import Request, plan_run
+from pipelines.plan import plan_run
+from pipelines.request import Request
 from pipelines.schemas import FOR_NOW
 from pipelines.slices import SliceReader
 from pipelines.source import Source

@@ -14,10 +14,11 @@ from actors.errors import ConfigError
 from actors.model_files import resolve_model
 from actors.tiny_model import ensure_tiny_m3
 from actors.tokenizer import TextTokenizer
+from pipelines.passage_rows import passage_blocks
 from pipelines.plan import todo_table
 from pipelines.read_slices import read_slices
 from pipelines.schemas import REJECTS_SCHEMA
-from pipelines.slices import Slice, SliceReader, check_chunking
+from pipelines.slices import Slice, SliceReader
 from pipelines.source import Source
 
 ROOT = Path(__file__).parents[1]
@@ -478,10 +479,10 @@ def test_doc_hash_does_not_depend_on_how_it_is_chunked(read):
 # Before and around it
 
 
-def test_check_chunking_budget_beyond_the_model_is_refused(make_config, tmp_path):
+def test_passage_blocks_budget_beyond_the_model_is_refused(make_config, tmp_path):
     config = make_config(tmp_path / "docs", chunk={"max_tokens": 500})
     with pytest.raises(ConfigError, match=r"chunk\.max_tokens: expected at most 128"):
-        check_chunking(config, resolve_model(config.encoder))
+        passage_blocks(config, resolve_model(config.encoder))
 
 
 def test_reading_slices_imports_no_torch(open_corpus):

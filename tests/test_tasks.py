@@ -8,7 +8,7 @@ import pytest
 
 from actors.errors import ConfigError, IndexStateError
 from actors.model_files import resolve_model
-from pipelines.plan import Request
+from pipelines.request import Request
 from pipelines.source import Source
 from pipelines.storage import open_store
 from pipelines.tasks import Task, next_task_of

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.errors import ModelError
+from actors.families import FAMILIES, Family
 from actors.json_files import read_json
 from actors.model_location import locate
 from actors.registry import record_of
@@ -22,6 +23,8 @@ class RerankerFiles:
     folder: Path
     config: dict[str, Any]
     kind: RerankerKind
+    family: Family | None
+    """None for architectures that only rerankers have."""
     remote_code: bool
     """Its architecture is the checkpoint's own Python code."""
 
@@ -39,7 +42,8 @@ def resolve_reranker(config: RerankerConfig) -> RerankerFiles:
     """Find the files of `config.name`, and what kind of reranker they are.
 
     Raises:
-        ModelError: not found, an embedder, or code of its own that is not to be run.
+        ModelError: not found, an embedder, code of its own that is not to be run, or fewer
+            positions than `max_length`.
     """
     folder = locate(config.name, config.revision)
     model = read_json(folder / "config.json")
@@ -69,4 +73,10 @@ def resolve_reranker(config: RerankerConfig) -> RerankerFiles:
             "unless the configuration says so.",
             "Read that code, then set trust_remote_code=true (batches are padded: slower).",
         )
-    return RerankerFiles(config.name, folder, model, kind, remote)
+    family = FAMILIES.get(str(model.get("model_type")))
+    if family and config.max_length > family.usable_positions(model):
+        raise ModelError(
+            f"reranker.max_length: expected at most {family.usable_positions(model)} (the "
+            f"positions of {config.name}), got {config.max_length}."
+        )
+    return RerankerFiles(config.name, folder, model, kind, family, remote)

@@ -128,15 +128,14 @@ def lightweight_scorer(
 
 
 def _states(files: RerankerFiles, model: torch.nn.Module) -> Backbone:
-    family = FAMILIES.get(str(files.config.get("model_type")))
-    if family is None:
+    if files.family is None:
         raise ModelError(
             f"reranker {files.name!r}: expected an architecture among "
             f"{', '.join(sorted(FAMILIES))}, found {files.config.get('model_type')!r}."
         )
     if can_take(model):
         return PackedBert(model)
-    return functools.partial(backbone.run, model, family)
+    return functools.partial(backbone.run, model, files.family)
 
 
 def _decoder(

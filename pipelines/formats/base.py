@@ -247,10 +247,7 @@ def check_present(config: SourceConfig, present: Mapping[str, Any], where: str) 
     Raises:
         SourceError: naming the key, the place, and what it has instead.
     """
-    columns = config.columns
-    named = {"id": columns.id, "text": columns.text, "title": columns.title}
-    named |= {f"metadata[{i}]": name for i, name in enumerate(columns.metadata)}
-    for key, name in named.items():
+    for key, name in config.columns.by_key.items():
         if name is not None and name not in present:
             found = ", ".join(list(present)[:30]) or "none"
             remedy = ""

@@ -51,18 +51,18 @@ class CsvFiles:
         check_present(self._config, dict.fromkeys(header), file.path)
         twice = sorted({name for name in header if header.count(name) > 1})
         columns = self._config.columns
-        for wanted in (columns.id, columns.text, columns.title, *columns.metadata):
+        for wanted in (columns.id, columns.text, columns.title, *columns.copied):
             if wanted in twice:
                 raise SourceError(f"{file.path}: expected one column {wanted!r}, found several.")
         return FileFacts([piece], dict.fromkeys(header, pa.string()))
 
     def read(self, access: Access, piece: Piece) -> Iterator[DocumentBatch]:
         """One document a record."""
-        yield from to_batches(self._records(access, piece), self._config.columns.metadata)
+        yield from to_batches(self._records(access, piece), self._config.columns.copied)
 
     def no_documents(self, access: Access, piece: Piece) -> DocumentBatch:
         """Strings, all of them."""
-        return to_batch([], self._config.columns.metadata)
+        return to_batch([], self._config.columns.copied)
 
     def _records(self, access: Access, piece: Piece) -> Iterator[Record]:
         columns = self._config.columns
@@ -82,7 +82,7 @@ class CsvFiles:
                 row[index[columns.id]] if columns.id else derived,
                 row[index[columns.text]],
                 row[index[columns.title]] if columns.title else None,
-                tuple(row[index[name]] for name in columns.metadata),
+                tuple(row[index[name]] for name in columns.copied),
             )
 
     def _rows(self, access: Access, piece: Piece) -> Iterator[tuple[int, list[str] | str]]:

@@ -53,11 +53,11 @@ class LineFiles(ABC):
     def read(self, access: Access, piece: Piece) -> Iterator[DocumentBatch]:
         """One document a line."""
         records = (self._record(piece, *line) for line in lines(access, piece))
-        yield from to_batches(records, self._config.columns.metadata)
+        yield from to_batches(records, self._config.columns.copied)
 
     def no_documents(self, access: Access, piece: Piece) -> DocumentBatch:
         """Strings, all of them."""
-        return to_batch([], self._config.columns.metadata)
+        return to_batch([], self._config.columns.copied)
 
     @abstractmethod
     def _fields(self, access: Access, piece: Piece) -> dict[str, pa.DataType] | None: ...
@@ -90,7 +90,7 @@ class JsonLines(LineFiles):
     @property
     def _paths(self) -> list[str]:
         columns = self._config.columns
-        return [n for n in (columns.id, columns.text, columns.title, *columns.metadata) if n]
+        return [n for n in (columns.id, columns.text, columns.title, *columns.copied) if n]
 
     def _record(self, piece: Piece, offset: int, line: bytes) -> Record:
         columns = self._config.columns
@@ -115,7 +115,7 @@ class JsonLines(LineFiles):
             return Record(doc_id, fault=("bad_record", detail))
         title = _as_text(_at(value, columns.title)) if columns.title else None
         return Record(
-            doc_id, text, title, tuple(_as_text(_at(value, name)) for name in columns.metadata)
+            doc_id, text, title, tuple(_as_text(_at(value, name)) for name in columns.copied)
         )
 
 
@@ -126,7 +126,7 @@ class TextLines(LineFiles):
         return text_fields(self._config)
 
     def _record(self, piece: Piece, offset: int, line: bytes) -> Record:
-        nothing = (None,) * len(self._config.columns.metadata)
+        nothing = (None,) * len(self._config.columns.copied)
         text = line.decode("utf-8", "surrogateescape")
         return Record(derived_id(piece, offset), text, None, nothing)
 

@@ -76,7 +76,7 @@ class ParquetFiles:
     @property
     def _names(self) -> list[str]:
         columns = self._columns
-        wanted = (columns.id, columns.text, columns.title, *columns.metadata)
+        wanted = (columns.id, columns.text, columns.title, *columns.copied)
         return list(dict.fromkeys(name for name in wanted if name))
 
     def _canonical(self, piece: Piece, table: pa.Table, first: int) -> pa.Table:
@@ -91,11 +91,10 @@ class ParquetFiles:
             "text": _column_at(table, columns.text).cast(pa.string()),
             "title": title.cast(pa.string()),
         }
-        return pa.table(fields | {name: _column_at(table, name) for name in columns.metadata})
+        return pa.table(fields | {name: _column_at(table, name) for name in columns.copied})
 
     def _check_types(self, present: dict[str, pa.DataType], path: str) -> None:
-        columns = self._columns
-        for key, name in (("id", columns.id), ("text", columns.text), ("title", columns.title)):
+        for key, name in self._columns.strings.items():
             if name is None:
                 continue
             kind = present[name]

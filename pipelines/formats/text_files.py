@@ -40,7 +40,7 @@ class TextFiles:
 
     def read(self, access: Access, piece: Piece) -> Iterator[DocumentBatch]:
         """The one document; where it does not decompress, a fault that spares its neighbours."""
-        metadata = self._config.columns.metadata
+        metadata = self._config.columns.copied
         with access.open_stream(piece.file) as stream:
             try:
                 text = stream.read().decode("utf-8-sig", "surrogateescape")
@@ -53,7 +53,7 @@ class TextFiles:
 
     def no_documents(self, access: Access, piece: Piece) -> DocumentBatch:
         """Strings, all of them."""
-        return to_batch([], self._config.columns.metadata)
+        return to_batch([], self._config.columns.copied)
 
 
 class WikiExtractorFiles:
@@ -79,11 +79,11 @@ class WikiExtractorFiles:
 
     def read(self, access: Access, piece: Piece) -> Iterator[DocumentBatch]:
         """One document an element."""
-        yield from to_batches(self._records(access, piece), self._config.columns.metadata)
+        yield from to_batches(self._records(access, piece), self._config.columns.copied)
 
     def no_documents(self, access: Access, piece: Piece) -> DocumentBatch:
         """Strings, all of them."""
-        return to_batch([], self._config.columns.metadata)
+        return to_batch([], self._config.columns.copied)
 
     def _records(self, access: Access, piece: Piece) -> Iterator[Record]:
         columns = self._config.columns
@@ -103,7 +103,7 @@ class WikiExtractorFiles:
                 doc_id,
                 text,
                 attributes.get(columns.title) if columns.title else None,
-                tuple(attributes.get(name) for name in columns.metadata),
+                tuple(attributes.get(name) for name in columns.copied),
             )
 
     def _elements(self, access: Access, piece: Piece) -> Iterator[tuple[dict[str, str], str, str]]:

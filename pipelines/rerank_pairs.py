@@ -1,0 +1,98 @@
+"""Score pairs: queries and passages in, a committed table of scores out.
+
+    python -m pipelines.rerank_pairs conf/rerank.yaml
+
+    plan -> read + tokenise (CPU tasks) -> score + write (actor pool) -> receipts -> commit
+
+The engine of embed_corpus: the same slices, rejects, resume and generations. A pair is a document
+of one passage, and `score` stands where vectors would.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pipelines.cli import exit_with_one_line, log_to_stderr, silent
+from pipelines.config import parse_as, read_yaml
+from pipelines.config_pairs import PairsConfig
+from pipelines.progress import Progress
+from pipelines.records import Manifest
+from pipelines.run import run_to_commit
+from pipelines.run_options import ConfigFile, Fresh, Limit, LogFormatOption, Verbose, with_limit
+
+
+def rerank_pairs(
+    config: PairsConfig,
+    *,
+    fresh: bool = False,
+    replay_rejects: bool = False,
+    verbose: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Score all pairs; returns the new manifest, or the live one if all is done.
+
+    `progress` says how it goes; without one nothing is said.
+
+    Raises:
+        EmbedError: one of its kinds, each with a remedy; nothing staged is ever lost.
+    """
+    with progress or Progress(silent()) as progress:
+        return run_to_commit(
+            config, fresh=fresh, replay_rejects=replay_rejects, verbose=verbose, progress=progress
+        )
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+_EPILOG = (
+    "Exit codes: 0 done, or already committed; 1 the run failed; 2 the request cannot be started "
+    "as it is; 130 interrupted (Ctrl-C, SIGTERM).\n\n"
+    "Example: python -m pipelines.rerank_pairs conf/rerank.yaml --limit 100 "
+    "--set index.uri=out/few"
+)
+
+
+@app.command(epilog=_EPILOG)
+def main(
+    config: ConfigFile,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Set a key of CONFIG, as in reranker.max_length=1024; the value is YAML. May be "
+            "repeated. docs/rerank-configuration.md lists every key.",
+        ),
+    ] = None,
+    limit: Limit = None,
+    fresh: Fresh = False,
+    replay_rejects: Annotated[
+        bool,
+        typer.Option("--replay-rejects", help="Score again what was rejected for now."),
+    ] = False,
+    log_format: LogFormatOption = "text",
+    verbose: Verbose = False,
+) -> None:
+    """Score the pairs CONFIG names and commit them: a row a pair, with its score.
+
+    The same command again goes on where an interrupted or failed run stopped.
+    """
+    with log_to_stderr(log_format) as log:
+        progress = Progress(log)
+        with exit_with_one_line(log, verbose=verbose, kept=progress.kept):
+            pairs = parse_as(
+                PairsConfig, read_yaml(config, with_limit(overrides, limit)), where=str(config)
+            )
+            rerank_pairs(
+                pairs,
+                fresh=fresh,
+                replay_rejects=replay_rejects,
+                verbose=verbose,
+                progress=progress,
+            )
+
+
+if __name__ == "__main__":
+    app()
