@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from actors.config import ModelConfig
 from actors.encoded import SCORE, TokenEncoder
 from actors.errors import ConfigError
 from actors.model_files import resolve_model
@@ -88,21 +89,29 @@ class VectorWork:
         return passage_blocks(self._config, resolve_model(self._config.encoder))
 
     def encoder(self) -> TokenEncoder:
-        """As `Work`. Imported here: a driver, and a simulated encoder, need no torch."""
-        config = self._config.encoder
-        if config.simulated_tokens_per_second is not None:
-            from actors.simulated import load_simulated
-
-            return load_simulated(config)
-        from actors.encoder import load_encoder
-
-        return load_encoder(config)
+        """As `Work`."""
+        return load_encoder(self._config.encoder)
 
     def findings(self, store: Store, manifest: Manifest) -> list[str]:
         """What its gate finds."""
         from pipelines.gate import findings  # late, as above
 
         return findings(store, self._config, manifest)
+
+
+def load_encoder(config: ModelConfig) -> TokenEncoder:
+    """An encoder. Imported here: a driver, and a simulated one, need no torch.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    if config.simulated_tokens_per_second is not None:
+        from actors.simulated import load_simulated
+
+        return load_simulated(config)
+    from actors.encoder import load_encoder as load
+
+    return load(config)
 
 
 class ScoreWork:

@@ -20,7 +20,7 @@ from conftest import config_for
 from actors.encoded import EncodedBatch
 from actors.encoder import load_encoder
 from actors.model_files import resolve_model
-from pipelines import encode_slices, reindex_task
+from pipelines import reindex_task, work
 from pipelines.commit import commit
 from pipelines.done_records import read_done
 from pipelines.encode_slices import SliceEncoder
@@ -151,11 +151,11 @@ class History:
         return manifest
 
     def _encode(self, task, request, run, known, poisoned) -> None:
-        load, encode_slices.load_encoder = encode_slices.load_encoder, _load
+        load, work.load_encoder = work.load_encoder, _load
         try:
             encoder = SliceEncoder(self.config, task.run_id, request.space_fingerprint, "session")
         finally:
-            encode_slices.load_encoder = load
+            work.load_encoder = load
         if poisoned:
             encoder._encoder = _Poisoned(encoder._encoder)
         reader = SliceReader(self.config)

@@ -13,7 +13,7 @@ from pipelines.config import RunConfig, load_config, parse_config
 
 ROOT = Path(__file__).parents[1]
 RUNS = sorted(
-    path for path in (ROOT / "conf").glob("*.yaml") if "source" in yaml.safe_load(path.read_text())
+    path for path in (ROOT / "conf").glob("*.yaml") if "model" in yaml.safe_load(path.read_text())
 )
 
 MINIMAL = {

@@ -121,7 +121,7 @@ class FatalLoader(SliceEncoder):
             os.kill(os.getpid(), signal.SIGKILL)
 
         last_words.MOST_STARTS = 3
-        work.VectorWork.encoder = die
+        work.load_encoder = die
         super().__init__(*args, **kwargs)
 
 

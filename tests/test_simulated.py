@@ -165,7 +165,7 @@ def test_a_speed_of_nothing_is_refused(speed):
 def test_without_colbert_no_torch_is_loaded():
     code = (
         "import sys; from actors.config import ModelConfig; "
-        "from pipelines.encode_slices import load_encoder; "
+        "from pipelines.work import load_encoder; "
         "c = ModelConfig(name='builtin:tiny-m3', outputs=('dense', 'sparse'),"
         " simulated_tokens_per_second=1e6); "
         "import pyarrow as pa; list(load_encoder(c).stream(pa.array([[1, 2]]))); "
