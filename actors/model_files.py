@@ -61,6 +61,8 @@ def resolve_model(config: ModelConfig) -> ModelFiles:
         ModelError: not found, unreadable, a reranker, a head missing, a length beyond the model's
             positions.
     """
+    if not Path(config.name).expanduser().is_dir():
+        _refuse_reranker(config.name, {})  # by its name, before it is downloaded
     folder = locate(config.name, config.revision)
     model = read_json(folder / "config.json")
     _refuse_reranker(config.name, model)

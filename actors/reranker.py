@@ -103,8 +103,18 @@ class Reranker:
         return self._pairs.shape
 
     def tokenize(self, pairs: Sequence[Pair]) -> PairTokens:
-        """Token ids of pairs, and which of them were cut."""
-        return self._pairs.tokenize(pairs)
+        """Token ids of pairs, and which of them were cut.
+
+        Raises:
+            EncodeError: one that is no pair of texts.
+        """
+        try:
+            if any(isinstance(pair, str) for pair in pairs):
+                raise TypeError  # two letters would do for a pair
+            return self._pairs.tokenize(pairs)
+        except (TypeError, ValueError):
+            _refuse_what_is_no_pair(pairs)
+            raise
 
     @torch.inference_mode()
     def score_tokens(self, tokens: PairTokens) -> tuple[np.ndarray, dict[int, str]]:
@@ -135,6 +145,22 @@ class Reranker:
         return scores_NL, failures
 
 
+def _refuse_what_is_no_pair(pairs: Sequence[object]) -> None:
+    for row, pair in enumerate(pairs):
+        texts = list(pair) if isinstance(pair, Sequence) and not isinstance(pair, str) else [pair]
+        kinds = [type(text).__name__ for text in texts]
+        if kinds != ["str", "str"]:
+            found = ", ".join(kinds) or "nothing"
+            raise EncodeError(
+                f"pair {row}: expected a query and a passage, found {found}.",
+                "One pair alone is [(query, passage)].",
+            )
+        try:
+            "".join(map(str, texts)).encode()
+        except UnicodeEncodeError:
+            raise EncodeError(f"pair {row}: expected Unicode, found a lone surrogate.") from None
+
+
 def logistic(scores: np.ndarray) -> np.ndarray:
     """Scores in (0, 1), as FlagEmbedding normalises them."""
     with np.errstate(over="ignore"):  # 0 is right below -88
@@ -149,7 +175,7 @@ def load_reranker(config: RerankerConfig) -> Reranker:
         ModelError: not found, an embedder, a weight missing, a layer that does not score.
     """
     files = resolve_reranker(config)
-    device = resolve_device(config.device)
+    device = resolve_device(config.device, "reranker.device")
     dtype = resolve_dtype(config.dtype, device)
     pairs = load_pair_tokenizer(files, config)
     scorer = _scorer(files, config, pairs, TORCH_DTYPES[dtype], device)

@@ -342,6 +342,11 @@ def test_resolve_reranker_is_model_error_saying_where_to_name_it(name: str, foun
     assert "reranker.name" in error.remedy
 
 
+def test_resolve_reranker_by_its_name_is_model_error_before_it_is_downloaded() -> None:
+    error = resolve_error(name="BAAI/bge-reranker-v2-m3")
+    assert "expected an embedder, found a reranker" in error.message
+
+
 def test_resolve_reranker_of_another_name_is_model_error(bert: Path) -> None:
     edit_json(bert / "config.json", architectures=["BertForSequenceClassification"])
     assert "found BertForSequenceClassification" in resolve_error(name=str(bert)).message

@@ -168,11 +168,63 @@ def test_bad_pair_has_no_score_and_spoils_no_other() -> None:
         ),
         ({"name": "x", "cutoff_layers": (3, 2)}, "ascending"),
         ({"name": "x", "max_length": 0}, "expected 1 or more"),
+        ({"name": "x", "max_batch_tokens": 0}, "reranker.max_batch_tokens: expected 1 or more"),
+        ({"name": "x", "too_long": "cut"}, "reranker.too_long: expected one of truncate, refuse"),
+        ({"name": "x", "dtype": "int8"}, "reranker.dtype: expected one of auto"),
+        ({"name": "BAAI/bge-m3"}, "expected a reranker, found an embedder's name"),
+        ({"name": "BAAI/bge-rerankerv2-m3"}, "Did you mean BAAI/bge-reranker-v2-m3 or"),
+        ({"name": str(MODELS)}, "Point reranker.name at a folder"),
+        (
+            {"name": str(MODELS / NAMES["encoder"]), "cutoff_layers": (2,)},
+            "reranker.cutoff_layers: expected none for a reranker of kind encoder",
+        ),
+        (
+            {"name": str(MODELS / NAMES["layerwise"]), "compress_layers": (2,)},
+            "reranker.compress_layers: expected none for a reranker of kind layerwise",
+        ),
+        (
+            {"name": str(MODELS / NAMES["encoder"]), "prompt": "x"},
+            "reranker.prompt: expected none for a reranker of kind encoder",
+        ),
     ],
 )
 def test_reranker_that_cannot_be_is_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ModelError, match=said):
         load_reranker(RerankerConfig(**options))
+
+
+def test_reranker_of_an_architecture_that_is_not_its_kinds_is_refused(tmp_path: Path) -> None:
+    """A decoder's classifier reads the last token; transformers would ask whether to run code."""
+    for source, kind, changes in (
+        ("encoder", "encoder", {"model_type": "qwen3"}),
+        ("llm", "llm", {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}),
+    ):
+        folder = shutil.copytree(MODELS / NAMES[source], tmp_path / f"my-{kind}")
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | changes))
+        with pytest.raises(ModelError, match=f"an architecture among .* of kind {kind}, found"):
+            load_reranker(RerankerConfig(name=str(folder), trust_remote_code=True))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        (("what is ray", "an engine"), "pair 0: expected a query and a passage, found str"),
+        (("ab", "cd"), "pair 0: expected a query and a passage, found str"),
+        ([("a", "b"), ("a", None)], "pair 1: .*, found str, NoneType"),
+        ([("a", "b"), ("a", "b", "c")], "pair 1: .*, found str, str, str"),
+        ([("a", "b"), ("a", "\ud800")], "pair 1: expected Unicode, found a lone surrogate"),
+    ],
+)
+def test_what_is_no_pair_of_texts_is_refused_in_a_line(pairs: Any, said: str) -> None:
+    with pytest.raises(EncodeError, match=said):
+        load("encoder").score(pairs)
+
+
+def test_pairs_of_odd_characters_are_scored() -> None:
+    texts = ["a\x00b", "e\u0301" * 40, "\u200b", "\ufeff", "</s><s>", "w" * 300_000, "\U0010ffff"]
+    assert np.isfinite(load("encoder").score([[text, "x"] for text in texts])).all()  # type: ignore[misc]
+    assert np.isfinite(load("llm").score([("x", text) for text in texts])).all()
 
 
 def test_reranker_without_a_weight_is_refused(tmp_path: Path) -> None:
