@@ -18,7 +18,7 @@ import torch
 from actors.backbone import TORCH_DTYPES, resolve_device, resolve_dtype
 from actors.batch_runner import BatchRunner
 from actors.config import ComputeDtype
-from actors.errors import EncodeError
+from actors.errors import EncodeError, ModelError
 from actors.micro_batches import TokenRows
 from actors.packing import pack
 from actors.rerank.checkpoint import RerankerFiles, resolve_reranker
@@ -176,9 +176,16 @@ def load_reranker(config: RerankerConfig) -> Reranker:
     """
     files = resolve_reranker(config)
     device = resolve_device(config.device, "reranker.device")
-    dtype = resolve_dtype(config.dtype, device)
+    dtype = _dtype(config, files, device)
     pairs = load_pair_tokenizer(files, config)
-    scorer = _scorer(files, config, pairs, TORCH_DTYPES[dtype], device)
+    try:
+        scorer = _scorer(files, config, pairs, TORCH_DTYPES[dtype], device)
+    except KeyError as error:
+        raise ModelError(
+            f"{files.folder / 'config.json'}: expected {error} of a reranker of kind {files.kind}, "
+            "found none.",
+            "Download the model folder again.",
+        ) from error
     assert config.query_max_length is not None
     return Reranker(
         info=RerankerInfo(
@@ -197,6 +204,14 @@ def load_reranker(config: RerankerConfig) -> Reranker:
         too_long=config.too_long,
         max_batch_tokens=config.max_batch_tokens,
     )
+
+
+def _dtype(config: RerankerConfig, files: RerankerFiles, device: torch.device) -> ComputeDtype:
+    dtype = resolve_dtype(config.dtype, device)
+    is_gemma2 = files.kind == "lightweight" or files.config.get("model_type") == "gemma2"
+    if config.dtype == "auto" and dtype == "float16" and is_gemma2:
+        return "bfloat16"  # its states outgrow float16, as the embedder's record says
+    return dtype
 
 
 def _scorer(

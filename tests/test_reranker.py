@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from functools import cache
@@ -17,9 +18,10 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 
 from actors.errors import EncodeError, ModelError
 from actors.packing import pack
+from actors.rerank.checkpoint import resolve_reranker
 from actors.rerank.compression import Spans, compressed
 from actors.rerank.records import RERANKERS, reranker_record
-from actors.reranker import Reranker, RerankerConfig, load_reranker
+from actors.reranker import Reranker, RerankerConfig, _dtype, load_reranker
 
 ORACLE = Path(__file__).parent / "data" / "oracle"
 MODELS = ORACLE / "models"
@@ -206,6 +208,15 @@ def test_reranker_of_an_architecture_that_is_not_its_kinds_is_refused(tmp_path: 
             load_reranker(RerankerConfig(name=str(folder), trust_remote_code=True))
 
 
+def test_reranker_whose_configuration_lacks_a_number_is_refused(tmp_path: Path) -> None:
+    for kind, key in (("layerwise", "start_layer"), ("encoder", "max_position_embeddings")):
+        folder = shutil.copytree(MODELS / NAMES[kind], tmp_path / NAMES[kind])
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({k: config[k] for k in config if k != key}))
+        with pytest.raises(ModelError, match=f"config.json: expected .*{key}"):
+            load_reranker(RerankerConfig(name=str(folder)))
+
+
 @pytest.mark.parametrize(
     ("pairs", "said"),
     [
@@ -291,6 +302,28 @@ def test_compressed_states_are_means_of_groups_of_the_passage(
     torch.testing.assert_close(found, torch.stack(expected))
     assert layout.cu_seqlens.diff().tolist() == sizes
     assert layout.position_ids_T.tolist() == [i for size in sizes for i in range(size)]
+
+
+def test_automatic_compute_type_of_gemma2_on_a_gpu_is_bfloat16() -> None:
+    cuda = torch.device("cuda")
+    for kind, expected in (("encoder", "float16"), ("llm", "float16"), ("lightweight", "bfloat16")):
+        config = RerankerConfig(name=str(MODELS / NAMES[kind]))
+        assert _dtype(config, resolve_reranker(config), cuda) == expected
+        config = dataclasses.replace(config, dtype="float16")
+        assert _dtype(config, resolve_reranker(config), cuda) == "float16"
+
+
+@pytest.mark.parametrize("kind", ["llm", "layerwise", "lightweight"])
+def test_scores_in_bfloat16_are_near_and_not_rounded_to_its_eight_bits(kind: str) -> None:
+    pairs = [(query, f"{passage} {n}") for query, passage in PAIRS for n in range(9)]
+    reranker = load_reranker(
+        RerankerConfig(
+            name=str(MODELS / NAMES[kind]), max_length=96, dtype="bfloat16", device="cpu"
+        )
+    )
+    scores = reranker.score(pairs)
+    np.testing.assert_allclose(scores, load(kind).score(pairs), atol=0.1)
+    assert (torch.from_numpy(scores).bfloat16().float().numpy() != scores).mean() > 0.9
 
 
 def test_records_are_flag_embeddings_map() -> None:

@@ -78,6 +78,12 @@ def resolve_reranker(config: RerankerConfig) -> RerankerFiles:
     _check_architecture(config.name, model, kind, remote)
     _refuse_options(config, kind)
     family = FAMILIES.get(str(model.get("model_type")))
+    if family and not isinstance(found := model.get("max_position_embeddings"), int):
+        raise ModelError(
+            f"{folder / 'config.json'}: expected a number for max_position_embeddings, found "
+            f"{found!r}.",
+            "Download the model folder again.",
+        )
     if family and config.max_length > family.usable_positions(model):
         raise ModelError(
             f"reranker.max_length: expected at most {family.usable_positions(model)} (the "

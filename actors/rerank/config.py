@@ -36,7 +36,8 @@ class RerankerConfig:
     compress_ratio: int = 1
     """Lightweight: states in a group."""
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
-    """Compute type; "auto": float16 on CUDA; on a CPU bfloat16 with AMX, float32 without."""
+    """Compute type; "auto": float16 on CUDA, bfloat16 for Gemma 2; on a CPU bfloat16 with AMX,
+    float32 without."""
     device: str = "auto"
     """"auto": cuda when there is one, else cpu."""
     max_batch_tokens: int | None = None
