@@ -164,7 +164,9 @@ def main(
         judged = read_judged(*judged_files(run), run.source.storage_options)
         others = read_against(against or [], judged)
         before = [*others.evaluations]
-        second = SecondStage(RerankerConfig(name=reranker), rerank_top) if reranker else None
+        second = None
+        if reranker is not None:
+            second = SecondStage(RerankerConfig(name=reranker), rerank_top)
         if against_generation is not None:
             earlier, _ = evaluate_index(run, generation=against_generation, second=second)
             before.append(earlier.evaluation)

@@ -151,7 +151,7 @@ def main(
         index = open_index(uri, generation=generation)
         space = read_space(uri, generation=index.info.generation)
         config = override(space.run, overrides or [])
-        second = RerankerConfig(name=reranker) if reranker else None
+        second = RerankerConfig(name=reranker) if reranker is not None else None
         used, answers = search_index(
             index,
             config,

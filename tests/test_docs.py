@@ -43,6 +43,14 @@ def test_docs_python_runs(snippet: str, out: Path) -> None:
     exec(snippet.replace('"out/', f'"{out}/'), {})
 
 
+def test_reranking_page_python_runs() -> None:
+    """With tiny models of the same names."""
+    page, names = (ROOT / "docs/reranking.md").read_text(), dict[str, object]()
+    models = ROOT / "tests/data/oracle/models"
+    for snippet in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S):
+        exec(snippet.replace('"BAAI/', f'"{models}/'), names)
+
+
 @pytest.mark.parametrize("query", snippets("sql"))
 def test_docs_sql_finds_rows(query: str, out: Path) -> None:
     assert len(duckdb.sql(query.replace("'out/", f"'{out}/")).fetchall()) == 3

@@ -501,9 +501,14 @@ def test_search_with_a_reranker_needs_the_texts(tmp_path: Path) -> None:
 def test_command_with_an_embedder_as_reranker_says_so(
     command: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    result = CliRunner().invoke(app, [*command, "x", "--rerank", str(RERANKER.parent / "bge-m3")])
-    assert result.exit_code == 2
-    assert "expected a reranker" in capfd.readouterr().err
+    for name, said in (
+        (str(RERANKER.parent / "bge-m3"), "expected a reranker"),
+        ("BAAI/bge-m3", "expected a reranker"),
+        ("", "Point reranker.name at a folder"),
+    ):
+        result = CliRunner().invoke(app, [*command, "x", "--rerank", name])
+        assert result.exit_code == 2
+        assert said in capfd.readouterr().err
 
 
 def test_search_by_colbert_alone_among_candidates_finds_what_all_outputs_would(
