@@ -54,6 +54,7 @@ class _Job:
     query: str
     passages: Sequence[str]
     max_passage_tokens: int | None
+    keep_end: bool
     scores: np.ndarray
     truncated: np.ndarray
     too_long: np.ndarray
@@ -71,7 +72,8 @@ class _Job:
         if self.piece is None or self.row == self.piece_start + len(self.piece.truncated):
             self.piece_start = self.row
             texts = self.passages[self.row : self._piece_stop()]
-            self.piece = self._cut(reranker.tokenize([(self.query, text) for text in texts]))
+            pairs = [(self.query, text) for text in texts]
+            self.piece = self._cut(reranker.tokenize(pairs, keep_end=self.keep_end))
         start = self.row - self.piece_start
         stop = next_stop(self.piece.offsets, start, most)
         self.row += stop - start
@@ -141,19 +143,25 @@ class PairBatcher:
         self._thread.start()
 
     def submit(
-        self, query: str, passages: Sequence[str], max_passage_tokens: int | None = None
+        self,
+        query: str,
+        passages: Sequence[str],
+        *,
+        max_passage_tokens: int | None = None,
+        keep_end: bool = False,
     ) -> Future[PairScores]:
         """A future of the scores; cancelling it drops what has not begun. It raises EncodeError
         where the pairs cannot be tokenised, or the device fails.
 
-        `max_passage_tokens`: longer passages are cut, which is not too long for the reranker.
+        `max_passage_tokens`: longer passages are cut, which is not too long for the reranker;
+        `keep_end`: what is too long for it loses its beginning.
 
         Raises:
             ModelError: the batcher is closed.
         """
         n = len(passages)
         scores, cut, too_long = np.full(n, np.nan, np.float32), np.zeros(n, bool), np.zeros(n, bool)
-        job = _Job(query, passages, max_passage_tokens, scores, cut, too_long)
+        job = _Job(query, passages, max_passage_tokens, keep_end, scores, cut, too_long)
         if not n:
             job.future.set_result(PairScores(scores, cut, too_long, 0, {}))
             return job.future

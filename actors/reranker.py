@@ -102,8 +102,8 @@ class Reranker:
         """What all of its pairs have in common."""
         return self._pairs.shape
 
-    def tokenize(self, pairs: Sequence[Pair]) -> PairTokens:
-        """Token ids of pairs, and which of them were cut.
+    def tokenize(self, pairs: Sequence[Pair], *, keep_end: bool = False) -> PairTokens:
+        """Token ids of pairs, and which of them were cut; `keep_end`: at their beginning.
 
         Raises:
             EncodeError: one that is no pair of texts.
@@ -111,7 +111,7 @@ class Reranker:
         try:
             if any(isinstance(pair, str) for pair in pairs):
                 raise TypeError  # two letters would do for a pair
-            return self._pairs.tokenize(pairs)
+            return self._pairs.tokenize(pairs, keep_end=keep_end)
         except (TypeError, ValueError):
             _refuse_what_is_no_pair(pairs)
             raise

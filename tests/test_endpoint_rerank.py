@@ -111,6 +111,22 @@ def test_rerank_cuts_and_says_so_or_refuses_and_says_which(client: Client, path:
     assert message_of(path, answer).startswith(f"{field}: expected at most 96 tokens")
 
 
+@pytest.mark.parametrize("side", ["left", "Left", "right", "Right"])
+def test_rerank_cuts_at_the_side_that_was_asked_for(client: Client, side: str) -> None:
+    """Both a text and the query that are too long keep what is at the other side."""
+    words = [f"{word} " for word in "abcdefgh" for _ in range(60)]
+    for query, text in ((QUERY, "".join(words)), ("".join(words), "a")):
+        body = {"query": query, "texts": [text], "raw_scores": True, "truncation_direction": side}
+        answer = client.post("/rerank", body)
+        assert answer.headers[TRUNCATED_HEADER] == "1"
+        half = "".join(words[240:] if side.lower() == "left" else words[:240])
+        pair = (query, half) if query == QUERY else (half, text)
+        tokens = tiny_reranker().tokenize([pair], keep_end=side.lower() == "left")
+        assert tokens.truncated.all()
+        expected = tiny_reranker().score_tokens(tokens)[0][0, 0]
+        assert answer.json()[0]["score"] == pytest.approx(expected, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     "section",
     [

@@ -129,6 +129,20 @@ def test_pair_that_is_too_long_is_cut_and_said_to_be() -> None:
     assert llm.truncated.tolist() == [True, True, False]
 
 
+@pytest.mark.parametrize("kind", ["encoder", "llm"])
+def test_pair_that_is_too_long_loses_its_beginnings_where_that_is_asked(kind: str) -> None:
+    reranker, longer = load(kind), load(kind, max_length=500, query_max_length=450)
+    pairs = [("a", "one " * 60 + "two " * 60), ("one " * 60 + "two " * 60, "three"), ("a", "b")]
+    tokens, whole = reranker.tokenize(pairs, keep_end=True), longer.tokenize(pairs)
+    assert tokens.truncated.tolist() == [True, True, False]
+    assert not whole.truncated.any()
+    # Of the first pair the passage, of the second the query, which one token is before.
+    for row, start in ((0, int(tokens.passage_starts[0])), (1, 1)):
+        cut, full = tokens.rows()[row], whole.rows()[row]
+        assert cut == full[:start] + full[start + len(full) - len(cut) :]
+    assert tokens.rows()[2] == whole.rows()[2]
+
+
 def test_pair_that_is_too_long_is_refused_where_that_is_asked() -> None:
     reranker = load("encoder", too_long="refuse")
     with pytest.raises(EncodeError, match="pair 1: expected at most 96 tokens"):

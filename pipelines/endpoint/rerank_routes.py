@@ -34,7 +34,9 @@ class RerankRequest(BaseModel):
     raw_scores: bool = Field(False, description="Scores as they are, not in (0, 1).")
     return_text: bool = False
     truncate: bool | None = Field(None, description=_TRUNCATE)
-    truncation_direction: Literal["right", "Right"] = "right"
+    truncation_direction: Literal["right", "Right", "left", "Left"] = Field(
+        "right", description="Where a query or a text that is too long is cut."
+    )
 
 
 class Rank(BaseModel):
@@ -127,7 +129,13 @@ def rerank_routes(rerank: RerankService | None, embedder: str) -> APIRouter:
 
     async def rerank_texts(body: RerankRequest) -> Response:
         """Texts by how well they answer a query, the best first."""
-        found = await service().score(body.query, body.texts, "texts", truncate=body.truncate)
+        found = await service().score(
+            body.query,
+            body.texts,
+            "texts",
+            truncate=body.truncate,
+            keep_end=body.truncation_direction.lower() == "left",
+        )
         scores = (found.scores if body.raw_scores else logistic(found.scores)).tolist()
         ranks: list[dict[str, Any]] = [
             {"index": row, "score": scores[row]}

@@ -69,12 +69,13 @@ class RerankService:
         *,
         truncate: bool | None = None,
         max_text_tokens: int | None = None,
+        keep_end: bool = False,
     ) -> PairScores:
         """A score for each text, in order.
 
         `field`: of the request's body, where the texts are; `truncate`: cut a pair that is too
         long, or refuse it; as configured when not given; `max_text_tokens`: longer texts are cut
-        first, whatever `truncate` is.
+        first, whatever `truncate` is; `keep_end`: what is cut of a pair are its beginnings.
 
         Raises:
             ApiError: 400 no text, 413 too many, or a pair that is too long, 422 no Unicode, 424 a
@@ -86,7 +87,9 @@ class RerankService:
         with self._backlog.holding(len(texts), characters):
             try:
                 found = await asyncio.wrap_future(
-                    self._batcher.submit(query, texts, max_text_tokens)
+                    self._batcher.submit(
+                        query, texts, max_passage_tokens=max_text_tokens, keep_end=keep_end
+                    )
                 )
             except EncodeError as error:
                 raise ApiError(424, "encoder_error", error.message) from error
