@@ -139,11 +139,17 @@ def _padded(model: torch.nn.Module, packed: PackedBatch) -> tuple[Any, torch.Ten
     # Padding is masked, so any id the vocabulary has will do.
     input_ids_NL = torch.zeros(mask_NL.shape, dtype=torch.int64, device=mask_NL.device)
     input_ids_NL[mask_NL] = packed.input_ids_T
-    return model(input_ids=input_ids_NL, attention_mask=mask_NL.long()), mask_NL
+    arguments = {"input_ids": input_ids_NL, "attention_mask": mask_NL.long()}
+    types_T = packed.token_type_ids_T
+    if types_T is not None:
+        types_NL = torch.zeros_like(input_ids_NL)
+        types_NL[mask_NL] = types_T
+        arguments["token_type_ids"] = types_NL
+    return model(**arguments), mask_NL
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device "auto" means on this machine.
+def resolve_device(name: str, key: str = "model.device") -> torch.device:
+    """The device "auto" means on this machine; `key`: of the configuration, for messages.
 
     Raises:
         ModelError: CUDA asked for by name where there is none.
@@ -157,9 +163,9 @@ def resolve_device(name: str) -> torch.device:
     except RuntimeError:
         known = False
     if not known:
-        raise ModelError(f"model.device: expected auto, cpu or cuda[:n], got {given!r}.")
+        raise ModelError(f"{key}: expected auto, cpu or cuda[:n], got {given!r}.")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError(f"model.device: expected a CUDA device for {name!r}, found none.")
+        raise ModelError(f"{key}: expected a CUDA device for {name!r}, found none.")
     return device
 
 

@@ -61,6 +61,8 @@ def resolve_model(config: ModelConfig) -> ModelFiles:
         ModelError: not found, unreadable, a reranker, a head missing, a length beyond the model's
             positions.
     """
+    if not Path(config.name).expanduser().is_dir():
+        _refuse_reranker(config.name, {})  # by its name, before it is downloaded
     folder = locate(config.name, config.revision)
     model = read_json(folder / "config.json")
     _refuse_reranker(config.name, model)
@@ -125,8 +127,9 @@ def _refuse_reranker(name: str, model: dict[str, Any]) -> None:
     architecture = str((model.get("architectures") or [""])[0])
     is_scorer = architecture.endswith(CLASSIFIER) or architecture in DECODER_KINDS
     if is_scorer or reranker_record(name):
+        known = f" ({architecture})" if architecture else ""
         raise ModelError(
-            f"model {name!r}: expected an embedder, found {architecture or 'a reranker'}.",
+            f"model {name!r}: expected an embedder, found a reranker{known}.",
             "A reranker gives scores of pairs: name it as reranker.name.",
         )
 

@@ -9,13 +9,19 @@ from pathlib import Path
 from actors.errors import ModelError
 from actors.model_cache import local_copy
 from actors.registry import nearest_names, record_of
+from actors.rerank.records import RERANKERS, reranker_record
+
+MODEL_KEY, RERANKER_KEY = "model.name", "reranker.name"
+"""Where configurations have a model's name."""
 
 # What never helps to encode: other frameworks' copies of the same weights.
 _HUB_IGNORE = ["*.onnx", "onnx/*", "openvino/*", "*.h5", "*.msgpack", "rust_model.ot", "imgs/*"]
 
 
-def locate(name: str, revision: str | None = None) -> Path:
+def locate(name: str, revision: str | None = None, *, key: str = MODEL_KEY) -> Path:
     """The folder a model's name means, on this machine; downloaded where need be.
+
+    `key`: the one of the configuration that has the name, for messages.
 
     Raises:
         ModelError: there is none, or it cannot be fetched.
@@ -33,10 +39,10 @@ def locate(name: str, revision: str | None = None) -> Path:
         if not (folder / "config.json").exists():
             raise ModelError(
                 f"model {name!r}: expected config.json in that folder, found none.",
-                "Point model.name at a folder in transformers format.",
+                f"Point {key} at a folder in transformers format.",
             )
         return folder
-    return _locate_on_hub(name, revision)
+    return _locate_on_hub(name, revision, key)
 
 
 def _locate_in_package(name: str) -> Path:
@@ -57,7 +63,7 @@ def _locate_in_package(name: str) -> Path:
     return folder
 
 
-def _locate_on_hub(name: str, revision: str | None) -> Path:
+def _locate_on_hub(name: str, revision: str | None, key: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
@@ -66,21 +72,23 @@ def _locate_on_hub(name: str, revision: str | None) -> Path:
     except HFValidationError:
         raise ModelError(
             f"model {name!r}: expected an existing folder or a hub id (owner/name), found neither.",
-            _meant(name) or "Check the path.",
+            _meant(name, key) or "Check the path.",
         ) from None
     except Exception as error:  # the hub client raises a dozen unrelated types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         reason = textwrap.shorten(reason, 160, placeholder="...")
         raise ModelError(
             f"model {name!r}: no such folder, and the hub did not give it ({reason}).",
-            f"{_meant(name)}Without network: hf download {name} --local-dir FOLDER where there is "
-            "one, copy the folder to every node, and set model.name to its path.",
+            f"{_meant(name, key)}Without network: hf download {name} --local-dir FOLDER where "
+            f"there is one, copy the folder to every node, and set {key} to its path.",
         ) from error
 
 
-def _meant(name: str) -> str:
-    near = [other for other in nearest_names(name) if other != name]
-    return f"Did you mean {' or '.join(near)}? " if near and not record_of(name) else ""
+def _meant(name: str, key: str) -> str:
+    rerankers = [record.name for record in RERANKERS] if key == RERANKER_KEY else None
+    near = [other for other in nearest_names(name, rerankers) if other != name]
+    known = reranker_record(name) if rerankers else record_of(name)
+    return f"Did you mean {' or '.join(near)}? " if near and not known else ""
 
 
 def locate_heads(name: str) -> Path:

@@ -22,6 +22,7 @@ import numpy as np
 
 from actors.errors import EncodeError, ModelError
 from actors.micro_batches import next_stop
+from actors.rerank.cutting import cut_passages
 from actors.rerank.pair_tokens import PairTokens
 from actors.reranker import Reranker
 
@@ -37,7 +38,9 @@ class PairScores:
     scores: np.ndarray
     """float32 [N]; NaN where there is none."""
     truncated: np.ndarray
-    """bool [N]."""
+    """bool [N]: cut, for whatever reason."""
+    too_long: np.ndarray
+    """bool [N]: cut because the pair was too long for the reranker."""
     tokens: int
     """Of all pairs, special tokens included."""
     failures: dict[int, str]
@@ -50,8 +53,11 @@ class _Job:
 
     query: str
     passages: Sequence[str]
+    max_passage_tokens: int | None
+    keep_end: bool
     scores: np.ndarray
     truncated: np.ndarray
+    too_long: np.ndarray
     tokens: int = 0
     failures: dict[int, str] = field(default_factory=dict)
     future: Future[PairScores] = field(default_factory=Future)
@@ -66,7 +72,8 @@ class _Job:
         if self.piece is None or self.row == self.piece_start + len(self.piece.truncated):
             self.piece_start = self.row
             texts = self.passages[self.row : self._piece_stop()]
-            self.piece = reranker.tokenize([(self.query, text) for text in texts])
+            pairs = [(self.query, text) for text in texts]
+            self.piece = self._cut(reranker.tokenize(pairs, keep_end=self.keep_end))
         start = self.row - self.piece_start
         stop = next_stop(self.piece.offsets, start, most)
         self.row += stop - start
@@ -78,16 +85,27 @@ class _Job:
     def done(self, start: int, scores: np.ndarray, tokens: PairTokens) -> None:
         stop = start + len(scores)
         self.scores[start:stop] = scores
-        self.truncated[start:stop] = tokens.truncated
         self.tokens += len(tokens.values)
         if stop == len(self.passages):
-            found = PairScores(self.scores, self.truncated, self.tokens, self.failures)
+            found = PairScores(
+                self.scores, self.truncated, self.too_long, self.tokens, self.failures
+            )
             with suppress(InvalidStateError):  # cancelled: nobody waits
                 self.future.set_result(found)
 
     def fail(self, error: Exception) -> None:
         with suppress(InvalidStateError):
             self.future.set_exception(EncodeError(f"{type(error).__name__}: {error!s:.200}"))
+
+    def _cut(self, tokens: PairTokens) -> PairTokens:
+        """As long as they may be, and which of them were cut for it."""
+        rows = slice(self.row, self.row + len(tokens.truncated))
+        cut_here = np.zeros(len(tokens.truncated), bool)
+        if self.max_passage_tokens is not None:
+            tokens, cut_here = cut_passages(tokens, self.max_passage_tokens)
+        self.truncated[rows] = tokens.truncated | cut_here
+        self.too_long[rows] = tokens.truncated & ~cut_here
+        return tokens
 
     def _piece_stop(self) -> int:
         left = _TOKENIZE_CHARACTERS + len(self.query)
@@ -124,17 +142,28 @@ class PairBatcher:
         self._thread = threading.Thread(target=self._run, name="rerank", daemon=True)
         self._thread.start()
 
-    def submit(self, query: str, passages: Sequence[str]) -> Future[PairScores]:
+    def submit(
+        self,
+        query: str,
+        passages: Sequence[str],
+        *,
+        max_passage_tokens: int | None = None,
+        keep_end: bool = False,
+    ) -> Future[PairScores]:
         """A future of the scores; cancelling it drops what has not begun. It raises EncodeError
         where the pairs cannot be tokenised, or the device fails.
+
+        `max_passage_tokens`: longer passages are cut, which is not too long for the reranker;
+        `keep_end`: what is too long for it loses its beginning.
 
         Raises:
             ModelError: the batcher is closed.
         """
         n = len(passages)
-        job = _Job(query, passages, np.full(n, np.nan, np.float32), np.zeros(n, bool))
+        scores, cut, too_long = np.full(n, np.nan, np.float32), np.zeros(n, bool), np.zeros(n, bool)
+        job = _Job(query, passages, max_passage_tokens, keep_end, scores, cut, too_long)
         if not n:
-            job.future.set_result(PairScores(job.scores, job.truncated, 0, {}))
+            job.future.set_result(PairScores(scores, cut, too_long, 0, {}))
             return job.future
         with self._changed:
             if self._closed:

@@ -9,7 +9,7 @@ Knows no files, no tokenizer and no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
@@ -66,9 +66,13 @@ def record_of(name: str) -> ModelRecord | None:
     return _BY_BASENAME.get(parts[-1]) if parts else None
 
 
-def nearest_names(name: str) -> list[str]:
-    """Up to three hub ids that `name` may have been meant for, the nearest first."""
-    known = {basename.lower(): record.name for basename, record in _BY_BASENAME.items()}
+def nearest_names(name: str, published: Iterable[str] | None = None) -> list[str]:
+    """Up to three hub ids that `name` may have been meant for, the nearest first.
+
+    `published`: which there are; the embedders' when not given.
+    """
+    published = published or [record.name for record in MODELS]
+    known = {each.rpartition("/")[2].lower(): each for each in published}
     wanted = name.rstrip("/").rpartition("/")[2].lower()
     return [known[near] for near in get_close_matches(wanted, known)]
 

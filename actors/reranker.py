@@ -18,7 +18,7 @@ import torch
 from actors.backbone import TORCH_DTYPES, resolve_device, resolve_dtype
 from actors.batch_runner import BatchRunner
 from actors.config import ComputeDtype
-from actors.errors import EncodeError
+from actors.errors import EncodeError, ModelError
 from actors.micro_batches import TokenRows
 from actors.packing import pack
 from actors.rerank.checkpoint import RerankerFiles, resolve_reranker
@@ -102,9 +102,19 @@ class Reranker:
         """What all of its pairs have in common."""
         return self._pairs.shape
 
-    def tokenize(self, pairs: Sequence[Pair]) -> PairTokens:
-        """Token ids of pairs, and which of them were cut."""
-        return self._pairs.tokenize(pairs)
+    def tokenize(self, pairs: Sequence[Pair], *, keep_end: bool = False) -> PairTokens:
+        """Token ids of pairs, and which of them were cut; `keep_end`: at their beginning.
+
+        Raises:
+            EncodeError: one that is no pair of texts.
+        """
+        try:
+            if any(isinstance(pair, str) for pair in pairs):
+                raise TypeError  # two letters would do for a pair
+            return self._pairs.tokenize(pairs, keep_end=keep_end)
+        except (TypeError, ValueError):
+            _refuse_what_is_no_pair(pairs)
+            raise
 
     @torch.inference_mode()
     def score_tokens(self, tokens: PairTokens) -> tuple[np.ndarray, dict[int, str]]:
@@ -135,6 +145,22 @@ class Reranker:
         return scores_NL, failures
 
 
+def _refuse_what_is_no_pair(pairs: Sequence[object]) -> None:
+    for row, pair in enumerate(pairs):
+        texts = list(pair) if isinstance(pair, Sequence) and not isinstance(pair, str) else [pair]
+        kinds = [type(text).__name__ for text in texts]
+        if kinds != ["str", "str"]:
+            found = ", ".join(kinds) or "nothing"
+            raise EncodeError(
+                f"pair {row}: expected a query and a passage, found {found}.",
+                "One pair alone is [(query, passage)].",
+            )
+        try:
+            "".join(map(str, texts)).encode()
+        except UnicodeEncodeError:
+            raise EncodeError(f"pair {row}: expected Unicode, found a lone surrogate.") from None
+
+
 def logistic(scores: np.ndarray) -> np.ndarray:
     """Scores in (0, 1), as FlagEmbedding normalises them."""
     with np.errstate(over="ignore"):  # 0 is right below -88
@@ -149,10 +175,17 @@ def load_reranker(config: RerankerConfig) -> Reranker:
         ModelError: not found, an embedder, a weight missing, a layer that does not score.
     """
     files = resolve_reranker(config)
-    device = resolve_device(config.device)
-    dtype = resolve_dtype(config.dtype, device)
+    device = resolve_device(config.device, "reranker.device")
+    dtype = _dtype(config, files, device)
     pairs = load_pair_tokenizer(files, config)
-    scorer = _scorer(files, config, pairs, TORCH_DTYPES[dtype], device)
+    try:
+        scorer = _scorer(files, config, pairs, TORCH_DTYPES[dtype], device)
+    except KeyError as error:
+        raise ModelError(
+            f"{files.folder / 'config.json'}: expected {error} of a reranker of kind {files.kind}, "
+            "found none.",
+            "Download the model folder again.",
+        ) from error
     assert config.query_max_length is not None
     return Reranker(
         info=RerankerInfo(
@@ -171,6 +204,14 @@ def load_reranker(config: RerankerConfig) -> Reranker:
         too_long=config.too_long,
         max_batch_tokens=config.max_batch_tokens,
     )
+
+
+def _dtype(config: RerankerConfig, files: RerankerFiles, device: torch.device) -> ComputeDtype:
+    dtype = resolve_dtype(config.dtype, device)
+    is_gemma2 = files.kind == "lightweight" or files.config.get("model_type") == "gemma2"
+    if config.dtype == "auto" and dtype == "float16" and is_gemma2:
+        return "bfloat16"  # its states outgrow float16, as the embedder's record says
+    return dtype
 
 
 def _scorer(

@@ -42,6 +42,7 @@ from pipelines.generations import live_generation
 from pipelines.index import Index, open_index
 from pipelines.local_files import local_disk
 from pipelines.progress import Progress
+from pipelines.search.reranking import check_can_rerank
 from pipelines.search_index import DEFAULT_RERANK_TOP
 from pipelines.storage import open_store
 
@@ -63,6 +64,8 @@ def evaluate_index(
     check_ready(config)  # before hours of embedding
     store = open_store(config.index.uri, config.index.storage_options)
     if generation is None and live_generation(store) is None:
+        if second:
+            check_can_rerank(second.config, has_texts=config.index.store_text)
         embed_corpus(config, progress=Progress(log) if log else None)
     index = open_index(config.index.uri, config.index.storage_options, generation=generation)
     modes = modes_of(config, index)
@@ -161,7 +164,9 @@ def main(
         judged = read_judged(*judged_files(run), run.source.storage_options)
         others = read_against(against or [], judged)
         before = [*others.evaluations]
-        second = SecondStage(RerankerConfig(name=reranker), rerank_top) if reranker else None
+        second = None
+        if reranker is not None:
+            second = SecondStage(RerankerConfig(name=reranker), rerank_top)
         if against_generation is not None:
             earlier, _ = evaluate_index(run, generation=against_generation, second=second)
             before.append(earlier.evaluation)

@@ -16,7 +16,7 @@ import typer
 
 from actors.errors import ModelError
 from actors.registry import MODELS, ModelRecord, nearest_names, record_of
-from actors.rerank.records import RERANKERS
+from actors.rerank.records import RERANKERS, RerankerRecord, reranker_record
 from pipelines.cli import exit_with_one_line
 
 
@@ -55,6 +55,12 @@ def describe(record: ModelRecord) -> Iterator[str]:
             yield _field(field.name, _text(value))
 
 
+def describe_reranker(record: RerankerRecord) -> Iterator[str]:
+    """Every field."""
+    for field in fields(record):
+        yield _field(field.name, _text(getattr(record, field.name)))
+
+
 def _field(name: str, text: str) -> str:
     return f"{name:19}  {text}"
 
@@ -73,25 +79,28 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def main(
     name: Annotated[
-        str | None, typer.Argument(help="One model: its hub id, or the path of a copy.")
+        str | None, typer.Argument(help="One model or reranker: its hub id, or the path of a copy.")
     ] = None,
     rerankers: Annotated[bool, typer.Option("--rerankers", help="Rerankers instead.")] = False,
 ) -> None:
     """Show what is known of embedding models: dimensions, lengths, instructions."""
     with exit_with_one_line():
-        if rerankers:
+        if rerankers and name is None:
             for record in RERANKERS:
                 code = "remote code" if record.remote_code else ""
                 typer.echo(f"{record.name:42}  {record.kind:11}  {code}".rstrip())
             return
-        for line in table() if name is None else describe(_find(name)):
+        for line in table() if name is None else _described(name):
             typer.echo(line)
 
 
-def _find(name: str) -> ModelRecord:
+def _described(name: str) -> Iterator[str]:
     if record := record_of(name):
-        return record
-    near = ", ".join(nearest_names(name))
+        return describe(record)
+    if reranker := reranker_record(name):
+        return describe_reranker(reranker)
+    known = [*(record.name for record in MODELS), *(record.name for record in RERANKERS)]
+    near = ", ".join(nearest_names(name, known))
     hint = f"nearest are {near}" if near else "python -m pipelines.models lists them"
     raise ModelError(f"model {name!r}: expected one with a record, found none; {hint}.")
 

@@ -27,7 +27,7 @@ from pipelines.index import Index, open_index
 from pipelines.search.answer_text import answers_text
 from pipelines.search.answers import Hit, find
 from pipelines.search.opening import open_searcher
-from pipelines.search.reranking import rerank
+from pipelines.search.reranking import check_can_rerank, rerank
 from pipelines.search.searcher import outputs_for
 from pipelines.show_index import in_short
 from pipelines.space import check_same_space, read_space
@@ -49,11 +49,13 @@ def search_index(
 ) -> tuple[Mode, list[list[Hit]]]:
     """What each query finds, best first, and the mode: hybrid where there are several outputs.
 
-    `config`: model, search and ray sections count. `reranker`: orders the best `rerank_top` anew.
+    `config`: model, search and ray sections count. `reranker`: orders the best `rerank_top`
+    anew; the others follow as they were.
 
     Raises:
         ConfigError: a query without a word or not Unicode, or vectors that do not fit the memory.
-        IndexStateError: no such vectors, or the model's are of another space.
+        IndexStateError: no such vectors, the model's are of another space, or no texts for a
+            reranker. ModelError: no such model.
     """
     for query in queries:
         if not query.strip():
@@ -74,6 +76,8 @@ def search_index(
     model = dataclasses.replace(config.model, outputs=outputs)
     space = read_space(index.store.uri, index.store.options, index.info.generation)
     check_same_space(space, model)
+    if reranker:
+        check_can_rerank(reranker, has_texts="text" in index.schema.names)
     depth = max(top, rerank_top) if reranker else top
     with open_searcher(index, outputs, config.search, config.ray) as searcher:
         encoder = load_encoder(model)
@@ -82,7 +86,9 @@ def search_index(
         found = find(searcher, encoder.encode_queries(queries), mode, depth, unit=unit)
     if second:
         prefix = config.chunk.title_prefix
-        found = [hits[:top] for hits in rerank(second, queries, found, title_prefix=prefix)]
+        best = rerank(second, queries, [hits[:rerank_top] for hits in found], title_prefix=prefix)
+        both = zip(best, found, strict=True)
+        found = [[*read, *hits[rerank_top:]][:top] for read, hits in both]
     return mode, found
 
 
@@ -113,7 +119,8 @@ def main(
         typer.Option(
             "--rerank",
             metavar="MODEL",
-            help="Let this reranker (hub id or folder) order the best --rerank-top anew.",
+            help="Let this reranker (hub id or folder) order the best --rerank-top anew; the "
+            "others follow.",
             show_default=False,
         ),
     ] = None,
@@ -144,7 +151,7 @@ def main(
         index = open_index(uri, generation=generation)
         space = read_space(uri, generation=index.info.generation)
         config = override(space.run, overrides or [])
-        second = RerankerConfig(name=reranker) if reranker else None
+        second = RerankerConfig(name=reranker) if reranker is not None else None
         used, answers = search_index(
             index,
             config,

@@ -71,6 +71,9 @@ def test_check_endpoint_of_a_reranker_names_it_and_refuses_an_embedder(
         assert code == expected
         assert "reranker" in (said_of_it := said())
         assert str(models / name) in said_of_it
+    reranker = {"name": str(models / "bge-reranker-v2-m3"), "max_length": 600}
+    assert check(tmp_path, serve_file({"model": MODEL, "reranker": reranker}))[0] == 2
+    assert "reranker.max_length: expected at most 512" in said()
 
 
 def test_check_endpoint_of_a_search_says_what_it_would_load(

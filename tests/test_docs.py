@@ -43,6 +43,15 @@ def test_docs_python_runs(snippet: str, out: Path) -> None:
     exec(snippet.replace('"out/', f'"{out}/'), {})
 
 
+def test_reranking_page_python_runs() -> None:
+    """With tiny models of the same names."""
+    page = (ROOT / "docs/reranking.md").read_text()
+    section = page.partition("## In Python")[2].partition("\n## ")[0]
+    models, names = ROOT / "tests/data/oracle/models", dict[str, object]()
+    for snippet in re.findall(r"^```python\n(.*?)^```", section, re.M | re.S):
+        exec(snippet.replace('"BAAI/', f'"{models}/'), names)
+
+
 @pytest.mark.parametrize("query", snippets("sql"))
 def test_docs_sql_finds_rows(query: str, out: Path) -> None:
     assert len(duckdb.sql(query.replace("'out/", f"'{out}/")).fetchall()) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import threading
 from collections.abc import Iterator
@@ -11,10 +12,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from endpoint import RERANKER, Client, endpoint, tiny_reranker
+from endpoint import RERANKER, Client, endpoint, tiny_encoder, tiny_reranker
 
 from actors.errors import ModelError
-from actors.reranker import RerankerConfig, load_reranker
+from actors.reranker import RerankerConfig, load_reranker, logistic
 from pipelines.endpoint.answers import TRUNCATED_HEADER
 from pipelines.endpoint.config import parse_endpoint_config
 from pipelines.endpoint.metrics import EndpointMetrics
@@ -42,7 +43,8 @@ def message_of(path: str, answer: httpx.Response) -> str:
     if path == "/rerank":
         assert set(body) == {"error", "error_type"}
         return str(body["error"])
-    assert set(body) == {"message", "code"}
+    assert set(body) == {"message", "code", "detail"}
+    assert body["detail"] == body["message"]  # Jina's clients look there
     return str(body["message"])
 
 
@@ -74,7 +76,10 @@ def test_rerank_of_documents_gives_the_best_first(client: Client, path: str) -> 
     pairs = [(QUERY, text) for text in TEXTS]
     expected = tiny_reranker().score(pairs, normalize=True)
     found = answer.json()
-    assert set(found) == {"model", "results", "usage"}
+    assert set(found) == {"id", "model", "results", "usage", "meta"}
+    assert client.post(path, body).json()["id"] != found["id"]
+    meta = {"api_version": {"version": path[2]}, "billed_units": {"search_units": 1}}
+    assert found["meta"] == meta
     assert found["model"] == tiny_reranker().info.name
     assert found["usage"] == {"total_tokens": len(tiny_reranker().tokenize(pairs).values)}
     best = np.argsort(-expected)[:3]
@@ -106,6 +111,22 @@ def test_rerank_cuts_and_says_so_or_refuses_and_says_which(client: Client, path:
     assert message_of(path, answer).startswith(f"{field}: expected at most 96 tokens")
 
 
+@pytest.mark.parametrize("side", ["left", "Left", "right", "Right"])
+def test_rerank_cuts_at_the_side_that_was_asked_for(client: Client, side: str) -> None:
+    """Both a text and the query that are too long keep what is at the other side."""
+    words = [f"{word} " for word in "abcdefgh" for _ in range(60)]
+    for query, text in ((QUERY, "".join(words)), ("".join(words), "a")):
+        body = {"query": query, "texts": [text], "raw_scores": True, "truncation_direction": side}
+        answer = client.post("/rerank", body)
+        assert answer.headers[TRUNCATED_HEADER] == "1"
+        half = "".join(words[240:] if side.lower() == "left" else words[:240])
+        pair = (query, half) if query == QUERY else (half, text)
+        tokens = tiny_reranker().tokenize([pair], keep_end=side.lower() == "left")
+        assert tokens.truncated.all()
+        expected = tiny_reranker().score_tokens(tokens)[0][0, 0]
+        assert answer.json()[0]["score"] == pytest.approx(expected, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     "section",
     [
@@ -126,12 +147,17 @@ def test_rerank_refuses_what_is_too_long_as_configured(section: dict[str, Any]) 
         ({"texts": []}, 400, "texts: expected texts"),
         ({"texts": ["a"] * 2_049}, 413, "texts: expected at most 2,048 texts, got 2,049"),
         ({"texts": "a"}, 422, "texts: "),
-        ({"texts": ["a", 1]}, 422, "texts.1"),
+        ({"texts": ["a", 1]}, 422, "texts.1: "),
+        ({"texts": ["a", {"title": "b"}]}, 422, "texts.1: "),
+        ({"texts": None}, 422, "texts: "),
         ({"query": None}, 422, "query: "),
         ({"texts": ["a", "\ud800"]}, 422, ""),
         ({"query": "\ud800"}, 422, ""),
     ],
-    ids=["none", "many", "string", "number", "query", "surrogate", "surrogate query"],
+    ids=[
+        *("none", "many", "string", "number", "no text", "null", "query"),
+        *("surrogate", "surrogate query"),
+    ],
 )
 @pytest.mark.parametrize("path", PATHS)
 def test_rerank_refusal_has_the_shape_of_its_api(
@@ -147,10 +173,74 @@ def test_rerank_refusal_has_the_shape_of_its_api(
     assert "Traceback" not in answer.text
 
 
-def test_rerank_refuses_a_top_n_below_one(client: Client) -> None:
-    answer = client.post("/v1/rerank", body_of("/v1", ["a"], top_n=0))
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"top_n": 0}, "top_n: "),
+        ({"top_n": -1}, "top_n: "),
+        ({"max_tokens_per_doc": 0}, "max_tokens_per_doc: "),
+        ({"model": tiny_encoder().info.name}, "model: expected a reranker ("),
+        ({"documents": [{"title": "a"}]}, "documents.0: expected a string or an object with text"),
+    ],
+)
+def test_rerank_of_documents_refuses_what_cannot_be(
+    client: Client, more: dict[str, Any], said: str
+) -> None:
+    answer = client.post("/v1/rerank", body_of("/v1", ["a"], **more))
     assert answer.status_code == 422
-    assert "top_n" in message_of("/v1/rerank", answer)
+    assert message_of("/v1/rerank", answer).startswith(said)
+
+
+def test_rerank_of_documents_takes_nulls_for_what_is_not_given(client: Client) -> None:
+    names = ("model", "top_n", "return_documents", "max_tokens_per_doc", "rank_fields")
+    body = body_of("/v1", ["a"], **dict.fromkeys(names))
+    assert client.post("/v1/rerank", body).status_code == 200
+
+
+def test_rerank_cuts_documents_where_the_request_says_so() -> None:
+    """Not a pair that is too long, which may be refused; a document below the limit is not cut."""
+    documents = ["Ray is a distributed engine for many machines", "a", LONG]
+    tokens = tiny_reranker().tokenize([("", text) for text in documents])
+    n_passage = np.diff(tokens.offsets) - tokens.passage_starts - tokens.tail
+    with endpoint(rerank=tiny_reranker(), limits={"too_long": "refuse"}) as client:
+        assert client.post("/v2/rerank", body_of("/v2", documents)).status_code == 413
+        body = body_of("/v2", documents, max_tokens_per_doc=4)
+        answer = client.post("/v2/rerank", body)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers[TRUNCATED_HEADER] == "2"
+        [warning] = answer.json()["meta"]["warnings"]
+        assert warning == "2 documents were cut, or the query: 0, 2"
+        assert client.post("/v2/rerank", body | {"query": LONG}).status_code == 413
+    pairs = tiny_reranker().tokenize([(QUERY, text) for text in documents])
+    rows = [
+        [*row[: start + min(n, 4)], *row[-pairs.tail :]]
+        for row, start, n in zip(pairs.rows(), pairs.passage_starts, n_passage, strict=True)
+    ]
+    assert answer.json()["usage"]["total_tokens"] == sum(map(len, rows))
+    offsets = np.cumsum([0, *map(len, rows)])
+    values = np.concatenate(rows).astype(np.int32)
+    by_hand = dataclasses.replace(
+        pairs, values=values, offsets=offsets, types=np.zeros_like(values)
+    )
+    expected = logistic(tiny_reranker().score_tokens(by_hand)[0][:, 0])
+    found = {each["index"]: each["relevance_score"] for each in answer.json()["results"]}
+    np.testing.assert_allclose([found[row] for row in range(3)], expected, atol=1e-5)
+
+
+def test_models_are_the_encoder_and_the_reranker_and_neither_does_the_others_work(
+    client: Client,
+) -> None:
+    embedder, reranker = client.get("/v1/models").json()["data"]
+    assert embedder["id"] == tiny_encoder().info.name
+    assert (reranker["id"], reranker["capabilities"]) == (str(RERANKER), ["rerank"])
+    body = body_of("/v1", ["a"], model=reranker["id"])
+    assert client.post("/v1/rerank", body).json()["model"] == reranker["id"]
+    for name in (reranker["id"], f"{reranker['id']}:passage"):
+        answer = client.post("/v1/embeddings", {"input": "a", "model": name})
+        assert answer.status_code == 422
+        assert "expected an embedder (" in answer.json()["error"]["message"]
+    body = {"input": "a", "model": embedder["id"]}
+    assert client.post("/v1/embeddings", body).status_code == 200
 
 
 @pytest.mark.parametrize("path", PATHS)

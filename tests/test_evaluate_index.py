@@ -224,6 +224,32 @@ def test_command_with_a_reranker_has_a_mode_more_over_the_same_documents(
     assert settings == {"model": str(reranker), "top": 3}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--rerank", str(ROOT / "tests/data/oracle/models/bge-m3")), "expected a reranker"),
+        (
+            (
+                *("--rerank", str(ROOT / "tests/data/oracle/models/bge-reranker-v2-m3")),
+                *("--set", "index.store_text=false"),
+            ),
+            "expected the passages' texts",
+        ),
+    ],
+)
+def test_command_whose_reranker_cannot_rerank_says_so_before_it_embeds(
+    arguments: tuple[str, ...],
+    said: str,
+    run_command: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr("pipelines.evaluate_index.embed_corpus")
+    code, _, error = run_command(*arguments, "--set", f"index.uri={tmp_path}/new")
+    assert code == 2
+    assert said in error
+
+
 def test_command_says_which_relevant_documents_no_mode_can_find(
     run_command: Any, tmp_path: Path
 ) -> None:

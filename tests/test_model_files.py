@@ -338,10 +338,17 @@ def test_resolve_error_exits_with_code_two() -> None:
 )
 def test_resolve_reranker_is_model_error_saying_where_to_name_it(name: str, found: str) -> None:
     error = resolve_error(name=str(MODELS / name))
-    assert f"expected an embedder, found {found}." in error.message
+    assert f"expected an embedder, found a reranker ({found})." in error.message
     assert "reranker.name" in error.remedy
+
+
+def test_resolve_reranker_by_its_name_is_model_error_before_it_is_downloaded() -> None:
+    error = resolve_error(name="BAAI/bge-reranker-v2-m3")
+    assert "expected an embedder, found a reranker" in error.message
 
 
 def test_resolve_reranker_of_another_name_is_model_error(bert: Path) -> None:
     edit_json(bert / "config.json", architectures=["BertForSequenceClassification"])
-    assert "found BertForSequenceClassification" in resolve_error(name=str(bert)).message
+    assert (
+        "found a reranker (BertForSequenceClassification)" in resolve_error(name=str(bert)).message
+    )

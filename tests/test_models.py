@@ -90,6 +90,12 @@ def test_models_of_a_name_near_none_says_how_to_list_them() -> None:
     assert stderr.count("\n") == 1
 
 
+def test_models_knows_a_reranker_by_its_name() -> None:
+    code, lines, _ = run("BAAI/bge-reranker-v2-gemma")
+    assert (code, lines[1].split()) == (0, ["kind", '"llm"'])
+    assert "nearest are BAAI/bge-reranker-v2-gemma" in run("BAAI/bge-rerankerv2-gema")[2]
+
+
 def test_models_lists_rerankers_where_asked() -> None:
     code, lines, _ = run("--rerankers")
     assert code == 0

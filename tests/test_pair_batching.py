@@ -97,7 +97,7 @@ def test_failing_device_fails_its_requests_and_no_later_one() -> None:
         batcher.submit("a", ["b", "c"]).result(20)
     reranker.score_tokens = real
     assert np.isfinite(batcher.submit("a", ["b"]).result(20).scores).all()
-    reranker.tokenize = lambda pairs: 1 / 0
+    reranker.tokenize = lambda pairs, keep_end: 1 / 0
     with pytest.raises(EncodeError, match="ZeroDivisionError"):
         batcher.submit("a", ["b", "c"]).result(20)
     batcher.close()

@@ -92,13 +92,17 @@ def test_score_parts_of_the_same_scores_are_the_same(options: dict[str, Any]) ->
         {"max_length": 95},
         {"query_max_length": 10},
         {"name": "bge-reranker-v2-gemma"},
-        {"cutoff_layers": (2,)},
         {"compress_ratio": 2},
     ],
     ids=str,
 )
 def test_score_parts_of_other_scores_differ(options: dict[str, Any]) -> None:
     assert parts_of(**options) != parts_of()
+
+
+def test_score_parts_of_other_layers_differ() -> None:
+    name = "bge-reranker-v2-minicpm-layerwise"
+    assert parts_of(name=name, cutoff_layers=(2,)) != parts_of(name=name)
 
 
 def test_score_parts_of_another_prompt_differ() -> None:

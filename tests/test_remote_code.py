@@ -8,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
+from transformers import AutoModelForSequenceClassification, BertConfig
 
 from actors.encoder import Encoder, ModelConfig, load_encoder
 from actors.errors import ModelError
 from actors.model_files import resolve_model
+from actors.reranker import Reranker, RerankerConfig, load_reranker
 
 BERT = ROOT / "tests/data/oracle/models/bge-small-en-v1.5"
 CODE = """
@@ -24,6 +27,21 @@ class OwnConfig(BertConfig):
 class OwnModel(BertModel):
     config_class = OwnConfig
 """
+RERANKER_CODE = """
+from transformers import BertConfig, BertForSequenceClassification
+
+class OwnConfig(BertConfig):
+    model_type = "own-bert"
+
+class OwnReranker(BertForSequenceClassification):
+    config_class = OwnConfig
+"""
+PAIRS = [
+    ("a query", "a text"),
+    ("", "b"),
+    ("another query", "a text quite a bit longer"),
+    ("c", ""),
+]
 TEXTS = ["a short text", "another text that is quite a bit longer than the first one", "x"]
 
 
@@ -62,3 +80,54 @@ def test_encode_with_remote_code_equals_the_packed_path(remote: Path) -> None:
 
     theirs = dense(load_encoder(config(remote, trust=True)))
     np.testing.assert_allclose(theirs, dense(load_encoder(config(BERT, trust=False))), atol=1e-5)
+
+
+@pytest.fixture
+def rerankers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A BERT reranker, whose token types count; and its weights under code of their own."""
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    plain, own = tmp_path / "plain", tmp_path / "own_reranker"
+    torch.manual_seed(0)
+    known = json.loads((BERT / "config.json").read_text())
+    config = BertConfig(**{**known, "architectures": None, "num_labels": 1, "type_vocab_size": 2})
+    model = AutoModelForSequenceClassification.from_config(config)
+    torch.nn.init.normal_(model.bert.embeddings.token_type_embeddings.weight)
+    model.save_pretrained(plain)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(BERT / name, plain / name)
+    shutil.copytree(plain, own)
+    (own / "own_code.py").write_text(RERANKER_CODE)
+    saved = json.loads((own / "config.json").read_text())
+    saved["model_type"] = "own-bert"
+    saved["architectures"] = ["OwnForSequenceClassification"]
+    saved["auto_map"] = {
+        "AutoConfig": "own_code.OwnConfig",
+        "AutoModelForSequenceClassification": "own_code.OwnReranker",
+    }
+    (own / "config.json").write_text(json.dumps(saved))
+    return plain, own
+
+
+def reranker(folder: Path, *, trust: bool) -> Reranker:
+    return load_reranker(
+        RerankerConfig(
+            name=str(folder),
+            trust_remote_code=trust,
+            max_length=60,
+            dtype="float32",
+            device="cpu",
+        )
+    )
+
+
+def test_reranker_with_its_own_code_is_refused_by_default(rerankers: tuple[Path, Path]) -> None:
+    with pytest.raises(ModelError, match="needs the Python code of its repository") as caught:
+        reranker(rerankers[1], trust=False)
+    assert "trust_remote_code=true" in caught.value.remedy
+
+
+def test_rerank_with_remote_code_equals_the_packed_path(rerankers: tuple[Path, Path]) -> None:
+    """Padded, with the token types that tell query and passage apart."""
+    plain, own = rerankers
+    expected = reranker(plain, trust=False).score(PAIRS)
+    np.testing.assert_allclose(reranker(own, trust=True).score(PAIRS), expected, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from functools import cache
@@ -17,9 +18,10 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 
 from actors.errors import EncodeError, ModelError
 from actors.packing import pack
+from actors.rerank.checkpoint import resolve_reranker
 from actors.rerank.compression import Spans, compressed
 from actors.rerank.records import RERANKERS, reranker_record
-from actors.reranker import Reranker, RerankerConfig, load_reranker
+from actors.reranker import Reranker, RerankerConfig, _dtype, load_reranker
 
 ORACLE = Path(__file__).parent / "data" / "oracle"
 MODELS = ORACLE / "models"
@@ -127,6 +129,20 @@ def test_pair_that_is_too_long_is_cut_and_said_to_be() -> None:
     assert llm.truncated.tolist() == [True, True, False]
 
 
+@pytest.mark.parametrize("kind", ["encoder", "llm"])
+def test_pair_that_is_too_long_loses_its_beginnings_where_that_is_asked(kind: str) -> None:
+    reranker, longer = load(kind), load(kind, max_length=500, query_max_length=450)
+    pairs = [("a", "one " * 60 + "two " * 60), ("one " * 60 + "two " * 60, "three"), ("a", "b")]
+    tokens, whole = reranker.tokenize(pairs, keep_end=True), longer.tokenize(pairs)
+    assert tokens.truncated.tolist() == [True, True, False]
+    assert not whole.truncated.any()
+    # Of the first pair the passage, of the second the query, which one token is before.
+    for row, start in ((0, int(tokens.passage_starts[0])), (1, 1)):
+        cut, full = tokens.rows()[row], whole.rows()[row]
+        assert cut == full[:start] + full[start + len(full) - len(cut) :]
+    assert tokens.rows()[2] == whole.rows()[2]
+
+
 def test_pair_that_is_too_long_is_refused_where_that_is_asked() -> None:
     reranker = load("encoder", too_long="refuse")
     with pytest.raises(EncodeError, match="pair 1: expected at most 96 tokens"):
@@ -168,11 +184,72 @@ def test_bad_pair_has_no_score_and_spoils_no_other() -> None:
         ),
         ({"name": "x", "cutoff_layers": (3, 2)}, "ascending"),
         ({"name": "x", "max_length": 0}, "expected 1 or more"),
+        ({"name": "x", "max_batch_tokens": 0}, "reranker.max_batch_tokens: expected 1 or more"),
+        ({"name": "x", "too_long": "cut"}, "reranker.too_long: expected one of truncate, refuse"),
+        ({"name": "x", "dtype": "int8"}, "reranker.dtype: expected one of auto"),
+        ({"name": "BAAI/bge-m3"}, "expected a reranker, found an embedder's name"),
+        ({"name": "BAAI/bge-rerankerv2-m3"}, "Did you mean BAAI/bge-reranker-v2-m3 or"),
+        ({"name": str(MODELS)}, "Point reranker.name at a folder"),
+        (
+            {"name": str(MODELS / NAMES["encoder"]), "cutoff_layers": (2,)},
+            "reranker.cutoff_layers: expected none for a reranker of kind encoder",
+        ),
+        (
+            {"name": str(MODELS / NAMES["layerwise"]), "compress_layers": (2,)},
+            "reranker.compress_layers: expected none for a reranker of kind layerwise",
+        ),
+        (
+            {"name": str(MODELS / NAMES["encoder"]), "prompt": "x"},
+            "reranker.prompt: expected none for a reranker of kind encoder",
+        ),
     ],
 )
 def test_reranker_that_cannot_be_is_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ModelError, match=said):
         load_reranker(RerankerConfig(**options))
+
+
+def test_reranker_of_an_architecture_that_is_not_its_kinds_is_refused(tmp_path: Path) -> None:
+    """A decoder's classifier reads the last token; transformers would ask whether to run code."""
+    for source, kind, changes in (
+        ("encoder", "encoder", {"model_type": "qwen3"}),
+        ("llm", "llm", {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}),
+    ):
+        folder = shutil.copytree(MODELS / NAMES[source], tmp_path / f"my-{kind}")
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | changes))
+        with pytest.raises(ModelError, match=f"an architecture among .* of kind {kind}, found"):
+            load_reranker(RerankerConfig(name=str(folder), trust_remote_code=True))
+
+
+def test_reranker_whose_configuration_lacks_a_number_is_refused(tmp_path: Path) -> None:
+    for kind, key in (("layerwise", "start_layer"), ("encoder", "max_position_embeddings")):
+        folder = shutil.copytree(MODELS / NAMES[kind], tmp_path / NAMES[kind])
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({k: config[k] for k in config if k != key}))
+        with pytest.raises(ModelError, match=f"config.json: expected .*{key}"):
+            load_reranker(RerankerConfig(name=str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        (("what is ray", "an engine"), "pair 0: expected a query and a passage, found str"),
+        (("ab", "cd"), "pair 0: expected a query and a passage, found str"),
+        ([("a", "b"), ("a", None)], "pair 1: .*, found str, NoneType"),
+        ([("a", "b"), ("a", "b", "c")], "pair 1: .*, found str, str, str"),
+        ([("a", "b"), ("a", "\ud800")], "pair 1: expected Unicode, found a lone surrogate"),
+    ],
+)
+def test_what_is_no_pair_of_texts_is_refused_in_a_line(pairs: Any, said: str) -> None:
+    with pytest.raises(EncodeError, match=said):
+        load("encoder").score(pairs)
+
+
+def test_pairs_of_odd_characters_are_scored() -> None:
+    texts = ["a\x00b", "e\u0301" * 40, "\u200b", "\ufeff", "</s><s>", "w" * 300_000, "\U0010ffff"]
+    assert np.isfinite(load("encoder").score([[text, "x"] for text in texts])).all()  # type: ignore[misc]
+    assert np.isfinite(load("llm").score([("x", text) for text in texts])).all()
 
 
 def test_reranker_without_a_weight_is_refused(tmp_path: Path) -> None:
@@ -239,6 +316,28 @@ def test_compressed_states_are_means_of_groups_of_the_passage(
     torch.testing.assert_close(found, torch.stack(expected))
     assert layout.cu_seqlens.diff().tolist() == sizes
     assert layout.position_ids_T.tolist() == [i for size in sizes for i in range(size)]
+
+
+def test_automatic_compute_type_of_gemma2_on_a_gpu_is_bfloat16() -> None:
+    cuda = torch.device("cuda")
+    for kind, expected in (("encoder", "float16"), ("llm", "float16"), ("lightweight", "bfloat16")):
+        config = RerankerConfig(name=str(MODELS / NAMES[kind]))
+        assert _dtype(config, resolve_reranker(config), cuda) == expected
+        config = dataclasses.replace(config, dtype="float16")
+        assert _dtype(config, resolve_reranker(config), cuda) == "float16"
+
+
+@pytest.mark.parametrize("kind", ["llm", "layerwise", "lightweight"])
+def test_scores_in_bfloat16_are_near_and_not_rounded_to_its_eight_bits(kind: str) -> None:
+    pairs = [(query, f"{passage} {n}") for query, passage in PAIRS for n in range(9)]
+    reranker = load_reranker(
+        RerankerConfig(
+            name=str(MODELS / NAMES[kind]), max_length=96, dtype="bfloat16", device="cpu"
+        )
+    )
+    scores = reranker.score(pairs)
+    np.testing.assert_allclose(scores, load(kind).score(pairs), atol=0.1)
+    assert (torch.from_numpy(scores).bfloat16().float().numpy() != scores).mean() > 0.9
 
 
 def test_records_are_flag_embeddings_map() -> None:

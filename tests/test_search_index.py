@@ -474,6 +474,20 @@ def test_search_with_a_reranker_orders_what_the_first_stage_found(
         assert hits[0].scores == before[order[0]].scores | {"rerank": hits[0].score}
 
 
+def test_search_with_a_reranker_reads_so_many_and_the_others_follow(
+    history: History, folder: Path
+) -> None:
+    config = history.config.model_copy(update={"search": SearchConfig(folder=str(folder))})
+    first = search_index(history.index, config, QUERIES, top=5)[1]
+    second = search_index(
+        history.index, config, QUERIES, top=5, reranker=reranker_config(), rerank_top=2
+    )[1]
+    for before, hits in zip(first, second, strict=True):
+        assert ["rerank" in hit.scores for hit in hits] == [True, True, False, False, False]
+        assert sorted(hit.row for hit in hits[:2]) == sorted(hit.row for hit in before[:2])
+        assert hits[2:] == before[2:]
+
+
 def test_search_with_a_reranker_needs_the_texts(tmp_path: Path) -> None:
     history = History(tmp_path, outputs=["dense"], index={"store_text": False})
     history.write("a", {"a1": "one text"})
@@ -487,9 +501,14 @@ def test_search_with_a_reranker_needs_the_texts(tmp_path: Path) -> None:
 def test_command_with_an_embedder_as_reranker_says_so(
     command: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    result = CliRunner().invoke(app, [*command, "x", "--rerank", str(RERANKER.parent / "bge-m3")])
-    assert result.exit_code == 2
-    assert "expected a reranker" in capfd.readouterr().err
+    for name, said in (
+        (str(RERANKER.parent / "bge-m3"), "expected a reranker"),
+        ("BAAI/bge-m3", "expected a reranker"),
+        ("", "Point reranker.name at a folder"),
+    ):
+        result = CliRunner().invoke(app, [*command, "x", "--rerank", name])
+        assert result.exit_code == 2
+        assert said in capfd.readouterr().err
 
 
 def test_search_by_colbert_alone_among_candidates_finds_what_all_outputs_would(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from actors.errors import ModelError
 from actors.families import FAMILIES, Family
+from actors.families.decoders import DECODERS
+from actors.families.encoders import ENCODERS
 from actors.json_files import read_json
-from actors.model_location import locate
+from actors.model_location import RERANKER_KEY, locate
 from actors.registry import record_of
 from actors.rerank.config import RerankerConfig, RerankerKind
-from actors.rerank.records import CLASSIFIER, DECODER_KINDS, reranker_record
+from actors.rerank.records import CLASSIFIER, DECODER_KINDS, RerankerRecord, reranker_record
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,12 @@ def resolve_reranker(config: RerankerConfig) -> RerankerFiles:
     """Find the files of `config.name`, and what kind of reranker they are.
 
     Raises:
-        ModelError: not found, an embedder, code of its own that is not to be run, or fewer
-            positions than `max_length`.
+        ModelError: not found, an embedder, an architecture or an option that is not its kind's,
+            code of its own that is not to be run, or fewer positions than `max_length`.
     """
-    folder = locate(config.name, config.revision)
+    if record_of(config.name) and not Path(config.name).expanduser().is_dir():
+        raise _not_a_reranker(config.name, "an embedder's name")  # before it is downloaded
+    folder = locate(config.name, config.revision, key=RERANKER_KEY)
     model = read_json(folder / "config.json")
     if not (folder / "tokenizer.json").exists():
         raise ModelError(
@@ -60,11 +65,8 @@ def resolve_reranker(config: RerankerConfig) -> RerankerFiles:
     if kind is None and architecture.endswith("ForCausalLM") and not record_of(config.name):
         kind = "llm"
     if kind is None or (record and record.kind != kind):
-        wanted = f"a reranker of kind {record.kind}" if record else "a reranker"
-        raise ModelError(
-            f"reranker {config.name!r}: expected {wanted}, found "
-            f"{architecture or 'no architecture'} in config.json.",
-            "An embedder gives vectors: name it as model.name." if not record else "",
+        raise _not_a_reranker(
+            config.name, f"{architecture or 'no architecture'} in config.json", record
         )
     remote = "auto_map" in model and (record is None or record.remote_code) and kind == "encoder"
     if remote and not config.trust_remote_code:
@@ -73,10 +75,55 @@ def resolve_reranker(config: RerankerConfig) -> RerankerFiles:
             "unless the configuration says so.",
             "Read that code, then set trust_remote_code=true (batches are padded: slower).",
         )
+    _check_architecture(config.name, model, kind, remote)
+    _refuse_options(config, kind)
     family = FAMILIES.get(str(model.get("model_type")))
+    if family and not isinstance(found := model.get("max_position_embeddings"), int):
+        raise ModelError(
+            f"{folder / 'config.json'}: expected a number for max_position_embeddings, found "
+            f"{found!r}.",
+            "Download the model folder again.",
+        )
     if family and config.max_length > family.usable_positions(model):
         raise ModelError(
             f"reranker.max_length: expected at most {family.usable_positions(model)} (the "
             f"positions of {config.name}), got {config.max_length}."
         )
     return RerankerFiles(config.name, folder, model, kind, family, remote)
+
+
+def _not_a_reranker(name: str, found: str, record: RerankerRecord | None = None) -> ModelError:
+    wanted = f"a reranker of kind {record.kind}" if record else "a reranker"
+    return ModelError(
+        f"reranker {name!r}: expected {wanted}, found {found}.",
+        "An embedder gives vectors: name it as model.name." if not record else "",
+    )
+
+
+def _check_architecture(
+    name: str, model: Mapping[str, Any], kind: RerankerKind, remote: bool
+) -> None:
+    """That it is one whose scores are computed here as its authors do."""
+    families = {"encoder": ENCODERS, "llm": DECODERS}.get(kind)
+    found = model.get("model_type")
+    if families is not None and found not in families and not remote:
+        raise ModelError(
+            f"reranker {name!r}: expected an architecture among {', '.join(sorted(families))} for "
+            f"one of kind {kind}, found {found!r} in config.json.",
+            "Use a model of one of these.",
+        )
+
+
+def _refuse_options(config: RerankerConfig, kind: RerankerKind) -> None:
+    """Those that mean nothing to a kind of reranker: the scores would not be what was asked."""
+    for key, kinds in (
+        ("prompt", ("llm", "layerwise", "lightweight")),
+        ("cutoff_layers", ("layerwise", "lightweight")),
+        ("compress_layers", ("lightweight",)),
+    ):
+        if getattr(config, key) and kind not in kinds:
+            raise ModelError(
+                f"reranker.{key}: expected none for a reranker of kind {kind} ({config.name}), got "
+                f"{getattr(config, key)!r}.",
+                f"It is for {', '.join(kinds)}.",
+            )

@@ -36,7 +36,8 @@ class RerankerConfig:
     compress_ratio: int = 1
     """Lightweight: states in a group."""
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
-    """Compute type; "auto": float16 on CUDA; on a CPU bfloat16 with AMX, float32 without."""
+    """Compute type; "auto": float16 on CUDA, bfloat16 for Gemma 2; on a CPU bfloat16 with AMX,
+    float32 without."""
     device: str = "auto"
     """"auto": cuda when there is one, else cpu."""
     max_batch_tokens: int | None = None
@@ -52,9 +53,19 @@ class RerankerConfig:
         """
         if self.query_max_length is None:
             object.__setattr__(self, "query_max_length", self.max_length * 3 // 4)
-        for key in ("max_length", "query_max_length", "compress_ratio"):
-            if getattr(self, key) < 1:
-                raise ModelError(f"reranker.{key}: expected 1 or more, got {getattr(self, key)}.")
+        for key in ("max_length", "query_max_length", "compress_ratio", "max_batch_tokens"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ModelError(f"reranker.{key}: expected 1 or more, got {value}.")
+        for key, allowed in (
+            ("too_long", ("truncate", "refuse")),
+            ("dtype", ("auto", "float16", "bfloat16", "float32")),
+        ):
+            value = getattr(self, key)
+            if value not in allowed:
+                raise ModelError(
+                    f"reranker.{key}: expected one of {', '.join(allowed)}, got {value!r}."
+                )
         for key in ("cutoff_layers", "compress_layers"):
             layers = tuple(getattr(self, key) or ())
             if list(layers) != sorted(set(layers)) or any(layer < 1 for layer in layers):

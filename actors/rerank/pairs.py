@@ -38,8 +38,8 @@ class PairTokenizer(Protocol):
     def shape(self) -> PairShape:
         """What all of its pairs have in common."""
 
-    def tokenize(self, pairs: Sequence[Pair]) -> PairTokens:
-        """In the order given."""
+    def tokenize(self, pairs: Sequence[Pair], *, keep_end: bool = False) -> PairTokens:
+        """In the order given; `keep_end`: a text that is too long loses its beginning."""
 
 
 def load_pair_tokenizer(files: RerankerFiles, config: RerankerConfig) -> PairTokenizer:
@@ -80,15 +80,15 @@ class EncoderPairs:
                 "Raise max_length, or lower query_max_length.",
             )
 
-    def tokenize(self, pairs: Sequence[Pair]) -> PairTokens:
+    def tokenize(self, pairs: Sequence[Pair], *, keep_end: bool = False) -> PairTokens:
         """As `PairTokenizer`."""
         queries = self._texts.ids([query for query, _ in pairs])
         passages = self._texts.ids([passage for _, passage in pairs])
         rows = _Rows()
         for query, passage in pairs:
-            first = queries[query][: self._query_limit]
+            first = _kept(queries[query], self._query_limit, keep_end)
             room = self._limit - self._template.special - len(first)
-            second = passages[passage][:room]
+            second = _kept(passages[passage], room, keep_end)
             cut = len(first) < len(queries[query]) or len(second) < len(passages[passage])
             before, between, after = self._template.parts
             rows.add([*before, *first, *between], second, after, cut)
@@ -114,7 +114,7 @@ class PromptedPairs:
         """The first token of a text, such as "Yes"."""
         return self._texts.ids([text])[text][0]
 
-    def tokenize(self, pairs: Sequence[Pair]) -> PairTokens:
+    def tokenize(self, pairs: Sequence[Pair], *, keep_end: bool = False) -> PairTokens:
         """As `PairTokenizer`."""
         queries = self._texts.ids([query for query, _ in pairs], "A: ")
         passages = self._texts.ids([passage for _, passage in pairs], "B: ")
@@ -122,8 +122,8 @@ class PromptedPairs:
         rows = _Rows()
         for query, passage in pairs:
             first, second = queries[query], passages[passage]
-            head = [*self._bos, *first[: self._query_limit], *self._separator]
-            kept = second[: max(min(self._limit, most - len(head)), 0)]
+            head = [*self._bos, *_kept(first, self._query_limit, keep_end), *self._separator]
+            kept = _kept(second, max(min(self._limit, most - len(head)), 0), keep_end)
             cut = len(first) > self._query_limit or len(kept) < len(second)
             rows.add(head, kept, self._tail, cut)
         return rows.tokens(self.shape)
@@ -198,6 +198,10 @@ class _Rows:
             truncated=np.array(self._truncated, dtype=bool),
             shape=shape,
         )
+
+
+def _kept(ids: list[int], most: int, keep_end: bool) -> list[int]:
+    return ids[max(len(ids) - most, 0) :] if keep_end else ids[:most]
 
 
 def _limits(config: RerankerConfig) -> tuple[int, int]:

@@ -69,9 +69,11 @@ def llm_scorer(files: RerankerFiles, yes: int, dtype: torch.dtype, device: torch
     auto = AutoModelForCausalLM
     model, _ = backbone.load_pretrained(auto, files.folder, dtype, device, packed=True)
     states = _states(files, model.base_model)
-    yes_H = model.get_output_embeddings().weight[yes]
+    yes_H = model.get_output_embeddings().weight[yes].float()
     softcap = files.config.get("final_logit_softcapping")
-    return lambda packed, _: _capped(_last(states(packed), packed) @ yes_H, softcap)[:, None]
+    return lambda packed, _: _capped(_last(states(packed), packed).float() @ yes_H, softcap)[
+        :, None
+    ]
 
 
 def layerwise_scorer(
@@ -171,7 +173,10 @@ def _last(hidden_TH: torch.Tensor, packed: PackedBatch) -> torch.Tensor:
 def _scores(
     states_LNH: list[torch.Tensor], heads_LH: list[torch.Tensor], softcap: float | None
 ) -> torch.Tensor:
-    logits = [states @ head for states, head in zip(states_LNH, heads_LH, strict=True)]
+    # In float32: a score of 8 bits would be the same for many pairs.
+    logits = [
+        states.float() @ head.float() for states, head in zip(states_LNH, heads_LH, strict=True)
+    ]
     return _capped(torch.stack(logits, dim=1), softcap)
 
 

@@ -57,10 +57,10 @@ def create_api(
         redoc_url=None,
     )
     app.include_router(native_routes(service))
-    app.include_router(openai_routes(service))
+    app.include_router(openai_routes(service, rerank))
     app.include_router(tei_routes(service))
     app.include_router(search_routes(search))
-    app.include_router(rerank_routes(rerank))
+    app.include_router(rerank_routes(rerank, service.encoder.info.name))
     app.include_router(_operator_routes(service, collect, search, rerank))
     _answer_errors(app, service)
     return Guard(app, service, keys)

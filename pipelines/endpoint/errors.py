@@ -3,7 +3,7 @@
     native    {"error": {"code": "...", "message": "...", "field": "..."}}
     OpenAI    {"error": {"message": "...", "type": "...", "param": "...", "code": "..."}}
     TEI       {"error": "...", "error_type": "..."}
-    Cohere    {"message": "...", "code": "..."}
+    Cohere    {"message": "...", "code": "...", "detail": "..."}; detail is Jina's word for message
 
 Status: 400 nothing to encode, 401 no key, 404 and 405 no such route, 413 too much, 422 malformed,
 424 the encoder failed on a text, 429 the queue is full, 503 not ready, or a shard is down.
@@ -135,6 +135,7 @@ def _body(error: ApiError, shape: Shape) -> dict[str, Any]:
         kind = _TEI_TYPES.get(error.status, "Validation")
         return {"error": f"{where}{error.message}", "error_type": kind}
     if shape == "cohere":
-        return {"message": f"{where}{error.message}", "code": error.code}
+        message = f"{where}{error.message}"
+        return {"message": message, "code": error.code, "detail": message}
     body = {"code": error.code, "message": error.message}
     return {"error": body | ({"field": error.field} if error.field else {})}

@@ -2,7 +2,8 @@
 
 Where the API has no word for it: what a text is. `"kind": "passage"` in the body says it
 (`extra_body` of OpenAI's client), or the end of the model's name (`BAAI/bge-m3:passage`), which
-every client can send; else the endpoint's default. The rest of the name is not looked at.
+every client can send; else the endpoint's default. The rest of the name is not looked at, unless it
+is the reranker's.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from actors.config import Output
 from actors.text_vectors import TextVectors
 from pipelines.endpoint.answers import json_response
 from pipelines.endpoint.config import Kind
-from pipelines.endpoint.errors import documented_refusals
+from pipelines.endpoint.errors import ApiError, documented_refusals
+from pipelines.endpoint.rerank_service import RerankService
 from pipelines.endpoint.route_parts import (
     TokenIds,
     all_vectors,
@@ -73,14 +75,17 @@ class EmbeddingsResponse(BaseModel):
     usage: Usage
 
 
-def openai_routes(service: Service) -> APIRouter:
-    """Routes bound to a service."""
+def openai_routes(service: Service, rerank: RerankService | None = None) -> APIRouter:
+    """Routes bound to a service; `rerank`: its reranker is among the models."""
     router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=documented_refusals("openai"))
     name = service.encoder.info.name
 
     @router.post("/embeddings", response_model=EmbeddingsResponse)
     async def embeddings(body: EmbeddingsRequest) -> Response:
         """Dense vectors, for OpenAI's clients."""
+        if rerank and body.model and _without_kind(body.model) == rerank.info.name:
+            message = f"expected an embedder ({name}), got a reranker, which /v1/rerank is for"
+            raise ApiError(422, "not_an_embedder", message, field="model")
         texts = _texts(body, service)
         check_dim(body.dimensions, service, "dimensions")
         results = await service.encode(texts, _DENSE)
@@ -103,15 +108,22 @@ def openai_routes(service: Service) -> APIRouter:
 
     @router.get("/models")
     async def models() -> dict[str, object]:
-        """The one model there is."""
-        model = {"id": name, "object": "model", "created": 0, "owned_by": "packvec"}
-        return {"object": "list", "data": [model]}
+        """The encoder, then the reranker where there is one."""
+        found = {name: "embed"} | ({rerank.info.name: "rerank"} if rerank else {})
+        owned = {"object": "model", "created": 0, "owned_by": "packvec"}
+        data = [{"id": each, **owned, "capabilities": [what]} for each, what in found.items()]
+        return {"object": "list", "data": data}
 
     return router
 
 
 def _base64(vectors: TextVectors) -> str:
     return base64.b64encode(np.asarray(vectors.dense, dtype="<f4").tobytes()).decode()
+
+
+def _without_kind(model: str) -> str:
+    name, _, kind = model.rpartition(":")
+    return name if kind in _KINDS else model
 
 
 def _texts(body: EmbeddingsRequest, service: Service) -> list[Text]:

@@ -4,19 +4,20 @@ and Jina do.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import orjson
-from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.responses import Response
 
 from actors.pair_batching import PairScores
 from actors.reranker import logistic
 from pipelines.endpoint.answers import TRUNCATED_HEADER
-from pipelines.endpoint.errors import ApiError, Shape, documented_refusals
+from pipelines.endpoint.errors import ApiError, Shape, documented_refusals, route_path
 from pipelines.endpoint.rerank_service import RerankService
 
 _OFF = "this endpoint has no reranker: set reranker: {name: ...} in its args and deploy it again"
@@ -33,7 +34,9 @@ class RerankRequest(BaseModel):
     raw_scores: bool = Field(False, description="Scores as they are, not in (0, 1).")
     return_text: bool = False
     truncate: bool | None = Field(None, description=_TRUNCATE)
-    truncation_direction: Literal["right", "Right"] = "right"
+    truncation_direction: Literal["right", "Right", "left", "Left"] = Field(
+        "right", description="Where a query or a text that is too long is cut."
+    )
 
 
 class Rank(BaseModel):
@@ -42,6 +45,16 @@ class Rank(BaseModel):
     index: int = Field(description="In the request.")
     score: float
     text: str | None = Field(None, description="Not there unless asked for.")
+
+
+def _with_text(document: Any) -> Any:
+    """One message, where pydantic has one for each kind that a document can be."""
+    if isinstance(document, str) or (
+        isinstance(document, dict) and isinstance(document.get("text"), str)
+    ):
+        return document
+    found = "none" if isinstance(document, dict) else f"a value of type {type(document).__name__}"
+    raise ValueError(f"expected a string or an object with text, found {found}")
 
 
 class Document(BaseModel):
@@ -57,11 +70,16 @@ class CohereRequest(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    model: str | None = Field(None, description="Not looked at: there is one.")
+    model: str | None = Field(None, description="There is one; refused if it is the embedder's.")
     query: str = Field(examples=["what is ray"])
-    documents: list[str | Document] = Field(examples=[["a distributed engine", "a flat fish"]])
+    documents: list[Annotated[str | Document, BeforeValidator(_with_text)]] = Field(
+        examples=[["a distributed engine", "a flat fish"]]
+    )
     top_n: Annotated[int, Field(ge=1)] | None = Field(None, description="Only the best so many.")
-    return_documents: bool = False
+    return_documents: bool | None = None
+    max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Longer documents are cut, whatever truncate is."
+    )
     truncate: bool | None = Field(None, description=_TRUNCATE)
 
 
@@ -79,16 +97,29 @@ class Usage(BaseModel):
     total_tokens: int
 
 
+class Meta(BaseModel):
+    """What Cohere's clients look for."""
+
+    api_version: dict[str, str]
+    billed_units: dict[str, int] = Field(description="One search.")
+    warnings: list[str] | None = Field(None, description="Which documents were cut.")
+
+
 class CohereResponse(BaseModel):
     """The best document first."""
 
+    id: str = Field(description="Of this answer alone.")
     model: str
     results: list[CohereResult]
-    usage: Usage
+    usage: Usage = Field(description="As Jina has it.")
+    meta: Meta = Field(description="As Cohere has it.")
 
 
-def rerank_routes(rerank: RerankService | None) -> APIRouter:
-    """Routes bound to what reranks; without one they say how to get it."""
+def rerank_routes(rerank: RerankService | None, embedder: str) -> APIRouter:
+    """Routes bound to what reranks; without one they say how to get it.
+
+    `embedder`: the name of the endpoint's other model.
+    """
     router = APIRouter()
 
     def service() -> RerankService:
@@ -98,7 +129,13 @@ def rerank_routes(rerank: RerankService | None) -> APIRouter:
 
     async def rerank_texts(body: RerankRequest) -> Response:
         """Texts by how well they answer a query, the best first."""
-        found = await service().score(body.query, body.texts, "texts", truncate=body.truncate)
+        found = await service().score(
+            body.query,
+            body.texts,
+            "texts",
+            truncate=body.truncate,
+            keep_end=body.truncation_direction.lower() == "left",
+        )
         scores = (found.scores if body.raw_scores else logistic(found.scores)).tolist()
         ranks: list[dict[str, Any]] = [
             {"index": row, "score": scores[row]}
@@ -107,18 +144,34 @@ def rerank_routes(rerank: RerankService | None) -> APIRouter:
         ]
         return _answer(ranks, found)
 
-    async def rerank_documents(body: CohereRequest) -> Response:
+    async def rerank_documents(body: CohereRequest, request: Request) -> Response:
         """Documents by how well they answer a query, the best first."""
+        if body.model == embedder != service().info.name:
+            message = f"expected a reranker ({service().info.name}), got an embedder"
+            raise ApiError(422, "not_a_reranker", message, field="model")
         texts = [each if isinstance(each, str) else each.text for each in body.documents]
-        found = await service().score(body.query, texts, "documents", truncate=body.truncate)
+        found = await service().score(
+            body.query,
+            texts,
+            "documents",
+            truncate=body.truncate,
+            max_text_tokens=body.max_tokens_per_doc,
+        )
         scores = logistic(found.scores).tolist()
         results: list[dict[str, Any]] = [
             {"index": row, "relevance_score": scores[row]}
             | ({"document": {"text": texts[row]}} if body.return_documents else {})
             for row in _best_first(found)[: body.top_n]
         ]
-        usage = {"total_tokens": found.tokens}
-        answer = {"model": service().info.name, "results": results, "usage": usage}
+        version = route_path(request.scope)[2:3]
+        answer = {
+            "id": str(uuid.uuid4()),
+            "model": service().info.name,
+            "results": results,
+            "usage": {"total_tokens": found.tokens},
+            "meta": {"api_version": {"version": version}, "billed_units": {"search_units": 1}}
+            | _warnings(found),
+        }
         return _answer(answer, found)
 
     router.add_api_route(
@@ -153,6 +206,13 @@ def _best_first(found: PairScores) -> list[int]:
     """
     order: list[int] = np.argsort(-found.scores, kind="stable").tolist()
     return order
+
+
+def _warnings(found: PairScores) -> dict[str, list[str]]:
+    """None where no document was cut."""
+    rows = np.flatnonzero(found.truncated).tolist()
+    some = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
+    return {"warnings": [f"{len(rows):,} documents were cut, or the query: {some}"]} if rows else {}
 
 
 def _answer(body: Any, found: PairScores) -> Response:

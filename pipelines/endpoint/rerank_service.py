@@ -62,12 +62,20 @@ class RerankService:
         }
 
     async def score(
-        self, query: str, texts: Sequence[str], field: str, *, truncate: bool | None = None
+        self,
+        query: str,
+        texts: Sequence[str],
+        field: str,
+        *,
+        truncate: bool | None = None,
+        max_text_tokens: int | None = None,
+        keep_end: bool = False,
     ) -> PairScores:
         """A score for each text, in order.
 
         `field`: of the request's body, where the texts are; `truncate`: cut a pair that is too
-        long, or refuse it; as configured when not given.
+        long, or refuse it; as configured when not given; `max_text_tokens`: longer texts are cut
+        first, whatever `truncate` is; `keep_end`: what is cut of a pair are its beginnings.
 
         Raises:
             ApiError: 400 no text, 413 too many, or a pair that is too long, 422 no Unicode, 424 a
@@ -78,19 +86,25 @@ class RerankService:
         characters = len(query) + sum(map(len, texts))
         with self._backlog.holding(len(texts), characters):
             try:
-                found = await asyncio.wrap_future(self._batcher.submit(query, texts))
+                found = await asyncio.wrap_future(
+                    self._batcher.submit(
+                        query, texts, max_passage_tokens=max_text_tokens, keep_end=keep_end
+                    )
+                )
             except EncodeError as error:
                 raise ApiError(424, "encoder_error", error.message) from error
         may_cut = truncate if truncate is not None else self._may_cut
-        cut = np.flatnonzero(found.truncated)
-        if len(cut) and not may_cut:
-            limit = self.info.max_length
-            message = f"expected at most {limit:,} tokens with the query, found more"
-            raise self._counted(TextFault(413, "too_long", message), int(cut[0]), field)
+        too_long = np.flatnonzero(found.too_long)
+        if len(too_long) and not may_cut:
+            message = (
+                f"expected at most {self.info.max_length:,} tokens with the query, itself of at "
+                f"most {self.info.query_max_length:,}, found more"
+            )
+            raise self._counted(TextFault(413, "too_long", message), int(too_long[0]), field)
         for row, reason in found.failures.items():
             message = f"the pair cannot be scored ({reason})"
             raise self._counted(TextFault(424, "encoder_error", message), row, field)
-        self._metrics.truncated.inc(len(cut))
+        self._metrics.truncated.inc(int(found.truncated.sum()))
         self._metrics.reranks.inc()
         self._metrics.rerank_seconds.observe(time.perf_counter() - started)
         return found

@@ -21,7 +21,7 @@ from pipelines.evaluation.dataset import Rankings
 from pipelines.index import Index
 from pipelines.search.answers import RERANK, find
 from pipelines.search.opening import open_searcher
-from pipelines.search.reranking import rerank
+from pipelines.search.reranking import check_can_rerank, rerank
 from pipelines.search.searcher import Searcher, outputs_for
 from pipelines.space import check_same_space, read_space
 
@@ -62,6 +62,8 @@ def rank_judged(
     model = dataclasses.replace(config.model, outputs=outputs)
     space = read_space(index.store.uri, index.store.options, index.info.generation)
     check_same_space(space, model)
+    if second:
+        check_can_rerank(second.config, has_texts="text" in index.schema.names)
     rankings: dict[str, Rankings] = {name: {} for name in (*modes, *([RERANK] if second else []))}
     ids = list(queries)
     with open_searcher(index, outputs, config.search, config.ray) as searcher:

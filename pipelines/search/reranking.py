@@ -13,11 +13,30 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from actors.errors import IndexStateError
+from actors.rerank.config import RerankerConfig
 from actors.tokenizer import encoder_input
 from pipelines.search.answers import RERANK, Hit
 
 if TYPE_CHECKING:
     from actors.reranker import Reranker  # torch
+
+
+def check_can_rerank(config: RerankerConfig, *, has_texts: bool) -> None:
+    """What would stop a reranker, as far as it shows before anything is searched.
+
+    `has_texts`: the index holds its passages' texts.
+
+    Raises:
+        ModelError: no such reranker. IndexStateError: no texts.
+    """
+    from actors.rerank.checkpoint import resolve_reranker  # torch
+
+    resolve_reranker(config)
+    if not has_texts:
+        raise IndexStateError(
+            "rerank: expected the passages' texts in the index, found none.",
+            "Embed with index.store_text: true.",
+        )
 
 
 def rerank(
@@ -32,7 +51,7 @@ def rerank(
     `title_prefix`: passages are read with their titles before them, as the encoder read them.
 
     Raises:
-        IndexStateError: the index has no texts. EncodeError: a pair that cannot be scored.
+        EncodeError: a pair that cannot be scored.
     """
     pairs = [
         (query, _text(hit, title_prefix))
@@ -62,10 +81,5 @@ def rerank(
 
 
 def _text(hit: Hit, title_prefix: bool) -> str:
-    if "text" not in hit.passage:
-        raise IndexStateError(
-            "rerank: expected the passages' texts in the index, found none.",
-            "Embed with index.store_text: true.",
-        )
     text: str = hit.passage["text"]
     return encoder_input(hit.passage.get("title"), text) if title_prefix else text
