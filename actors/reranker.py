@@ -126,6 +126,7 @@ class Reranker:
         lengths = tokens.lengths
         layers = len(self.info.cutoff_layers or (0,))
         scores_NL = np.full((len(lengths), layers), np.nan, dtype=np.float32)
+        found: list[tuple[np.ndarray, torch.Tensor]] = []
 
         def compute(rows: np.ndarray) -> None:
             places = TokenRows.of(tokens.offsets, rows)
@@ -137,9 +138,11 @@ class Reranker:
                 token_types=tokens.types[places.places_T],
             )
             spans = Spans(tokens.passage_starts[rows], tokens.tail)
-            scores_NL[rows] = self._scorer(packed, spans).float().cpu().numpy()
+            found.append((rows, self._scorer(packed, spans)))
 
         failures = self._batches.run(lengths, compute)
+        for rows, scores in found:  # only now: a device computes while the next rows are packed
+            scores_NL[rows] = scores.float().cpu().numpy()
         for row in np.flatnonzero(~np.isfinite(scores_NL).all(axis=1)).tolist():
             failures.setdefault(row, "NaN or Inf in its score")
         return scores_NL, failures
