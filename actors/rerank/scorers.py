@@ -15,7 +15,7 @@ import torch
 from actors import backbone
 from actors.errors import ModelError
 from actors.families import FAMILIES
-from actors.forward import Backbone
+from actors.forward import Backbone, first_states
 from actors.packed_bert import PackedBert, can_take
 from actors.packing import PackedBatch
 from actors.rerank.checkpoint import (
@@ -54,7 +54,7 @@ def encoder_scorer(files: RerankerFiles, dtype: torch.dtype, device: torch.devic
     pooler = getattr(base, "pooler", None)
 
     def score(packed: PackedBatch, _: Spans) -> torch.Tensor:
-        first_N1H = states(packed)[packed.cu_seqlens[:-1].long()][:, None]
+        first_N1H = first_states(states, packed)[:, None]
         logits: torch.Tensor = model.classifier(pooler(first_N1H) if pooler else first_N1H)
         return logits.view(-1, 1)
 
