@@ -132,3 +132,15 @@ def test_forward_gives_each_thread_as_many_micro_batches(
     assert len(backbone.batches) == batches
     sizes = [size for _, size in backbone.batches]
     assert max(sizes) - min(sizes) <= 16 * batches
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_forward_of_mixed_lengths_gives_all_threads_as_many_and_the_longest_first(
+    threads: int,
+) -> None:
+    lengths = [20, 512, 300] * 40
+    backbone, _ = run(lengths, 2048, threads)
+    assert len(backbone.batches) % threads == 0
+    rows, tokens = backbone.batches[0]
+    assert tokens == 512 * rows
+    assert backbone.batches[-1][1] > 1500  # no small one is left over
