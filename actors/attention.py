@@ -59,19 +59,21 @@ def attend(
     value_TKD: torch.Tensor,
     packed: PackedBatch,
     rule: AttentionRule,
+    *,
+    first_only: bool = False,
 ) -> torch.Tensor:
     """Attention over one packed micro-batch, by the kernel its device and type have.
 
     query: [T, heads, head_dim], key and value: [T, key heads, head_dim]. Returns query's shape,
-    contiguous.
+    contiguous. `first_only`: queries [N, heads, head_dim] of each passage's first token alone, by
+    a rule that lets it see all of its passage.
     """
+    if first_only and (rule.causal, rule.window, rule.softcap) != (False, None, None):
+        raise NotImplementedError(f"attention of first tokens to all others, not by {rule}")
     if query_THD.is_cuda and rule.softcap is not None:
-        kernel = attend_flex
-    elif _has_flash(query_THD):
-        kernel = _attend_varlen
-    else:
-        kernel = _attend_runs
-    return kernel(query_THD, key_TKD, value_TKD, packed, rule)
+        return attend_flex(query_THD, key_TKD, value_TKD, packed, rule)
+    kernel = _attend_varlen if _has_flash(query_THD) else _attend_runs
+    return kernel(query_THD, key_TKD, value_TKD, packed, rule, first_only)
 
 
 def _has_flash(query: torch.Tensor) -> bool:
@@ -86,6 +88,7 @@ def _attend_varlen(
     value_TKD: torch.Tensor,
     packed: PackedBatch,
     rule: AttentionRule,
+    first_only: bool,
 ) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
@@ -95,15 +98,19 @@ def _attend_varlen(
         grouped = {"enable_gqa": True}
     elif groups > 1:
         key_TKD, value_TKD = (x.repeat_interleave(groups, dim=1) for x in (key_TKD, value_TKD))
+    cu_queries, max_queries = packed.cu_seqlens, packed.max_seqlen
+    if first_only:  # as if of passages of one token
+        cu_queries = torch.arange(len(cu_queries), dtype=torch.int32, device=cu_queries.device)
+        max_queries = 1
     # The kernel counts the tokens on each side; a window counts the token itself too.
     side = -1 if rule.window is None else rule.window - 1
     attended = varlen_attn(
         query_THD,
         key_TKD,
         value_TKD,
+        cu_queries,
         packed.cu_seqlens,
-        packed.cu_seqlens,
-        packed.max_seqlen,
+        max_queries,
         packed.max_seqlen,
         scale=rule.scale,
         window_size=(side, 0 if rule.causal else side),
@@ -127,13 +134,16 @@ def _attend_runs(
     value_TKD: torch.Tensor,
     packed: PackedBatch,
     rule: AttentionRule,
+    first_only: bool,
 ) -> torch.Tensor:
     out_THD = torch.empty(query_THD.shape, dtype=query_THD.dtype, device=query_THD.device)
+    asked = 0  # queries before this run
     for start, passages, length in packed.runs:
-        stop = start + passages * length
+        queries = slice(asked, asked := asked + passages * (1 if first_only else length))
+        tokens = slice(start, start + passages * length)
         q, k, v = (
-            x[start:stop].view(passages, length, *x.shape[1:]).transpose(1, 2)
-            for x in (query_THD, key_TKD, value_TKD)
+            x.view(passages, -1, *x.shape[1:]).transpose(1, 2)
+            for x in (query_THD[queries], key_TKD[tokens], value_TKD[tokens])
         )
         if rule.softcap is None and (rule.window is None or length <= rule.window):
             attended = F.scaled_dot_product_attention(
@@ -146,8 +156,8 @@ def _attend_runs(
             )
         else:
             attended = attend_capped(q, k, v, rule)
-        shape = (passages, length, *query_THD.shape[1:])
-        out_THD[start:stop].view(shape).copy_(attended.transpose(1, 2))
+        shape = (passages, -1, *query_THD.shape[1:])
+        out_THD[queries].view(shape).copy_(attended.transpose(1, 2))
     return out_THD
 
 

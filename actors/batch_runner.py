@@ -1,8 +1,9 @@
 """Rows of tokens as micro-batches on a device: in an order that suits it, one bad row alone.
 
-On a CPU rows are ordered by length, since attention there goes by runs of equally long ones, and
-each of its threads takes a micro-batch: an operation that all of them have a share of waits for the
-slowest. Knows lengths, neither tokens nor what is computed of them.
+On a CPU rows are ordered by length, since attention there goes by runs of equally long ones, the
+longest first, so that the threads end together; each of them takes a micro-batch: an operation that
+all have a share of waits for the slowest. Knows lengths, neither tokens nor what is computed of
+them.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class BatchRunner:
         for row in np.flatnonzero(lengths == 0):  # its first token would be its neighbour's
             failures[int(row)] = "a passage without tokens"
         if self.on_cpu:
-            rows = rows[np.argsort(lengths[rows], kind="stable")]
+            rows = rows[np.argsort(-lengths[rows], kind="stable")]
 
         def run(rows: np.ndarray) -> None:
             self._run(lengths, rows, compute, failures)
@@ -63,18 +64,20 @@ class BatchRunner:
         return failures
 
     def _cut(self, rows: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:
-        """Rows as micro-batches: as many as there are threads, or a multiple of that."""
+        """Rows as micro-batches: on a CPU as many as there are threads, or a multiple of that."""
         ends = np.concatenate(([0], np.cumsum(lengths)))
-        tokens, budget = int(ends[-1]), self.max_batch_tokens
-        if self.on_cpu and tokens:
-            threads = min(torch.get_num_threads(), max(tokens // _LEAST_TOKENS, 1))
-            batches = -(-tokens // (budget * threads)) * threads
-            budget = min(budget, -(-tokens // batches) + int(lengths.max()) // 2)
+        tokens, most = int(ends[-1]), self.max_batch_tokens
+        threads = min(torch.get_num_threads(), max(tokens // _LEAST_TOKENS, 1))
+        batches = -(-tokens // (most * threads)) * threads
         start = 0
         while start < len(rows):
+            budget = most
+            if self.on_cpu:  # an equal share of what is left, give or take half a row
+                share = -(-int(tokens - ends[start]) // max(batches, 1))
+                budget = min(most, share + int(lengths[start]) // 2)
             stop = next_stop(ends, start, budget)
             yield rows[start:stop]
-            start = stop
+            start, batches = stop, batches - 1
 
     @torch.inference_mode()
     def _run(

@@ -18,12 +18,20 @@ from actors.batch_runner import BatchRunner
 from actors.config import Output
 from actors.heads import OutputHeads, Vectors
 from actors.micro_batches import TokenRows
+from actors.packed_bert import PackedBert
 from actors.packing import PackedBatch, pack
 
 Backbone = Callable[[PackedBatch], torch.Tensor]
 """A packed micro-batch in, the last hidden states [T, H] out."""
 
 _WINDOW_BATCHES = 8
+
+
+def first_states(backbone: Backbone, packed: PackedBatch) -> torch.Tensor:
+    """The last hidden state of each passage's first token [N, H], by the least work there is."""
+    if isinstance(backbone, PackedBert):
+        return backbone.first_states(packed)
+    return backbone(packed)[packed.firsts_N]
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,10 @@ class Forward:
             first_position=self._first_position,
             device=self._device,
         )
-        vectors = self._heads(self.backbone(packed), packed, window.outputs)
+        if self._heads.need_first_only(window.outputs):
+            vectors = self._heads.of_first(first_states(self.backbone, packed))
+        else:
+            vectors = self._heads(self.backbone(packed), packed, window.outputs)
         window.place(vectors, rows, tokens)
 
 

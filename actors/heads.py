@@ -144,6 +144,15 @@ class OutputHeads:
             finite_N &= _all_by_passage(finite_T, others_N)
         return Vectors(dense_ND, sparse_T, colbert_TD, finite_N)
 
+    def need_first_only(self, outputs: Collection[Output]) -> bool:
+        """Whether these outputs depend on the state of each passage's first token alone."""
+        return self._pooling == "cls" and set(outputs) == {"dense"}
+
+    def of_first(self, first_NH: torch.Tensor) -> Vectors:
+        """Compute the outputs that `need_first_only`, from those states."""
+        dense_ND = self._finish(first_NH)
+        return Vectors(dense_ND, None, None, dense_ND.isfinite().all(dim=1))
+
     def zeros(
         self,
         passages: int,
@@ -182,7 +191,7 @@ class OutputHeads:
 
     def _pool(self, hidden_TH: torch.Tensor, packed: PackedBatch) -> torch.Tensor:
         if self._pooling == "cls":
-            return hidden_TH[packed.cu_seqlens[:-1].long()]
+            return hidden_TH[packed.firsts_N]
         if self._pooling == "last_token":
             return hidden_TH[packed.cu_seqlens[1:].long() - 1]
         return torch.segment_reduce(  # unsafe: the lengths are not checked, which would wait

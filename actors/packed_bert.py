@@ -8,6 +8,7 @@ Shape suffixes: T tokens, H hidden size, N heads, D head dimension.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,12 +41,18 @@ class _Norm:
 
 @dataclass(frozen=True)
 class _Layer:
-    qkv: Linear
+    qkv: tuple[Linear, ...]
+    """Query, key and value in one; of the last layer query, then key and value."""
     attended: Linear
     attended_norm: _Norm
     up: Linear
     down: Linear
     norm: _Norm
+
+    def finish(self, attended_TH: torch.Tensor, hidden_TH: torch.Tensor) -> torch.Tensor:
+        """The layer's states of any tokens, from what they attended to and the states before."""
+        hidden_TH = self.attended_norm(self.attended.plus(attended_TH, hidden_TH))
+        return self.norm(self.down.plus(self.up.gelu(hidden_TH), hidden_TH))
 
 
 class PackedBert:
@@ -67,12 +74,24 @@ class PackedBert:
         self._types_YH = (types_YH - types_YH[0]).to(self.words_VH.dtype)
         self._norm = _Norm.of(embeddings.LayerNorm)
         self._heads = int(model.config.num_attention_heads)
-        self._layers = [_taken(layer) for layer in model.encoder.layer]
+        *layers, last = model.encoder.layer
+        self._layers = [_taken(layer, (slice(None),)) for layer in layers]
+        self._last = _taken(last, (slice(1), slice(1, None)))
         size = self.words_VH.shape[1] // self._heads
         self._rule = AttentionRule(causal=False, window=None, softcap=None, scale=size**-0.5)
 
     def __call__(self, packed: PackedBatch) -> torch.Tensor:
         """The last hidden states [T, H]."""
+        return self._run(packed, first_only=False)
+
+    def first_states(self, packed: PackedBatch) -> torch.Tensor:
+        """The last hidden state of each passage's first token [N, H].
+
+        Of the last layer nothing else is computed but keys and values.
+        """
+        return self._run(packed, first_only=True)
+
+    def _run(self, packed: PackedBatch, *, first_only: bool) -> torch.Tensor:
         hidden_TH = F.embedding(packed.input_ids_T, self.words_VH).add_(
             F.embedding(packed.position_ids_T, self._positions_PH)
         )
@@ -80,13 +99,23 @@ class PackedBert:
             hidden_TH += F.embedding(packed.token_type_ids_T, self._types_YH)
         hidden_TH = self._norm(hidden_TH)
         for layer in self._layers:
-            qkv_T3ND = layer.qkv(hidden_TH).view(len(hidden_TH), 3, self._heads, -1)
-            query_TND, key_TND, value_TND = qkv_T3ND.unbind(1)
+            (qkv,) = layer.qkv
+            query_TND, key_TND, value_TND = self._parts(qkv(hidden_TH), 3)
             attended_TND = attend(query_TND, key_TND, value_TND, packed, self._rule)
-            attended_TH = layer.attended.plus(attended_TND.flatten(1), hidden_TH)
-            hidden_TH = layer.attended_norm(attended_TH)
-            hidden_TH = layer.norm(layer.down.plus(layer.up.gelu(hidden_TH), hidden_TH))
-        return hidden_TH
+            hidden_TH = layer.finish(attended_TND.flatten(1), hidden_TH)
+        query, key_value = self._last.qkv
+        key_TND, value_TND = self._parts(key_value(hidden_TH), 2)
+        if first_only:
+            hidden_TH = hidden_TH[packed.firsts_N]
+        (query_TND,) = self._parts(query(hidden_TH), 1)
+        attended_TND = attend(
+            query_TND, key_TND, value_TND, packed, self._rule, first_only=first_only
+        )
+        return self._last.finish(attended_TND.flatten(1), hidden_TH)
+
+    def _parts(self, made_TO: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
+        """Queries, keys, values: so many of them [T, N, D] each."""
+        return made_TO.view(len(made_TO), parts, self._heads, -1).unbind(1)
 
 
 def can_take(model: Any) -> bool:
@@ -101,13 +130,12 @@ def can_take(model: Any) -> bool:
     )
 
 
-def _taken(layer: Any) -> _Layer:
+def _taken(layer: Any, groups: tuple[slice, ...]) -> _Layer:
+    """The layer's weights; query, key and value are 0, 1 and 2, and each group one matmul."""
     attention = layer.attention.self
     qkv = [attention.query, attention.key, attention.value]
-    weight_OI = torch.cat([part.weight for part in qkv])
-    bias_O = torch.cat([part.bias for part in qkv])
     taken = _Layer(
-        qkv=prepared(weight_OI, bias_O),
+        qkv=tuple(_joined(qkv[group]) for group in groups),
         attended=_prepared(layer.attention.output.dense),
         attended_norm=_Norm.of(layer.attention.output.LayerNorm),
         up=_prepared(layer.intermediate.dense),
@@ -118,6 +146,11 @@ def _taken(layer: Any) -> _Layer:
         if isinstance(module, torch.nn.Linear):
             del module.weight
     return taken
+
+
+def _joined(linears: Sequence[torch.nn.Linear]) -> Linear:
+    weight_OI = torch.cat([linear.weight for linear in linears])
+    return prepared(weight_OI, torch.cat([linear.bias for linear in linears]))
 
 
 def _prepared(linear: torch.nn.Linear) -> Linear:

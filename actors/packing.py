@@ -35,6 +35,11 @@ class PackedBatch:
         """int64 [N]: tokens of each passage, on the device."""
         return self.cu_seqlens.diff().long()
 
+    @property
+    def firsts_N(self) -> torch.Tensor:
+        """int64 [N]: where each passage's first token lies, on the device."""
+        return self.cu_seqlens[:-1].long()
+
 
 def pack(
     values: np.ndarray,

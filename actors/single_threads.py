@@ -42,6 +42,7 @@ class SingleThreads:
                 started = threading.Barrier(threads + 1)
 
                 def start() -> None:
+                    torch.get_num_threads()  # the first call in a thread undoes what was set before
                     torch.set_num_threads(1)
                     started.wait()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors import attention
+from actors.capped_attention import AttentionRule
 from actors.packing import PackedBatch, pack
 
 HEADS, HEAD_DIM = 3, 8
@@ -97,6 +100,71 @@ def test_packed_attention_of_a_passage_ignores_all_others(
     )
     assert torch.equal(after[:, own], before[:, own])
     assert after[:, foreign].isnan().all()
+
+
+FULL = AttentionRule(causal=False, window=None, softcap=None, scale=0.4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=LENGTHS, seed=st.integers(0, 2**31))
+def test_attend_of_first_tokens_only_equals_their_rows_of_all(
+    lengths: list[int], seed: int
+) -> None:
+    packed = packed_of(lengths)
+    query, key, value = (x[0].transpose(0, 1) for x in random_qkv(sum(lengths), seed, strided=True))
+    expected = attention.attend(query, key, value, packed, FULL)[packed.firsts_N]
+    found = attention.attend(query[packed.firsts_N], key, value, packed, FULL, first_only=True)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert found.is_contiguous()
+
+
+@pytest.mark.parametrize("change", [{"causal": True}, {"window": 2}, {"softcap": 1.0}], ids=str)
+def test_attend_of_first_tokens_by_a_rule_that_is_not_full_refused(change: dict[str, Any]) -> None:
+    qkv = torch.zeros(3, HEADS, HEAD_DIM)
+    rule = dataclasses.replace(FULL, **change)
+    with pytest.raises(NotImplementedError, match="first tokens"):
+        attention.attend(qkv[:1], qkv, qkv, packed_of([3]), rule, first_only=True)
+
+
+def varlen_by_hand(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_queries: torch.Tensor,
+    cu_keys: torch.Tensor,
+    max_queries: int,
+    max_keys: int,
+    *,
+    scale: float,
+    window_size: tuple[int, int],
+) -> torch.Tensor:
+    """What torch's kernel says of itself; it runs on CUDA only."""
+    assert cu_queries.dtype == cu_keys.dtype == torch.int32
+    assert len(cu_queries) == len(cu_keys)
+    assert (cu_queries[-1], cu_keys[-1]) == (len(query), len(key))
+    assert (max_queries, max_keys) == (cu_queries.diff().max(), cu_keys.diff().max())
+    assert window_size == (-1, -1)
+    found = []
+    for at in range(len(cu_queries) - 1):
+        q = query[cu_queries[at] : cu_queries[at + 1]].transpose(0, 1)
+        k, v = (x[cu_keys[at] : cu_keys[at + 1]].transpose(0, 1) for x in (key, value))
+        found.append(((q @ k.transpose(-1, -2) * scale).softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("first_only", [False, True], ids=["all", "first"])
+@pytest.mark.parametrize("lengths", [[1], [3, 3, 1], [1, 9, 2, 2]], ids=str)
+def test_attend_tells_flash_attention_where_queries_and_keys_lie(
+    lengths: list[int], first_only: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = packed_of(lengths)
+    query, key, value = (x[0].transpose(0, 1) for x in random_qkv(sum(lengths), 0, strided=True))
+    query = query[packed.firsts_N] if first_only else query
+    expected = attention.attend(query, key, value, packed, FULL, first_only=first_only)
+    monkeypatch.setattr(attention, "_has_flash", lambda _: True)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_by_hand)
+    found = attention.attend(query, key, value, packed, FULL, first_only=first_only)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_packed_attention_with_a_mask_refused() -> None:

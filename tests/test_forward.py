@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.config import OUTPUTS
+from actors.config import OUTPUTS, Output
 from actors.forward import Forward, WindowVectors
 from actors.heads import OutputHeads
 from actors.packing import PackedBatch
@@ -54,7 +54,12 @@ def identity_heads() -> OutputHeads:
     )
 
 
-def run(lengths: list[int], max_batch_tokens: int, threads: int) -> tuple[Recorder, WindowVectors]:
+def run(
+    lengths: list[int],
+    max_batch_tokens: int,
+    threads: int,
+    outputs: Collection[Output] = OUTPUTS,
+) -> tuple[Recorder, WindowVectors]:
     torch.set_num_threads(threads)
     backbone = Recorder()
     forward = Forward(
@@ -66,7 +71,7 @@ def run(lengths: list[int], max_batch_tokens: int, threads: int) -> tuple[Record
     )
     offsets = np.cumsum([0, *lengths]) + 3
     values = np.arange(offsets[-1], dtype=np.int32) + 1
-    return backbone, forward(values, offsets, OUTPUTS)
+    return backbone, forward(values, offsets, outputs)
 
 
 @settings(max_examples=40, deadline=None)
@@ -93,6 +98,21 @@ def test_forward_puts_each_token_where_it_belongs(
     assert all(n == 1 or tokens <= max_batch_tokens for n, tokens in backbone.batches)
 
 
+@settings(max_examples=20, deadline=None)
+@given(lengths=LENGTHS, max_batch_tokens=st.integers(1, 3000))
+def test_forward_of_dense_alone_equals_dense_of_all(
+    lengths: list[int], max_batch_tokens: int
+) -> None:
+    """By a backbone that knows no first states; those that do: test_packed_bert.py."""
+    _, some = run(lengths, max_batch_tokens, 2, {"dense"})
+    _, every = run(lengths, max_batch_tokens, 2)
+    assert some.vectors.dense_ND is not None
+    assert every.vectors.dense_ND is not None
+    assert torch.equal(some.vectors.dense_ND, every.vectors.dense_ND)
+    assert torch.equal(some.vectors.finite_N, every.vectors.finite_N)
+    assert some.failures == every.failures
+
+
 @pytest.mark.parametrize(
     ("tokens", "threads", "batches"),
     [
@@ -112,3 +132,15 @@ def test_forward_gives_each_thread_as_many_micro_batches(
     assert len(backbone.batches) == batches
     sizes = [size for _, size in backbone.batches]
     assert max(sizes) - min(sizes) <= 16 * batches
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_forward_of_mixed_lengths_gives_all_threads_as_many_and_the_longest_first(
+    threads: int,
+) -> None:
+    lengths = [20, 512, 300] * 40
+    backbone, _ = run(lengths, 2048, threads)
+    assert len(backbone.batches) % threads == 0
+    rows, tokens = backbone.batches[0]
+    assert tokens == 512 * rows
+    assert backbone.batches[-1][1] > 1500  # no small one is left over

@@ -129,6 +129,45 @@ def test_output_heads_not_finite_token_marks_its_passage_only(
     assert finite_N.tolist() == [other != row for other in range(len(lengths))]
 
 
+@pytest.mark.parametrize("value", [1.0, float("nan"), 70_000.0])
+def test_output_heads_of_first_states_equal_dense_of_all_states(value: float) -> None:
+    lengths = [2, 1, 4]
+    hidden_TH, packed = random_hidden(lengths, seed=2), packed_of(lengths)
+    hidden_TH[2, 3] = value  # the first and only state of the second passage
+    options = {"truncate_dim": 5, "normalize": False, "vector_dtype": torch.float16}
+    head = OutputHeads(LINEARS, hidden_size=HIDDEN, pooling="cls", **options)
+    found = head.of_first(hidden_TH[packed.firsts_N])
+    expected = head(hidden_TH, packed, {"dense"})
+    torch.testing.assert_close(found.dense_ND, expected.dense_ND, rtol=0, atol=0, equal_nan=True)
+    assert found.finite_N.tolist() == expected.finite_N.tolist() == [True, value == 1, True]
+    assert found.sparse_T is found.colbert_TD is None
+
+
+@pytest.mark.parametrize(
+    ("pooling", "outputs", "need"),
+    [
+        ("cls", ("dense",), True),
+        ("cls", ("dense", "sparse"), False),
+        ("cls", ("colbert",), False),
+        ("cls", (), False),
+        ("mean", ("dense",), False),
+        ("last_token", ("dense",), False),
+    ],
+)
+def test_output_heads_need_first_states_only_for_dense_of_them(
+    pooling: Any, outputs: tuple[Any, ...], need: bool
+) -> None:
+    head = OutputHeads(
+        LINEARS,
+        hidden_size=HIDDEN,
+        pooling=pooling,
+        normalize=True,
+        truncate_dim=None,
+        vector_dtype=torch.float32,
+    )
+    assert head.need_first_only(outputs) is need
+
+
 def test_output_heads_overflow_of_the_stored_type_marks_its_passage() -> None:
     hidden_TH = torch.ones(4, HIDDEN)
     hidden_TH[2] = 70_000.0  # finite in float32, infinite in float16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,11 +49,12 @@ def ours_of(name: str, dtype: torch.dtype, onednn: bool) -> PackedBert:
     return ours
 
 
-def packed(name: str, lengths: list[int]) -> PackedBatch:
+def packed(name: str, lengths: list[int], token_types: np.ndarray | None = None) -> PackedBatch:
     values = np.random.default_rng(sum(lengths)).integers(5, 200, sum(lengths), dtype=np.int32)
     files = files_of(name)
     first = files.family.first_position(files.config)
-    return pack(values, np.cumsum([0, *lengths]), first_position=first, device=CPU)
+    offsets = np.cumsum([0, *lengths])
+    return pack(values, offsets, first_position=first, device=CPU, token_types=token_types)
 
 
 @pytest.mark.parametrize("onednn", [True, False], ids=["onednn", "plain"])
@@ -75,6 +77,64 @@ def test_packed_bert_equals_transformers(name: str, dtype: torch.dtype, onednn: 
             torch.testing.assert_close(ours, same_type, rtol=0, atol=1e-5)
 
     check()
+
+
+@pytest.mark.parametrize("onednn", [True, False], ids=["onednn", "plain"])
+@pytest.mark.parametrize("dtype", SMALLEST_COSINE, ids=str)
+@pytest.mark.parametrize("name", ["bge-small-en-v1.5", "bge-m3"])
+def test_first_states_equal_those_of_all_tokens(
+    name: str, dtype: torch.dtype, onednn: bool
+) -> None:
+    @settings(max_examples=10, deadline=None)
+    @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=8))
+    def check(lengths: list[int]) -> None:
+        batch, ours = packed(name, lengths), ours_of(name, dtype, onednn)
+        with torch.inference_mode():
+            expected = ours(batch)[batch.firsts_N].float()
+            found = ours.first_states(batch)
+        assert found.dtype == dtype
+        assert found.shape == (len(lengths), expected.shape[1])
+        cosines = torch.cosine_similarity(found.float(), expected, dim=1)
+        assert cosines.min() > SMALLEST_COSINE[dtype]
+        if dtype == torch.float32:
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+    check()
+
+
+def test_first_states_of_token_types_and_one_layer_equal_those_of_all_tokens() -> None:
+    model: Any = copy.deepcopy(model_of("bge-small-en-v1.5", torch.float32))
+    model.encoder.layer = model.encoder.layer[:1]
+    model.embeddings.token_type_embeddings.weight.normal_(
+        generator=torch.Generator().manual_seed(0)
+    )
+    ours = PackedBert(model)
+    types = np.arange(16) % 5 > 2
+    batch = packed("bge-small-en-v1.5", [1, 7, 7, 1], types)
+    with torch.inference_mode():
+        expected = ours(batch)[batch.firsts_N]
+        torch.testing.assert_close(ours.first_states(batch), expected, rtol=0, atol=1e-5)
+
+
+def test_first_states_are_all_that_the_last_layer_computes() -> None:
+    class Watched:
+        """A last matmul that notes how many tokens it is for."""
+
+        def __init__(self, inner: linear.Linear) -> None:
+            self.inner, self.tokens = inner, list[int]()
+
+        def plus(self, x_TI: torch.Tensor, residual_TO: torch.Tensor) -> torch.Tensor:
+            self.tokens.append(len(x_TI))
+            return self.inner.plus(x_TI, residual_TO)
+
+    ours = copy.copy(ours_of("bge-m3", torch.float32, onednn=False))
+    watched: Any = Watched(ours._last.down)
+    ours._last = dataclasses.replace(ours._last, down=watched)
+    batch = packed("bge-m3", [3, 1, 5])
+    with torch.inference_mode():
+        ours.first_states(batch)
+        ours(batch)
+    assert watched.tokens == [3, 9]
 
 
 def test_packed_bert_takes_the_weights_and_leaves_no_second_copy() -> None:

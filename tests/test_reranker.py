@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 
 from actors.errors import EncodeError, ModelError
 from actors.packing import pack
+from actors.rerank import scorers
 from actors.rerank.checkpoint import resolve_reranker
 from actors.rerank.compression import Spans, compressed
 from actors.rerank.records import RERANKERS, reranker_record
@@ -73,6 +74,18 @@ def test_scores_equal_flag_embeddings(key: str) -> None:
     expected = np.array(EXPECTED[key])  # of several layers: a list a layer
     np.testing.assert_allclose(scores.T, expected, rtol=1e-5, atol=1e-5)
     assert scores.dtype == np.float32
+
+
+def test_scores_by_transformers_own_layers_equal_flag_embeddings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As of an encoder whose layers are none of ours."""
+    monkeypatch.setattr(scorers, "can_take", lambda model: False)
+    config = RerankerConfig(
+        name=str(MODELS / NAMES["encoder"]), max_length=96, dtype="float32", device="cpu"
+    )
+    scores = load_reranker(config).score(PAIRS)
+    np.testing.assert_allclose(scores, EXPECTED["reranker.scores"], rtol=1e-5, atol=1e-5)
 
 
 def test_token_ids_of_pairs_equal_flag_embeddings() -> None:

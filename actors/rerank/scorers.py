@@ -15,7 +15,7 @@ import torch
 from actors import backbone
 from actors.errors import ModelError
 from actors.families import FAMILIES
-from actors.forward import Backbone
+from actors.forward import Backbone, first_states
 from actors.packed_bert import PackedBert, can_take
 from actors.packing import PackedBatch
 from actors.rerank.checkpoint import RerankerFiles
@@ -48,11 +48,13 @@ def encoder_scorer(files: RerankerFiles, dtype: torch.dtype, device: torch.devic
         return lambda packed, _: backbone.padded(model, packed).logits.view(-1, 1)
     base = model.base_model
     states = _states(files, base)
-    pooler = getattr(base, "pooler", None)
+    # In float32: half precision would round near scores to the same one.
+    pooler, classifier = getattr(base, "pooler", None), model.classifier.float()
+    pooler = pooler and pooler.float()
 
     def score(packed: PackedBatch, _: Spans) -> torch.Tensor:
-        first_N1H = states(packed)[packed.cu_seqlens[:-1].long()][:, None]
-        logits: torch.Tensor = model.classifier(pooler(first_N1H) if pooler else first_N1H)
+        first_N1H = first_states(states, packed).float()[:, None]
+        logits: torch.Tensor = classifier(pooler(first_N1H) if pooler else first_N1H)
         return logits.view(-1, 1)
 
     return score
