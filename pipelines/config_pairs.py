@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from actors.encoded import SCORE
 from actors.rerank.config import RerankerConfig
 from pipelines.config import AnyRunConfig, absolute_model
-from pipelines.config_sections import OUTPUT_COLUMNS, Columns, SourceConfig
+from pipelines.config_base import Count, Share
+from pipelines.config_sections import OUTPUT_COLUMNS, Columns, SliceConfig, SourceConfig
 
 
 class PairColumns(Columns):
@@ -22,14 +23,16 @@ class PairColumns(Columns):
     """Copied into every output row, as metadata is."""
     text: str = "passage"
     """The passage; `text` in the output."""
+    title: str | None = None
+    """Kept beside each passage, not scored with it; there are no titles when not given."""
 
     @model_validator(mode="after")
     def _check_query(self) -> PairColumns:
         for name in self.copied:
             if name in (*OUTPUT_COLUMNS, SCORE) or self.copied.count(name) > 1:
                 raise ValueError(
-                    f"query, metadata: expected names no output column has already, each once, "
-                    f"got {name!r}"
+                    f"a query and metadata under names no output column has already, each once, "
+                    f"not {name!r}"
                 )
         return self
 
@@ -37,6 +40,11 @@ class PairColumns(Columns):
     def copied(self) -> tuple[str, ...]:
         """The query and the metadata."""
         return (self.query, *self.metadata)
+
+    @property
+    def copied_strings(self) -> tuple[str, ...]:
+        """The query."""
+        return (self.query,)
 
     @property
     def strings(self) -> dict[str, str | None]:
@@ -48,6 +56,24 @@ class PairSourceConfig(SourceConfig):
     """The pairs: files on this machine or anywhere fsspec reads (s3://, gs://, az://, https://)."""
 
     columns: PairColumns = PairColumns()
+    limit: Count | None = None
+    """Only the first N pairs in plan order."""
+
+    @field_validator("format")
+    @classmethod
+    def _check_format(cls, name: str) -> str:
+        if name in ("text", "lines"):
+            raise ValueError("a format with columns, a query and a passage among them")
+        return name
+
+
+class PairSliceConfig(SliceConfig):
+    """The unit of work, retry, commit and resume: cut at whichever limit comes first."""
+
+    documents: Count = 1000
+    """At most so many pairs; a slice never spans two row groups of the source."""
+    max_tokens: Count | None = None
+    """The pair that reaches so many tokens is a slice's last; when not given: 1,048,576."""
 
 
 class PairsConfig(AnyRunConfig):
@@ -55,6 +81,12 @@ class PairsConfig(AnyRunConfig):
 
     source: PairSourceConfig
     reranker: RerankerConfig
+    slice: PairSliceConfig = PairSliceConfig()
+    max_reject_fraction: Share = 0.01
+    """A run with a larger share of rejected pairs is not committed; nothing it did is lost."""
+    allow_unreadable_units: bool = False
+    """Commit without the units (row groups, files, byte ranges) that cannot be read; each is a
+    reject, and is tried again by --replay-rejects."""
 
     def with_absolute_paths(self) -> PairsConfig:
         """As `AnyRunConfig`'s; also of the reranker."""

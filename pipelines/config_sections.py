@@ -47,6 +47,11 @@ class Columns(Section):
         return self.metadata
 
     @property
+    def copied_strings(self) -> tuple[str, ...]:
+        """Those of them that must hold strings, and come out as strings."""
+        return ()
+
+    @property
     def by_key(self) -> dict[str, str | None]:
         """The columns by the keys that name them."""
         named = {f"metadata[{i}]": name for i, name in enumerate(self.metadata)}
@@ -108,14 +113,15 @@ class SourceConfig(Section):
 
 
 class IndexConfig(Section):
-    """Where the vectors go and how they are stored."""
+    """Where the result goes and how it is stored."""
 
     uri: str
     """The folder to write: a local path, s3://, gs://, az:// or abfs://."""
     store_text: bool = True
     """Keep each passage's text in the index."""
     colbert_storage: Literal["values", "bytes"] = "values"
-    """"values": readable by every Parquet reader; "bytes": raw fp16, many times faster to write."""
+    """Of ColBERT vectors. "values": readable by every Parquet reader; "bytes": raw fp16, many times
+    faster to write."""
     storage_options: dict[str, Any] = Field(default_factory=dict)
     """Passed to fsspec (keys, endpoint); never stored with the index."""
 

@@ -22,6 +22,7 @@ from pipelines.listing import Listing
 from pipelines.records import Manifest
 from pipelines.request import Request, differences
 from pipelines.source import Source, Unit
+from pipelines.space import check_vectors
 from pipelines.storage import Store
 from pipelines.supersede import newest_places
 from pipelines.tasks import Task
@@ -88,7 +89,7 @@ def live_number(store: Store) -> int:
     """The live generation.
 
     Raises:
-        IndexStateError: there is none.
+        IndexStateError: there is none, or one of scores.
     """
     number = live_generation(store)
     if number is None:
@@ -96,6 +97,7 @@ def live_number(store: Store) -> int:
             f"{store.uri}: expected a committed index to bring up to date, found none.",
             "Run python -m pipelines.embed_corpus first.",
         )
+    check_vectors(read_manifest(store, number), store.uri)
     return number
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from actors.encoded import SCORE
 from pipelines.busy import encoder_busy
 from pipelines.done_records import read_done
 from pipelines.estimate_text import byte_count
@@ -97,11 +98,12 @@ class RunReport:
         """The run in numbers."""
         counts, report = self.manifest.counts, self.report
         rejects = sum(counts.rejects.values())
+        both = [("documents", counts.documents), ("passages", counts.passages)]
+        counted = [("pairs", counts.passages)] if self._of_pairs else both
         items = [
-            ("documents", f"{counts.documents:,}"),
-            ("passages", f"{counts.passages:,}"),
+            *((name, f"{count:,}") for name, count in counted),
             ("tokens", f"{counts.tokens:,}"),
-            ("truncated passages", _of(counts.truncated, counts.passages)),
+            (f"truncated {counted[-1][0]}", _of(counts.truncated, counts.passages)),
             ("rejects", f"{rejects:,}"),
         ]
         if "bytes" in report:
@@ -217,13 +219,18 @@ class RunReport:
         """What is not in the index, by its code."""
         counts = self.manifest.counts
         if not counts.rejects:
-            return Note("Every document is in the index.")
+            return Note(f"Every {'pair' if self._of_pairs else 'document'} is in the index.")
         total = counts.live_documents + sum(counts.rejects.values())
         rows = [
             [code, count, _share(count, total), "for now" if code in FOR_NOW else "yes"]
             for code, count in sorted(counts.rejects.items(), key=lambda item: -item[1])
         ]
         return Table(["code", "rows", "of all", "final"], rows)
+
+    @property
+    def _of_pairs(self) -> bool:
+        """A pair is a document of one passage: one number says both."""
+        return SCORE in self.manifest.outputs
 
     def made_with(self) -> Table:
         """Model, configuration and versions."""

@@ -42,7 +42,7 @@ def read_space(
     """The live generation's, or one by its number.
 
     Raises:
-        IndexStateError: nothing is committed there. StorageError: it cannot be read.
+        IndexStateError: nothing is committed there, or scores. StorageError: it cannot be read.
     """
     store = open_store(uri, storage_options)
     if generation is None:
@@ -53,11 +53,7 @@ def read_space(
             "Run python -m pipelines.embed_corpus first, or leave index out.",
         )
     manifest = read_manifest(store, generation)
-    if SCORE in manifest.outputs:
-        raise IndexStateError(
-            f"{uri}: expected an index of vectors, found scores of pairs.",
-            "open_index(uri) reads them; there is nothing in it to search.",
-        )
+    check_vectors(manifest, uri)
     plan = load_plan(store, manifest.run_id)
     if plan is None:
         raise IndexStateError(
@@ -65,6 +61,19 @@ def read_space(
         )
     run = parse_config(plan.config, where=f"{uri}, run {manifest.run_id}")
     return IndexSpace(uri=uri, manifest=manifest, run=run, parts=plan.request["model"])
+
+
+def check_vectors(manifest: Manifest, uri: str) -> None:
+    """Whether a generation can be searched at all.
+
+    Raises:
+        IndexStateError: it holds scores of pairs.
+    """
+    if SCORE in manifest.outputs:
+        raise IndexStateError(
+            f"{uri}: expected an index of vectors, found scores of pairs.",
+            "open_index(uri) reads them; they are neither searched nor re-indexed.",
+        )
 
 
 def check_same_space(space: IndexSpace, model: ModelConfig, dtype: str | None = None) -> None:

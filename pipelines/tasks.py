@@ -95,11 +95,23 @@ def _live(store: Store, request: Request) -> tuple[Manifest | None, Plan | None]
     if number is None:
         return None, None
     live = read_manifest(store, number)
+    _check_kind(store, live, request)
     plan = load_plan(store, live.run_id)
     differences = request.differences(plan.request) if plan else ["its plan is gone"]
     if differences:
         raise _differs(store, number, differences)
     return live, plan
+
+
+def _check_kind(store: Store, live: Manifest, request: Request) -> None:
+    kinds = ("vectors of passages", "scores of pairs")
+    made, held = (kinds[SCORE in outputs] for outputs in (request.parts["outputs"], live.outputs))
+    if made != held:
+        raise IndexStateError(
+            f"{store.uri}: expected {made}, which this run makes, found {held} (generation "
+            f"{live.generation}).",
+            "Use another index.uri; --fresh starts over beside it.",
+        )
 
 
 def _differs(store: Store, number: int, differences: Sequence[str]) -> IndexStateError:

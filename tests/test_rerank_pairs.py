@@ -19,12 +19,18 @@ from actors.errors import EmbedError, IndexStateError, SourceError
 from actors.pair_scorer import PairScorer
 from actors.reranker import load_reranker
 from pipelines.compact_index import app as compact
-from pipelines.config import parse_as, read_yaml
+from pipelines.config import RunConfig, parse_as, read_yaml
 from pipelines.config_docs import markdown
 from pipelines.config_pairs import _INTRO, PairsConfig
 from pipelines.done_records import read_done
+from pipelines.embed_corpus import embed_corpus
+from pipelines.evaluation.evaluate import modes_of
+from pipelines.html_report import Note
 from pipelines.index import open_index
+from pipelines.permit import Permit
+from pipelines.reindex import reindex
 from pipelines.rerank_pairs import app, rerank_pairs
+from pipelines.run_report import read_run
 from pipelines.space import read_space
 from pipelines.storage import open_store
 from pipelines.verify_index import verify
@@ -176,6 +182,98 @@ def test_jsonl_and_compacted_scores_are_the_same_rows(make: Make, tmp_path: Path
     assert open_index(config.index.uri).to_table().sort_by("doc_id") == before
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.large_string(),
+        pa.string_view(),
+        pa.dictionary(pa.int32(), pa.string()),
+        pa.dictionary(pa.int8(), pa.large_string()),
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("without_ray")
+def test_query_of_every_type_of_text_comes_out_as_strings(
+    make: Make, tmp_path: Path, kind: pa.DataType
+) -> None:
+    queries = pa.array(["a", None, "", "a"]).cast(kind)
+    table = pa.table({"passage": pa.array(["x", "y", "z", "x"]).cast(kind), "query": queries})
+    pq.write_table(table, tmp_path / "typed.parquet")
+    config = make(tmp_path / "typed.parquet")
+    rerank_pairs(config)
+    assert open_index(config.index.uri).schema.field("query").type == pa.string()
+    found = [(row["query"], row["text"]) for row in rows_of(config)]
+    assert found == [("a", "x"), ("", "z"), ("a", "x")]
+    assert rejects_of(config) == [(1, "null_query")]
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_files_of_a_folder_may_write_their_queries_in_different_types(
+    make: Make, tmp_path: Path
+) -> None:
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    kinds = [pa.large_string(), pa.string(), pa.dictionary(pa.int32(), pa.string()), pa.null()]
+    for number, kind in enumerate(kinds):
+        queries = pa.nulls(1) if kind == pa.null() else pa.array(["q"]).cast(kind)
+        table = pa.table({"query": queries, "passage": [str(number)]})
+        pq.write_table(table, folder / f"{number}.parquet")
+    config = make(folder)
+    manifest = rerank_pairs(config)
+    assert (manifest.counts.documents, manifest.counts.rejects) == (3, {"null_query": 1})
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_query_of_jsonl_that_is_no_string_is_a_reject_as_a_passage_is(
+    make: Make, tmp_path: Path
+) -> None:
+    path = tmp_path / "pairs.jsonl"
+    queries: list[Any] = ["a", 1, ["a"], {"a": 1}, None, "", True]
+    lines = [{"query": query, "passage": "x"} for query in queries] + [{"passage": "x"}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = make(path)
+    assert rerank_pairs(config).counts.rejects == {"bad_record": 4, "null_query": 2}
+    assert [row["query"] for row in rows_of(config)] == ["a", ""]
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_passages_are_left_out_where_texts_are_not_to_be_stored(make: Make) -> None:
+    config = make(many(6), index={"store_text": False})
+    rerank_pairs(config)
+    index = open_index(config.index.uri)
+    assert "text" not in index.schema.names
+    assert index.to_table()["query"].to_pylist() == [row["query"] for row in many(6)]
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_report_of_a_run_counts_pairs(make: Make) -> None:
+    config = make(many(6))
+    rerank_pairs(config)
+    run = read_run(config.index.uri)
+    assert ("pairs", "6") in run.facts().items
+    assert not {"documents", "passages"} & {name for name, _ in run.facts().items}
+    assert run.rejects() == Note("Every pair is in the index.")
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_pairs_and_scores_may_lie_on_s3(
+    make: Make, s3_bucket: tuple[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    uri, options = s3_bucket
+    store = open_store(uri, options)
+    pq.write_table(pa.Table.from_pylist(many(12)), tmp_path / "pairs.parquet")
+    store.upload(tmp_path / "pairs.parquet", "pairs.parquet")
+    place = {"uri": f"{uri}/scores", "storage_options": options}
+    source = {"uri": f"{uri}/pairs.parquet", "storage_options": options}
+    config = make(many(12), source=source, index=place)
+    assert rerank_pairs(config).counts.documents == 12
+    assert rerank_pairs(config).generation == 1  # all is done
+    found = open_index(place["uri"], options).to_table()
+    assert found["text"].to_pylist() == [row["passage"] for row in many(12)]
+    rerank_pairs(make(many(12)))
+    assert found["score"] == open_index(str(tmp_path / "scores")).to_table()["score"]
+
+
 # Where it breaks
 
 
@@ -281,11 +379,43 @@ def test_other_pairs_or_another_reranker_are_refused_over_committed_scores(make:
 
 
 @pytest.mark.usefixtures("without_ray")
-def test_scores_are_no_index_to_search(make: Make) -> None:
+def test_scores_are_no_index_to_search_evaluate_or_reindex(make: Make, tmp_path: Path) -> None:
     config = make(many(2))
     rerank_pairs(config)
-    with pytest.raises(IndexStateError, match="expected an index of vectors, found scores"):
+    vectors = vectors_over(config.index.uri, tmp_path)
+    refused = pytest.raises(IndexStateError, match="expected an index of vectors, found scores")
+    with refused:
         read_space(config.index.uri)
+    with refused:
+        modes_of(vectors, open_index(config.index.uri))
+    with refused:
+        reindex(vectors, permit=Permit(yes=True))
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_runs_of_one_kind_are_refused_over_the_results_of_the_other(
+    make: Make, tmp_path: Path
+) -> None:
+    scores = make(many(2))
+    rerank_pairs(scores)
+    with pytest.raises(IndexStateError, match=r"expected vectors of passages, .* found scores"):
+        embed_corpus(vectors_over(scores.index.uri, tmp_path))
+    vectors = vectors_over(str(tmp_path / "vectors"), tmp_path)
+    embed_corpus(vectors)
+    with pytest.raises(IndexStateError, match=r"expected scores of pairs, .* found") as refused:
+        rerank_pairs(make(many(2), index={"uri": vectors.index.uri}))
+    assert "reindex" not in str(refused.value)
+
+
+def vectors_over(uri: str, folder: Path) -> RunConfig:
+    """A run that would embed documents into a place."""
+    pq.write_table(pa.table({"id": ["1"], "text": ["a"]}), folder / "documents.parquet")
+    raw = {
+        "source": {"uri": str(folder / "documents.parquet")},
+        "index": {"uri": uri},
+        "model": {"name": "builtin:tiny-m3", "device": "cpu"},
+    }
+    return parse_as(RunConfig, raw, "test")
 
 
 # The command
@@ -296,7 +426,9 @@ def test_scores_are_no_index_to_search(make: Make) -> None:
     [
         (["model.name=x"], "unknown key 'model'"),
         (["reranker.name=builtin:tiny-m3"], "expected a reranker, found XLMRobertaModel"),
-        (["source.columns.query=text"], "expected names no output column has already"),
+        (["source.columns.query=text"], "expected a query and metadata under names no output"),
+        (["source.columns.metadata=[query]"], "expected a query and metadata under names"),
+        (["source.format=lines"], "source.format: expected a format with columns"),
         (["reranker.max_length=9999"], "reranker.max_length: expected at most"),
     ],
 )

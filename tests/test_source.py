@@ -350,6 +350,18 @@ def test_read_texts_become_strings(tmp_path, kind):
     assert read["text"].to_pylist() == read["title"].to_pylist() == ["yes", None, "no", "yes"] * 50
 
 
+@pytest.mark.parametrize(
+    ("kind", "copied"), [(pa.string_view(), pa.string()), (pa.binary_view(), pa.binary())], ids=str
+)
+def test_read_metadata_of_views_become_what_can_be_filtered(tmp_path, kind, copied):
+    words = pa.array(["yes", None, "no"]).cast(copied)
+    data = pa.table({"id": ["1", "2", "3"], "text": ["a", "b", "c"], "tag": words.cast(kind)})
+    source = source_of(write(tmp_path / "a.parquet", data), columns={"metadata": ["tag"]})
+    read = read_all(source, only_unit(source))
+    assert read["tag"].combine_chunks() == words
+    assert source.no_documents(only_unit(source)).table.schema == read.schema
+
+
 def test_no_documents_has_the_types_of_read(tmp_path):
     data = pa.table(
         {

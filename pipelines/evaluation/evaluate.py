@@ -36,6 +36,7 @@ from pipelines.evaluation.results import DatasetFacts, Evaluation, IndexFacts, e
 from pipelines.index import Index
 from pipelines.search.answers import RERANK
 from pipelines.search.searcher import outputs_for
+from pipelines.space import check_vectors
 
 BM25 = "bm25"
 
@@ -85,8 +86,9 @@ def modes_of(config: RunConfig, index: Index) -> tuple[Mode, ...]:
     """The modes to search, as configured or all there are.
 
     Raises:
-        IndexStateError: one that the index's vectors do not allow.
+        IndexStateError: one that the index's vectors do not allow, or it holds scores.
     """
+    check_vectors(index.info, index.store.uri)
     outputs = index.info.outputs
     own: tuple[Mode, ...] = tuple(m for m in ("dense", "sparse", "colbert") if m in outputs)
     modes = config.evaluate.modes or (*own, *(("hybrid", "rrf") if len(own) > 1 else ()))

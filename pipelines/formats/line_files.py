@@ -109,9 +109,13 @@ class JsonLines(LineFiles):
             detail = f"byte {offset}: {columns.id}: expected a string or an integer, found {found}"
             return Record(None, fault=("bad_record", detail))
         text = _at(value, columns.text)
-        if text is not None and not isinstance(text, str):
-            found = "no such field" if text is _ABSENT else type(text).__name__
-            detail = f"byte {offset}: {columns.text}: expected a string, found {found}"
+        for name in (columns.text, *columns.copied_strings):
+            found = _at(value, name)
+            # Without one of the others it may be a document: that is not for a format to say.
+            if isinstance(found, str | None) or (found is _ABSENT and name != columns.text):
+                continue
+            what = "no such field" if found is _ABSENT else type(found).__name__
+            detail = f"byte {offset}: {name}: expected a string, found {what}"
             return Record(doc_id, fault=("bad_record", detail))
         title = _as_text(_at(value, columns.title)) if columns.title else None
         return Record(

@@ -47,6 +47,7 @@ class ParquetFiles:
                 present[column] = kind
         check_present(self._config, present, file.path)
         self._check_types(present, file.path)
+        present = {name: self._copied_as(name, kind) for name, kind in present.items()}
         pieces, first = [], 0
         for group in range(metadata.num_row_groups):
             rows = metadata.row_group(group).num_rows
@@ -91,7 +92,17 @@ class ParquetFiles:
             "text": _column_at(table, columns.text).cast(pa.string()),
             "title": title.cast(pa.string()),
         }
-        return pa.table(fields | {name: _column_at(table, name) for name in columns.copied})
+        return pa.table(fields | {name: self._copied(table, name) for name in columns.copied})
+
+    def _copied(self, table: pa.Table, name: str) -> pa.ChunkedArray:
+        column = _column_at(table, name)
+        return column.cast(self._copied_as(name, column.type))
+
+    def _copied_as(self, name: str, kind: pa.DataType) -> pa.DataType:
+        """The type in the index: pyarrow can neither filter nor take from views."""
+        if name in self._columns.copied_strings or pa.types.is_string_view(kind):
+            return pa.string()
+        return pa.binary() if pa.types.is_binary_view(kind) else kind
 
     def _check_types(self, present: dict[str, pa.DataType], path: str) -> None:
         for key, name in self._columns.strings.items():
