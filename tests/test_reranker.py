@@ -188,6 +188,10 @@ def test_bad_pair_has_no_score_and_spoils_no_other() -> None:
             "reranker.query_max_length: expected less than 508",
         ),
         (
+            {"name": str(MODELS / NAMES["encoder"]), "max_length": 3},
+            "reranker.max_length: expected 6 or more",
+        ),
+        (
             {"name": str(MODELS / NAMES["layerwise"]), "cutoff_layers": (1,)},
             "expected layers from 2 to 4",
         ),

@@ -73,6 +73,11 @@ class EncoderPairs:
         self.shape = PairShape(self._template.types, len(self._template.parts[2]))
         self._query_limit, self._limit = _limits(config)
         room = self._limit - self._template.special
+        if room < _LEAST_ROOM:
+            raise ModelError(
+                f"reranker.max_length: expected {self._template.special + _LEAST_ROOM} or more "
+                f"({self._template.special} of them special tokens), got {self._limit}."
+            )
         if self._query_limit >= room:
             raise ModelError(
                 f"reranker.query_max_length: expected less than {room} (max_length less "
@@ -144,6 +149,9 @@ class _Texts:
             [prefix + text for text in different], add_special_tokens=False
         )
         return {text: encoding.ids for text, encoding in zip(different, found, strict=True)}
+
+
+_LEAST_ROOM = 2  # a token of the query and one of the passage
 
 
 @dataclass(frozen=True)
