@@ -152,6 +152,7 @@ class ModelRecord(Record):
     name: str
     revision: str | None
     dim: int
+    """Of dense vectors; of a reranker: scores of a pair."""
     colbert_dim: int | None
     max_length: int
     pooling: str
