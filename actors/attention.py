@@ -65,8 +65,9 @@ def attend(
     """Attention over one packed micro-batch, by the kernel its device and type have.
 
     query: [T, heads, head_dim], key and value: [T, key heads, head_dim]. Returns query's shape,
-    contiguous. `first_only`: queries [N, heads, head_dim] of each passage's first token alone, by
-    a rule that lets it see all of its passage.
+    contiguous. On a CPU there may be rows of no passage behind those of `packed`; theirs are zeros.
+    `first_only`: queries [N, heads, head_dim] of each passage's first token alone, by a rule that
+    lets it see all of its passage.
     """
     if first_only and (rule.causal, rule.window, rule.softcap) != (False, None, None):
         raise NotImplementedError(f"attention of first tokens to all others, not by {rule}")
@@ -146,10 +147,14 @@ def _attend_runs(
             for x in (query_THD[queries], key_TKD[tokens], value_TKD[tokens])
         )
         if rule.softcap is None and (rule.window is None or length <= rule.window):
+            mask = None
+            if _tail_costs(length, rule, q):
+                k, v, mask = _with_whole_vectors(k, v)
             attended = F.scaled_dot_product_attention(
                 q,
                 k,
                 v,
+                attn_mask=mask,
                 scale=rule.scale,
                 is_causal=rule.causal and length > 1,
                 enable_gqa=q.shape[1] != k.shape[1],
@@ -158,7 +163,44 @@ def _attend_runs(
             attended = attend_capped(q, k, v, rule)
         shape = (passages, -1, *query_THD.shape[1:])
         out_THD[queries].view(shape).copy_(attended.transpose(1, 2))
+    out_THD[asked:] = 0
     return out_THD
+
+
+_LANES = 16
+_COSTLY_TAIL = 6
+
+
+def _tail_costs(length: int, rule: AttentionRule, query: torch.Tensor) -> bool:
+    """Whether scores of so many keys are computed faster with masked ones behind them.
+
+    torch's kernel for a CPU takes scores by vectors and what is left at the end of a row one by
+    one: in bfloat16 rows of 63 take twice the time of rows of 64. Below six left over, and in
+    float32, the mask costs what it saves.
+    """
+    costly = length % _LANES >= _COSTLY_TAIL
+    return costly and not rule.causal and query.dtype == torch.bfloat16
+
+
+def _with_whole_vectors(
+    key_NKLD: torch.Tensor, value_NKLD: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Keys and values with zeros behind them, and the mask [1, 1, 1, length] that hides these."""
+    n, heads, length, size = key_NKLD.shape
+    padded = -(-length // _LANES) * _LANES
+    both = key_NKLD.new_empty(2, n, padded, heads, size).transpose(2, 3)
+    both[:, :, :, length:] = 0
+    both[0, :, :, :length] = key_NKLD
+    both[1, :, :, :length] = value_NKLD
+    return both[0], both[1], _mask(length, padded, key_NKLD.dtype)
+
+
+@functools.cache
+def _mask(length: int, padded: int, dtype: torch.dtype) -> torch.Tensor:
+    """0 for keys, -inf for those behind them: what is added to scores."""
+    mask = torch.zeros(1, 1, 1, padded, dtype=dtype)
+    mask[..., length:] = float("-inf")
+    return mask
 
 
 def register() -> None:

@@ -3,7 +3,8 @@
 On a CPU oneDNN multiplies by weights in a blocked layout of its own (for bfloat16: AMX tiles),
 which `torch.nn.functional.linear` makes anew on every call, and applies GELU or adds a residual
 while the result is still in cache. Both are what torch.compile's CPU backend emits; called directly
-they need no compiler on the machine.
+they need no compiler on the machine. oneDNN also writes code for every number of rows it meets,
+which takes longer than to multiply them: numbers of rows are rounded up to some.
 """
 
 from __future__ import annotations
@@ -36,10 +37,25 @@ def prepared(weight_OI: torch.Tensor, bias_O: torch.Tensor) -> Linear:
 
     `weight_OI`: [out, in], as torch.nn.Linear has it.
     """
-    on_cpu = weight_OI.device.type == "cpu"
-    if on_cpu and weight_OI.dtype in (torch.float32, torch.bfloat16) and _has_onednn():
-        return _Blocked(weight_OI, bias_O)
-    return _Plain(weight_OI, bias_O)
+    return (_Blocked if _is_blocked(weight_OI) else _Plain)(weight_OI, bias_O)
+
+
+def steady_rows(rows: int, like: torch.Tensor) -> int:
+    """The number of rows to lay out instead of so many, for linears on this device and type.
+
+    At most a 32nd more, or what tiles of 16 rows take anyway. Linears pad by themselves, with a
+    copy; who passes on what it gets from one to the next pads once.
+    """
+    if not _is_blocked(like):
+        return rows
+    tile = 16 if like.dtype == torch.bfloat16 else 1
+    step = max(tile, (1 << rows.bit_length()) >> 6)
+    return -(-rows // step) * step
+
+
+def _is_blocked(weight: torch.Tensor) -> bool:
+    known = weight.dtype in (torch.float32, torch.bfloat16)
+    return weight.device.type == "cpu" and known and _has_onednn()
 
 
 def _has_onednn() -> bool:
@@ -72,13 +88,22 @@ class _Blocked:
         self._bias_O = bias_O
 
     def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
-        return _pointwise(x_TI, self._weight, self._bias_O, "none", [], "")
+        made = _pointwise(_steady(x_TI), self._weight, self._bias_O, "none", [], "")
+        return made[: len(x_TI)]
 
     def gelu(self, x_TI: torch.Tensor) -> torch.Tensor:
-        return _pointwise(x_TI, self._weight, self._bias_O, "gelu", [], "none")
+        made = _pointwise(_steady(x_TI), self._weight, self._bias_O, "gelu", [], "none")
+        return made[: len(x_TI)]
 
     def plus(self, x_TI: torch.Tensor, residual_TO: torch.Tensor) -> torch.Tensor:
-        return _binary(x_TI, residual_TO, self._weight, self._bias_O, "add")
+        made = _binary(_steady(x_TI), _steady(residual_TO), self._weight, self._bias_O, "add")
+        return made[: len(x_TI)]
+
+
+def _steady(x_TI: torch.Tensor) -> torch.Tensor:
+    """The rows, and zeros behind them up to `steady_rows`."""
+    more = steady_rows(len(x_TI), x_TI) - len(x_TI)
+    return F.pad(x_TI, (0, 0, 0, more)) if more else x_TI
 
 
 _ROWS = 1024

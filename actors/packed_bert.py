@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from actors.attention import attend
 from actors.capped_attention import AttentionRule
-from actors.linear import Linear, prepared
+from actors.linear import Linear, prepared, steady_rows
 from actors.packing import PackedBatch
 
 _KINDS = ("bert", "roberta", "xlm-roberta")
@@ -92,11 +92,13 @@ class PackedBert:
         return self._run(packed, first_only=True)
 
     def _run(self, packed: PackedBatch, *, first_only: bool) -> torch.Tensor:
-        hidden_TH = F.embedding(packed.input_ids_T, self.words_VH).add_(
-            F.embedding(packed.position_ids_T, self._positions_PH)
+        tokens = len(packed.input_ids_T)
+        more = (0, steady_rows(tokens, self.words_VH) - tokens)  # rows of no passage, in the end
+        hidden_TH = F.embedding(F.pad(packed.input_ids_T, more), self.words_VH).add_(
+            F.embedding(F.pad(packed.position_ids_T, more), self._positions_PH)
         )
         if packed.token_type_ids_T is not None:
-            hidden_TH += F.embedding(packed.token_type_ids_T, self._types_YH)
+            hidden_TH += F.embedding(F.pad(packed.token_type_ids_T, more), self._types_YH)
         hidden_TH = self._norm(hidden_TH)
         for layer in self._layers:
             (qkv,) = layer.qkv
@@ -111,7 +113,8 @@ class PackedBert:
         attended_TND = attend(
             query_TND, key_TND, value_TND, packed, self._rule, first_only=first_only
         )
-        return self._last.finish(attended_TND.flatten(1), hidden_TH)
+        hidden_TH = self._last.finish(attended_TND.flatten(1), hidden_TH)
+        return hidden_TH if first_only else hidden_TH[:tokens]
 
     def _parts(self, made_TO: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
         """Queries, keys, values: so many of them [T, N, D] each."""

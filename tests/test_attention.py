@@ -126,6 +126,29 @@ def test_attend_of_first_tokens_by_a_rule_that_is_not_full_refused(change: dict[
         attention.attend(qkv[:1], qkv, qkv, packed_of([3]), rule, first_only=True)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 70), min_size=1, max_size=6),
+    more=st.integers(0, 5),
+    first_only=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_attend_in_bfloat16_equals_float32(
+    lengths: list[int], more: int, first_only: bool, seed: int
+) -> None:
+    """Lengths that get masked keys behind them, and rows of no passage."""
+    packed, tokens = packed_of(lengths), sum(lengths)
+    wide = [x[0].transpose(0, 1) for x in random_qkv(tokens + more, seed, strided=True)]
+    if first_only:
+        wide[0] = wide[0][packed.firsts_N]
+    exact = attention.attend(*wide, packed, FULL, first_only=first_only)
+    wide[1][tokens:] = wide[2][tokens:] = float("nan")  # of no passage: nobody attends to them
+    found = attention.attend(*(x.bfloat16() for x in wide), packed, FULL, first_only=first_only)
+    torch.testing.assert_close(found.float(), exact, rtol=0, atol=4e-2)
+    assert found.is_contiguous()
+    assert first_only or not found[tokens:].any()
+
+
 def varlen_by_hand(
     query: torch.Tensor,
     key: torch.Tensor,

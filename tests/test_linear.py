@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from actors import linear
-from actors.linear import prepared
+from actors.linear import prepared, steady_rows
 
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 """Of numbers of about 1; one step of the half types is 2^-8 and 2^-11."""
@@ -55,3 +55,19 @@ def test_prepared_leaves_input_and_residual_as_they_are() -> None:
         prepared(torch.randn(4, 8), torch.randn(4)).plus(x, residual)
     assert torch.equal(x, kept[0])
     assert torch.equal(residual, kept[1])
+
+
+@pytest.mark.parametrize(("dtype", "tile"), [(torch.float32, 1), (torch.bfloat16, 16)], ids=str)
+def test_steady_rows_are_few_numbers_not_far_above(dtype: torch.dtype, tile: int) -> None:
+    like = torch.zeros(1, dtype=dtype)
+    if not linear._has_onednn():
+        pytest.skip("no oneDNN with bfloat16 here")
+    found = {rows: steady_rows(rows, like) for rows in range(1, 4097)}
+    assert all(rows <= steady for rows, steady in found.items())
+    assert all(steady - rows < max(rows / 32, tile) for rows, steady in found.items())
+    assert all(steady_rows(steady, like) == steady for steady in found.values())
+    assert len({steady for steady in found.values() if steady <= 2_048}) <= 224
+
+
+def test_steady_rows_where_code_is_not_made_for_them_are_as_given() -> None:
+    assert steady_rows(1_001, torch.zeros(1, dtype=torch.float16)) == 1_001
