@@ -85,7 +85,7 @@ class ModelConfig:
     device: str = "auto"
     """"auto": cuda when there is one, else cpu."""
     max_batch_tokens: int | None = None
-    """Token budget of one forward pass (micro-batch); when not given: 16,384 on CUDA, 2,048 on a
+    """Token budget of one forward pass (micro-batch); when not given: 16,384 on CUDA, 3,072 on a
     CPU, where larger ones outgrow the caches."""
     simulated_tokens_per_second: float | None = None
     """Compute nothing: take the time a device of so many tokens a second would, and give vectors of

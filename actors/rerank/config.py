@@ -41,7 +41,7 @@ class RerankerConfig:
     device: str = "auto"
     """"auto": cuda when there is one, else cpu."""
     max_batch_tokens: int | None = None
-    """Token budget of one forward pass; when not given: 16,384 on CUDA, 2,048 on a CPU."""
+    """Token budget of one forward pass; when not given: 16,384 on CUDA, 3,072 on a CPU."""
     trust_remote_code: bool = False
     """Run the Python code that comes with a checkpoint, where its architecture needs that."""
 
