@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
+from actors.host_memory import keep_freed_blocks
 from actors.micro_batches import next_stop
 from actors.single_threads import SingleThreads
 
@@ -32,6 +33,8 @@ class BatchRunner:
         self.max_batch_tokens = max_batch_tokens or (3_072 if device.type == "cpu" else 16_384)
         """Lower once the device has run out of memory."""
         self.on_cpu = device.type == "cpu"
+        if self.on_cpu:
+            keep_freed_blocks()
         self._lock = threading.Lock()
         self._threads = SingleThreads()
 
