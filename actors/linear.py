@@ -9,6 +9,7 @@ which takes longer than to multiply them: numbers of rows are rounded up to some
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Protocol
 
@@ -58,6 +59,7 @@ def _is_blocked(weight: torch.Tensor) -> bool:
     return weight.device.type == "cpu" and known and _has_onednn()
 
 
+@functools.cache
 def _has_onednn() -> bool:
     # AMX or not: oneDNN's bfloat16 needs AVX-512 or better.
     available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
