@@ -79,8 +79,9 @@ def attend(
 
 def _has_flash(query: torch.Tensor) -> bool:
     """Flash attention is for half precision on Ampere and later."""
-    half = query.dtype in (torch.float16, torch.bfloat16)
-    return query.is_cuda and half and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    return torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
 def _attend_varlen(

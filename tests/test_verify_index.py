@@ -54,6 +54,7 @@ def build(folder: Path, *, replay: bool, **index: str) -> Path:
     """An index of one generation, or two."""
     config = config_for(
         corpus(folder / "docs.parquet"),
+        model={"max_batch_tokens": 1_024},
         index={"uri": str(folder / "index"), **index},
         max_reject_fraction=0.5,
     )
