@@ -170,17 +170,19 @@ def _attend_runs(
 
 _LANES = 16
 _COSTLY_TAIL = 6
+_LONGEST_TAILED = 1_024
 
 
 def _tail_costs(length: int, rule: AttentionRule, query: torch.Tensor) -> bool:
     """Whether scores of so many keys are computed faster with masked ones behind them.
 
     torch's kernel for a CPU takes scores by vectors and what is left at the end of a row one by
-    one: in bfloat16 rows of 63 take twice the time of rows of 64. Below six left over, and in
-    float32, the mask costs what it saves.
+    one: in bfloat16 rows of 63 take twice the time of rows of 64. Below six left over, in rows of
+    more than a thousand, and in float32, the mask costs what it saves.
     """
-    costly = length % _LANES >= _COSTLY_TAIL
-    return costly and not rule.causal and query.dtype == torch.bfloat16
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or rule.causal:
+        return False
+    return length <= _LONGEST_TAILED and length % _LANES >= _COSTLY_TAIL
 
 
 def _with_whole_vectors(

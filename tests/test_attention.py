@@ -149,6 +149,26 @@ def test_attend_in_bfloat16_equals_float32(
     assert first_only or not found[tokens:].any()
 
 
+@pytest.mark.parametrize(
+    ("length", "causal", "dtype", "device", "masked"),
+    [
+        (63, False, torch.bfloat16, "cpu", True),
+        (64, False, torch.bfloat16, "cpu", False),
+        (1_039, False, torch.bfloat16, "cpu", False),
+        (63, True, torch.bfloat16, "cpu", False),
+        (63, False, torch.float32, "cpu", False),
+        (63, False, torch.bfloat16, "meta", False),  # a GPU without flash attention, say
+    ],
+    ids=str,
+)
+def test_masked_keys_stand_behind_others_only_where_that_pays(
+    length: int, causal: bool, dtype: torch.dtype, device: str, masked: bool
+) -> None:
+    rule = dataclasses.replace(FULL, causal=causal)
+    query = torch.empty(1, dtype=dtype, device=device)
+    assert attention._tail_costs(length, rule, query) is masked
+
+
 def varlen_by_hand(
     query: torch.Tensor,
     key: torch.Tensor,
