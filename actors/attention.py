@@ -65,7 +65,8 @@ def attend(
     """Attention over one packed micro-batch, by the kernel its device and type have.
 
     query: [T, heads, head_dim], key and value: [T, key heads, head_dim]. Returns query's shape,
-    contiguous. On a CPU there may be rows of no passage behind those of `packed`; theirs are zeros.
+    contiguous. On a CPU there may be rows of no passage behind those of `packed`, which nobody
+    attends to: finite ones, since they may be computed with; what comes back of them is finite.
     `first_only`: queries [N, heads, head_dim] of each passage's first token alone, by a rule that
     lets it see all of its passage.
     """
@@ -138,6 +139,8 @@ def _attend_runs(
     rule: AttentionRule,
     first_only: bool,
 ) -> torch.Tensor:
+    if not first_only and _is_alone(query_THD, packed, rule):
+        return _attend_alone(query_THD, key_TKD, value_TKD, packed, rule)
     out_THD = torch.empty(query_THD.shape, dtype=query_THD.dtype, device=query_THD.device)
     asked = 0  # queries before this run
     for start, passages, length in packed.runs:
@@ -166,6 +169,40 @@ def _attend_runs(
         out_THD[queries].view(shape).copy_(attended.transpose(1, 2))
     out_THD[asked:] = 0
     return out_THD
+
+
+def _is_alone(query_THD: torch.Tensor, packed: PackedBatch, rule: AttentionRule) -> bool:
+    """Whether the rows are one passage's, and perhaps some of none that can be masked."""
+    rows, length = len(query_THD), packed.max_seqlen
+    if len(packed.runs) > 1 or packed.runs[0][1] > 1:
+        return False
+    if rule.softcap is not None or (rule.window is not None and rule.window < length):
+        return False
+    if rows == length:
+        return not _tail_costs(length, rule, query_THD)
+    return not rule.causal and rows <= _LONGEST_TAILED
+
+
+def _attend_alone(
+    query_THD: torch.Tensor,
+    key_TKD: torch.Tensor,
+    value_TKD: torch.Tensor,
+    packed: PackedBatch,
+    rule: AttentionRule,
+) -> torch.Tensor:
+    """One passage where it lies: to copy a query's few rows takes longer than to attend to them."""
+    rows, length = len(query_THD), packed.max_seqlen
+    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query_THD, key_TKD, value_TKD))
+    attended_NHLD = F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=None if rows == length else _mask(length, rows, q.dtype),
+        scale=rule.scale,
+        is_causal=rule.causal and length > 1,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    return attended_NHLD[0].transpose(0, 1).contiguous()
 
 
 _LANES = 16

@@ -125,7 +125,7 @@ class OutputHeads:
         self, hidden_TH: torch.Tensor, packed: PackedBatch, outputs: Collection[Output]
     ) -> Vectors:
         """Compute the outputs asked for; nothing waits for the device here."""
-        n = len(packed.lengths_N)
+        n = packed.cu_seqlens.shape[0] - 1
         finite_N = torch.ones(n, dtype=torch.bool, device=hidden_TH.device)
         dense_ND = sparse_T = colbert_TD = None
         if "dense" in outputs:

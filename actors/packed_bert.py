@@ -36,7 +36,7 @@ class _Norm:
         return _Norm(module.weight, module.bias, module.eps)
 
     def __call__(self, x_TH: torch.Tensor) -> torch.Tensor:
-        return F.layer_norm(x_TH, self.weight_H.shape, self.weight_H, self.bias_H, self.eps)
+        return torch.layer_norm(x_TH, self.weight_H.shape, self.weight_H, self.bias_H, self.eps)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,10 @@ class PackedBert:
 
     def _run(self, packed: PackedBatch, *, first_only: bool) -> torch.Tensor:
         tokens = len(packed.input_ids_T)
-        more = (0, steady_rows(tokens, self.words_VH) - tokens)  # rows of no passage, in the end
+        rows = steady_rows(tokens, self.words_VH)
+        if first_only and steady_rows(len(packed.firsts_N), self.words_VH) == rows:
+            return self._run(packed, first_only=False)[packed.firsts_N]  # as many rows anyway
+        more = (0, rows - tokens)  # rows of no passage, in the end
         hidden_TH = F.embedding(F.pad(packed.input_ids_T, more), self.words_VH).add_(
             F.embedding(F.pad(packed.position_ids_T, more), self._positions_PH)
         )
@@ -118,7 +121,7 @@ class PackedBert:
 
     def _parts(self, made_TO: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
         """Queries, keys, values: so many of them [T, N, D] each."""
-        return made_TO.view(len(made_TO), parts, self._heads, -1).unbind(1)
+        return made_TO.view(made_TO.shape[0], parts, self._heads, -1).unbind(1)
 
 
 def can_take(model: Any) -> bool:
