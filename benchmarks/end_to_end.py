@@ -43,6 +43,8 @@ class Bench:
         self.config = self._config([])
         self._blocks = folder / "blocks.arrow"
         self.facts = bare.tokenise(self.config, self._blocks)
+        self.dtype = ""
+        """What the last run computed in."""
         self._wide = make_wide_model(folder / "wide", self.config.model.name)
 
     @property
@@ -50,9 +52,9 @@ class Bench:
         """Of all passages."""
         return int(self.facts["tokens"])
 
-    def encode_alone(self, blocks: int | None = None) -> float:
+    def encode_alone(self, overrides: Sequence[str] = (), blocks: int | None = None) -> float:
         """Seconds of the bare encoder; `blocks`: of the first only, to warm up."""
-        config = self.config.with_absolute_paths().encoder
+        config = self._config(overrides).with_absolute_paths().encoder
         return self._alone.submit(bare.encode, config, self._blocks, blocks).result()
 
     def end_to_end(self, overrides: Sequence[str] = (), *, one: bool = False) -> Row:
@@ -64,6 +66,7 @@ class Bench:
             manifest = embed_corpus(config)
         wall = time.perf_counter() - began
         done = read_done(open_store(config.index.uri), manifest.run_id)
+        self.dtype = done[0].encoder.dtype
         times = [record.times for record in done if record.times]
         return {
             "wall": wall,
@@ -81,8 +84,7 @@ class Bench:
 
     def simulate(self, speed: float, overrides: Sequence[str]) -> Row:
         """One run with an encoder of so many tokens a second."""
-        # Slices of the default size: a file each here, and on a GPU up to 131,072 tokens.
-        wide = [f"model.name={self._wide}", f"model.heads={self._wide}", "slice.documents=1000"]
+        wide = [f"model.name={self._wide}", f"model.heads={self._wide}"]
         speed_of = f"model.simulated_tokens_per_second={speed}"
         row = self.end_to_end([*wide, speed_of, *overrides])
         return row | {"device_busy": row["tokens"] / speed / row["span"]}
@@ -90,4 +92,6 @@ class Bench:
     def _config(self, overrides: Sequence[str], *, one: bool = False) -> RunConfig:
         source = self._one if one else self._corpus
         places = [f"source.uri={source}", f"index.uri={self._folder / 'index'}"]
+        # Slices of the default size: a file each here, and on a GPU up to 131,072 tokens.
+        places.append("slice.documents=1000")
         return load_config(_ROOT / "conf/quickstart.yaml", [*places, *overrides])
