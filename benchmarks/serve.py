@@ -7,7 +7,8 @@ Four systems answer 1, 8 and 64 clients, each of which asks again as soon as it 
     ours    the endpoint (pipelines.endpoint.deployment), no cache; with 1 and with 2 replicas
     noop    a deployment with ours' options and an answer of ours' size: the ceiling of Serve itself
     naive   FastAPI, uvicorn and sentence-transformers, one request one forward: without Serve
-    bare    the encoder alone, no HTTP: one query at a time, or 8 or 64 in a call
+    bare    the encoder alone, no HTTP: one query at a time, or 8 or 64 in a call, again and again,
+            or with a pause before each call, as requests leave it
 
 They take turns of a few seconds in one run, so what disturbs the machine disturbs all of them;
 the figures are medians over rounds. Clients, proxy and replicas share the cores.
@@ -38,6 +39,8 @@ from benchmarks.load import Load, measure
 from benchmarks.systems import THREADS, measure_bare, naive_server, noop_app, ours_app
 
 _SYSTEMS = ("noop", "ours", "naive", "bare")
+_PAUSE_SECONDS = 0.006  # what a request takes without its encoding, about
+_PAUSED = f"bare, after {1e3 * _PAUSE_SECONDS:g} ms"
 _VERSIONS = ("ray", "torch", "sentence-transformers", "fastapi", "uvicorn")
 _FORWARDS = re.compile(r"^packvec_batch_texts_(sum|count)\{.*\} (\S+)$", re.MULTILINE)
 
@@ -63,9 +66,9 @@ class _System:
 
     def row(self, clients: int) -> str:
         passes = self.forwards[clients, "count"]
-        fill = {"noop": "-", "naive": "1", "bare": f"{clients}"}.get(self.name) or (
-            f"{self.forwards[clients, 'sum'] / passes:.1f}"
-        )
+        fill = {"noop": "-", "naive": "1", "bare": f"{clients}", _PAUSED: f"{clients}"}.get(
+            self.name
+        ) or (f"{self.forwards[clients, 'sum'] / passes:.1f}")
         times = " | ".join(f"{self.figure(name, clients):.2f}" for name in ("p50", "p95", "p99"))
         errors = sum(load.errors for load in self.loads[clients])
         speed = f"{self.figure('per_second', clients):,.0f}"
@@ -120,7 +123,12 @@ def _start(args: argparse.Namespace, stack: ExitStack) -> list[_System]:
         systems.append(_System("naive", over_http(port, "/encode")))
     if "bare" in args.only:
         encoder = process()
-        systems.append(_System("bare", lambda n, s: encoder.submit(measure_bare, n, s).result()))
+        for name, pause in (("bare", 0.0), (_PAUSED, _PAUSE_SECONDS)):
+
+            def measure_it(clients: int, seconds: float, pause: float = pause) -> Load:
+                return encoder.submit(measure_bare, clients, seconds, pause).result()
+
+            systems.append(_System(name, measure_it))
     return systems
 
 
@@ -139,12 +147,13 @@ def _print_report(systems: list[_System], args: argparse.Namespace) -> None:
                 ratio = system.figure("per_second", many) / other.figure("per_second", many)
                 print(f"- {system.name} / {name} at {many} clients: {ratio:.2f} of its req/s")
     if ours and {"noop", "bare"} <= set(named):
-        p50s = [s.figure("p50", few) for s in (ours[0], named["noop"], named["bare"])]
-        print(
-            f"- {ours[0].name} at {few} client{'s' * (few > 1)}: p50 {p50s[0]:.2f} ms = noop "
-            f"{p50s[1]:.2f} + bare {p50s[2]:.2f} + {p50s[0] - p50s[1] - p50s[2]:.2f}"
-        )
-    sizes = {s.name: s.loads[many][-1].answer_bytes for s in systems if s.name != "bare"}
+        for bare in ("bare", _PAUSED):
+            p50s = [s.figure("p50", few) for s in (ours[0], named["noop"], named[bare])]
+            print(
+                f"- {ours[0].name} at {few} client{'s' * (few > 1)}: p50 {p50s[0]:.2f} ms = noop "
+                f"{p50s[1]:.2f} + {bare} {p50s[2]:.2f} + {p50s[0] - p50s[1] - p50s[2]:.2f}"
+            )
+    sizes = {s.name: s.loads[many][-1].answer_bytes for s in systems if "bare" not in s.name}
     print("- bytes an answer:", ", ".join(f"{name} {size:,}" for name, size in sizes.items()))
     busy = max(load.cpu for s in systems for loads in s.loads.values() for load in loads)
     print(f"- the clients took at most {busy:.2f} of a core")
