@@ -96,12 +96,11 @@ class PackedBert:
         rows = steady_rows(tokens, self.words_VH)
         if first_only and steady_rows(len(packed.firsts_N), self.words_VH) == rows:
             return self._run(packed, first_only=False)[packed.firsts_N]  # as many rows anyway
-        more = (0, rows - tokens)  # rows of no passage, in the end
-        hidden_TH = F.embedding(F.pad(packed.input_ids_T, more), self.words_VH).add_(
-            F.embedding(F.pad(packed.position_ids_T, more), self._positions_PH)
+        hidden_TH = F.embedding(_up_to(rows, packed.input_ids_T), self.words_VH).add_(
+            F.embedding(_up_to(rows, packed.position_ids_T), self._positions_PH)
         )
         if packed.token_type_ids_T is not None:
-            hidden_TH += F.embedding(F.pad(packed.token_type_ids_T, more), self._types_YH)
+            hidden_TH += F.embedding(_up_to(rows, packed.token_type_ids_T), self._types_YH)
         hidden_TH = self._norm(hidden_TH)
         for layer in self._layers:
             (qkv,) = layer.qkv
@@ -122,6 +121,12 @@ class PackedBert:
     def _parts(self, made_TO: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
         """Queries, keys, values: so many of them [T, N, D] each."""
         return made_TO.view(made_TO.shape[0], parts, self._heads, -1).unbind(1)
+
+
+def _up_to(rows: int, ids_T: torch.Tensor) -> torch.Tensor:
+    """So many, the last one again and again: a row of no passage is as finite as the passage."""
+    more = rows - ids_T.shape[0]
+    return torch.cat((ids_T, ids_T[-1:].expand(more))) if more else ids_T
 
 
 def can_take(model: Any) -> bool:

@@ -120,6 +120,17 @@ def test_first_states_of_token_types_and_one_layer_equal_those_of_all_tokens() -
         torch.testing.assert_close(ours.first_states(batch), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", SMALLEST_COSINE, ids=str)
+def test_packed_bert_of_a_passage_alone_depends_on_its_own_tokens_only(dtype: torch.dtype) -> None:
+    """Whatever fills up its rows: the vector of [PAD], which no passage has, may be anything."""
+    model = copy.deepcopy(model_of("bge-small-en-v1.5", dtype))
+    model.get_input_embeddings().weight.data[0] = float("nan")
+    batch = packed("bge-small-en-v1.5", [7])
+    with torch.inference_mode():
+        expected = ours_of("bge-small-en-v1.5", dtype, onednn=True)(batch)
+        assert torch.equal(PackedBert(model)(batch), expected)
+
+
 def test_first_states_are_all_that_the_last_layer_computes() -> None:
     class Watched:
         """A last matmul that notes how many tokens it is for."""
