@@ -162,12 +162,17 @@ def test_stored_vectors_equal_those_of_the_text_encoded_alone(
 ) -> None:
     rows = rows_of(*indexed[:2])
     encoder = load_encoder(indexed[2].encoder)
+    # In half precision, where the CPU has it, neighbours in a batch move the last bits.
+    absolute, relative = (1e-3, 1e-4) if encoder.info.dtype == "float32" else (5e-3, 2e-2)
     for row in rows.slice(0, 120).to_pylist()[::12]:
         alone = encoder.encode_passages([row["text"]]).to_pylist()[0]
-        np.testing.assert_allclose(row["dense"], alone["dense"], atol=1e-3)
-        np.testing.assert_allclose(row["colbert"], alone["colbert"], atol=1e-3)
-        assert row["sparse"]["indices"] == alone["sparse"]["indices"]
-        np.testing.assert_allclose(row["sparse"]["values"], alone["sparse"]["values"], rtol=1e-4)
+        np.testing.assert_allclose(row["dense"], alone["dense"], atol=absolute)
+        np.testing.assert_allclose(row["colbert"], alone["colbert"], atol=absolute)
+        ours, theirs = (
+            dict(zip(each["sparse"]["indices"], each["sparse"]["values"], strict=True))
+            for each in (row, alone)
+        )
+        assert ours == pytest.approx(theirs, rel=relative)
 
 
 def test_passage_text_is_the_documents_characters(
