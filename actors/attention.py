@@ -150,19 +150,11 @@ def _attend_runs(
             x.view(passages, -1, *x.shape[1:]).transpose(1, 2)
             for x in (query_THD[queries], key_TKD[tokens], value_TKD[tokens])
         )
-        if rule.softcap is None and (rule.window is None or length <= rule.window):
+        if _is_plain(rule, length):
             mask = None
             if _tail_costs(length, rule, q):
                 k, v, mask = _with_whole_vectors(k, v)
-            attended = F.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=mask,
-                scale=rule.scale,
-                is_causal=rule.causal and length > 1,
-                enable_gqa=q.shape[1] != k.shape[1],
-            )
+            attended = _attend_plainly(q, k, v, rule, mask)
         else:
             attended = attend_capped(q, k, v, rule)
         shape = (passages, -1, *query_THD.shape[1:])
@@ -171,12 +163,34 @@ def _attend_runs(
     return out_THD
 
 
+def _is_plain(rule: AttentionRule, length: int) -> bool:
+    """Whether all tokens of so long a passage see each other, or those before them, uncapped."""
+    return rule.softcap is None and (rule.window is None or length <= rule.window)
+
+
+def _attend_plainly(
+    query_NHLD: torch.Tensor,
+    key_NKLD: torch.Tensor,
+    value_NKLD: torch.Tensor,
+    rule: AttentionRule,
+    mask: torch.Tensor | None,
+) -> torch.Tensor:
+    """torch's own kernel, for passages of one length. Returns [N, H, L, D]."""
+    return F.scaled_dot_product_attention(
+        query_NHLD,
+        key_NKLD,
+        value_NKLD,
+        attn_mask=mask,
+        scale=rule.scale,
+        is_causal=rule.causal and query_NHLD.shape[2] > 1,
+        enable_gqa=query_NHLD.shape[1] != key_NKLD.shape[1],
+    )
+
+
 def _is_alone(query_THD: torch.Tensor, packed: PackedBatch, rule: AttentionRule) -> bool:
     """Whether the rows are one passage's, and perhaps some of none that can be masked."""
     rows, length = len(query_THD), packed.max_seqlen
-    if len(packed.runs) > 1 or packed.runs[0][1] > 1:
-        return False
-    if rule.softcap is not None or (rule.window is not None and rule.window < length):
+    if len(packed.runs) > 1 or packed.runs[0][1] > 1 or not _is_plain(rule, length):
         return False
     if rows == length:
         return not _tail_costs(length, rule, query_THD)
@@ -193,16 +207,8 @@ def _attend_alone(
     """One passage where it lies: to copy a query's few rows takes longer than to attend to them."""
     rows, length = len(query_THD), packed.max_seqlen
     q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query_THD, key_TKD, value_TKD))
-    attended_NHLD = F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        attn_mask=None if rows == length else _mask(length, rows, q.dtype),
-        scale=rule.scale,
-        is_causal=rule.causal and length > 1,
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
-    return attended_NHLD[0].transpose(0, 1).contiguous()
+    mask = None if rows == length else _mask(length, rows, q.dtype)
+    return _attend_plainly(q, k, v, rule, mask)[0].transpose(0, 1).contiguous()
 
 
 _LANES = 16
