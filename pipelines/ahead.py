@@ -1,9 +1,9 @@
-"""One slice after the other in the encoder of an actor, each ahead of who writes its vectors.
+"""Overlaps encoding and writing in one actor.
 
-The slice that came first has the encoder until its last passage; meanwhile what it has encoded is
-written, and after that too, while the next slice is encoded. Slices that took turns would all be
-written at the same time, and the encoder would wait. What is encoded and not written is bounded by
-bytes: a slice that is so far ahead lets the others pass.
+The slice that came first has the encoder until its last passage; what it has encoded is written
+meanwhile and afterwards, while the next slice is encoded. If slices took turns, all would be
+written at the same time while the encoder waited. Encoded batches that are not yet written are
+bounded by bytes; a slice that reaches the bound lets others pass.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Spent:
 
 @dataclass
 class _Buffer:
-    """What one slice has encoded and not written; guarded by the condition of `EncoderTurns`."""
+    """What one slice has encoded and not written; guarded by the condition of `EncoderQueue`."""
 
     batches: deque[EncodedBatch] = field(default_factory=deque)
     bytes: int = 0
@@ -42,8 +42,8 @@ class _Buffer:
     """Nobody reads it any more."""
 
 
-class EncoderTurns:
-    """Of the slices that one actor has. Safe to share between their threads."""
+class EncoderQueue:
+    """Slices that wait for the encoder of one actor. Safe to share between their threads."""
 
     def __init__(self, ahead_bytes: int = _AHEAD_BYTES) -> None:
         """`ahead_bytes`: how far a slice's encoding may be ahead of its writing."""

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from actors.tokenizer import TOKENS_COLUMN
 from pipelines.formats.base import DocumentBatch
-from pipelines.known_documents import NOT_READ_AS, Found, KnownDocuments
+from pipelines.known_documents import NOT_READ_AS, Found, KnownDocuments, duplicate_of
 from pipelines.schemas import HASH, UNCHANGED_SCHEMA, RejectCode, reject_table
 
 DOCUMENTS_SCHEMA = pa.schema(
@@ -144,7 +144,7 @@ class BlockBuilder:
             held = found.unit != NOT_READ_AS  # by a unit that is not read, as it did not change
             lost = held & found.known & (found.same | (found.unit < unit))
             for row in rows[lost].tolist():
-                faults[row] = ("duplicate_id", "in a file that did not change")
+                faults[row] = duplicate_of("in a file that did not change")
             is_same[rows[found.same & ~lost]] = True
             chosen = ~lost & ~found.same
             good[rows[~chosen]] = False

@@ -1,4 +1,4 @@
-"""From done records to a live generation: check, mask duplicates, tables, manifest, publication.
+"""Makes a generation of done records: checks them, masks duplicates, writes tables and manifest.
 
 The manifest is written last: a reader sees the whole run or nothing of it. Every step may be
 repeated after a crash; tables have unique names, so that a losing committer spoils nothing.
@@ -15,40 +15,37 @@ import pyarrow.compute as pc
 
 from actors.errors import EmbedError
 from pipelines.config import AnyRunConfig
+from pipelines.context import RunContext
 from pipelines.duplicates import find_duplicates, read_columns
 from pipelines.generations import highest_generation, read_manifest
-from pipelines.inheritance import NOTHING, Inheritance
+from pipelines.known_documents import duplicate_of
 from pipelines.layout import new_nonce
 from pipelines.manifests import create_manifest, software_versions, write_tables
 from pipelines.output import write_table
 from pipelines.plan import Run, incomplete_units
 from pipelines.records import Counts, Done, Manifest, ModelRecord, Tables
-from pipelines.request import Request
-from pipelines.schemas import DELETIONS_SCHEMA, LEDGER_SCHEMA, reject_table
+from pipelines.schemas import DELETIONS_SCHEMA, reject_table
 from pipelines.storage import Store
-from pipelines.work import Work, work_of
-
-Inherit = Callable[[Sequence[Done], pa.Table], Inheritance]
+from pipelines.supersede import NOTHING, Comparison, Inheritance
+from pipelines.work import Job
 
 
 def commit(
-    store: Store,
-    config: AnyRunConfig,
-    request: Request,
+    context: RunContext,
     run: Run,
     done: Sequence[Done],
     check_lease: Callable[[], None],
-    inherit: Inherit | None = None,
+    comparison: Comparison | None = None,
 ) -> Manifest:
     """Make a finished run a generation of its index; nobody reads it before it is published.
 
-    `inherit`: what it takes over from the generation it adds to, given the done records and the
-    documents of the run that lost their id within it (LOST_SCHEMA).
+    `comparison`: of the run with its parent generation, where it has one.
 
     Raises:
         EmbedError: a unit is not complete or cannot be read, or too many documents were rejected.
         LeaseHeldError: another run has taken the index over.
     """
+    store, config = context.store, context.config
     missing = incomplete_units(run.units, done)
     if missing:
         raise EmbedError(
@@ -58,26 +55,15 @@ def commit(
         )
     _check_readable(config, run, done)
     lost = find_duplicates(store, done)
-    inherited = inherit(done, lost) if inherit else NOTHING
-    lost = pa.concat_tables([lost, inherited.lost])
+    inherited = comparison.inherit(done, lost) if comparison else NOTHING
     rejects = _count_rejects(done, lost, inherited)
     embedded = sum(record.embedded for record in done) - _with_rows(lost).num_rows
     _check_rejects(config, run, embedded + inherited.documents, rejects)
     check_lease()
     number = highest_generation(store) + 1
     tables = _write_tables(store, number, run.plan.run_id, done, lost, inherited)
-    manifest = _manifest(
-        store, config, request, run, done, lost, inherited, rejects, number, tables
-    )
+    manifest = _manifest(context, run, done, lost, inherited, rejects, number, tables)
     return create_manifest(store, manifest)
-
-
-def embedded_rows(store: Store, done: Sequence[Done], lost: pa.Table) -> pa.Table:
-    """The ledger rows of a run, less those of documents that lost their id."""
-    ledgers = [read_columns(store, r.ledger.path, None) for r in done if r.ledger]
-    keys = ["unit", "position"]
-    every = pa.concat_tables([LEDGER_SCHEMA.empty_table(), *ledgers])
-    return every.join(lost.select(keys), keys, join_type="left anti")
 
 
 def _count_rejects(done: Sequence[Done], lost: pa.Table, inherited: Inheritance) -> Counter[str]:
@@ -132,7 +118,7 @@ def _write_tables(
     unchanged = [record.unchanged_file for record in done if record.unchanged_file]
     names = ("doc_id", "unit", "position")
     doubles = zip(*(lost[name].to_pylist() for name in names), strict=True)
-    rows = reject_table((*row, "duplicate_id", "in another slice") for row in doubles)
+    rows = reject_table((*row, *duplicate_of("in another slice")) for row in doubles)
     rows = pa.concat_tables([rows, inherited.rejects])
     if rows.num_rows:
         rejects.append(write_table(store, rows, f"rejects/{run_id}/commit-{nonce}.parquet"))
@@ -160,9 +146,7 @@ def _with_rows(lost: pa.Table) -> pa.Table:
 
 
 def _manifest(
-    store: Store,
-    config: AnyRunConfig,
-    request: Request,
+    context: RunContext,
     run: Run,
     done: Sequence[Done],
     lost: pa.Table,
@@ -172,17 +156,17 @@ def _manifest(
     tables: Tables,
 ) -> Manifest:
     passages, reused = (sum(getattr(r, name) for r in done) for name in ("passages", "reused"))
-    lost, work = _with_rows(lost), work_of(config)
+    lost, store, job, request = _with_rows(lost), context.store, context.job, context.request
     return Manifest(
         generation=number,
         parent=run.plan.parent,
         run_id=run.plan.run_id,
         space_fingerprint=request.space_fingerprint,
         index_fingerprint=request.index_fingerprint,
-        model=_model(store, work, run, done),
-        outputs=list(work.outputs),
-        vector_dtype=work.vector_dtype,
-        colbert_storage=config.index.colbert_storage,
+        model=_model(store, job, run, done),
+        outputs=list(job.outputs),
+        vector_dtype=job.vector_dtype,
+        colbert_storage=context.config.index.colbert_storage,
         counts=Counts(
             documents=sum(record.embedded for record in done) - lost.num_rows,
             passages=passages - sum(lost["n_rows"].to_pylist()),
@@ -203,14 +187,14 @@ def _manifest(
     )
 
 
-def _model(store: Store, work: Work, run: Run, done: Sequence[Done]) -> ModelRecord:
+def _model(store: Store, job: Job, run: Run, done: Sequence[Done]) -> ModelRecord:
     if not done:  # nothing but deletions
         assert run.plan.parent is not None
         return read_manifest(store, run.plan.parent).model
     encoder = done[0].encoder
     return ModelRecord(
-        name=work.name,
-        revision=work.revision,
+        name=job.name,
+        revision=job.revision,
         dim=encoder.dim,
         colbert_dim=encoder.colbert_dim,
         max_length=encoder.max_length,

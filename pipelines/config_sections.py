@@ -158,6 +158,9 @@ class SliceConfig(Section):
 class RayConfig(Section):
     """Where and how wide the run is executed; never part of what decides the result."""
 
+    engine: Literal["ray", "in_process"] = "ray"
+    """"in_process": read and encode in this process, one slice after the other, without starting
+    Ray; for small corpora. The index is the same; the other keys of this section are not used."""
     address: str | None = None
     """An existing cluster; RAY_ADDRESS when not given, else a local one is started."""
     actors: Count | None = None

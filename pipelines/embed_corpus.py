@@ -13,17 +13,17 @@ from typing import Annotated
 
 import typer
 
-from actors.model_files import resolve_model
 from pipelines.cli import ask_on_terminal, exit_with_one_line, log_to_stderr, silent
 from pipelines.config import RunConfig, load_config
+from pipelines.context import RunContext
 from pipelines.dry_run import dry_run
+from pipelines.engine import Engine
 from pipelines.permit import Permit
 from pipelines.progress import Progress
 from pipelines.records import Manifest
-from pipelines.run import run_to_commit
+from pipelines.run import run_next
 from pipelines.run_options import ConfigFile, Fresh, Limit, LogFormatOption, Verbose, with_limit
-from pipelines.source import Source
-from pipelines.tasks import Task
+from pipelines.tasks import next_embed_task
 
 
 def embed_corpus(
@@ -35,32 +35,28 @@ def embed_corpus(
     publishes: bool = True,
     verbose: bool = False,
     progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> Manifest:
     """Run the pipeline to its commit; returns the new manifest, or the live one if all is done.
 
     `permit`: who may agree to a run above `confirm_bytes`; by default nobody. `publishes`: make the
-    new generation live. `progress` says how it goes; without one nothing is said.
+    new generation live. `progress` says how it goes; without one nothing is said. `engine`: where
+    it runs; by default the one that `ray.engine` names.
 
     Raises:
         EmbedError: one of its kinds, each with a remedy; nothing staged is ever lost.
         GateError: the new generation is committed and not live, and why.
     """
     with progress or Progress(silent()) as progress:
-
-        def agree(task: Task, source: Source) -> None:
-            if task.parent is None:  # a replay is a few documents of a run that was agreed to
-                files = resolve_model(config.encoder)
-                (permit or Permit()).check(config, files, source, task.pin()[0], progress)
-
-        return run_to_commit(
-            config,
-            fresh=fresh,
-            replay_rejects=replay_rejects,
-            agree=agree,
-            publishes=publishes,
-            verbose=verbose,
-            progress=progress,
+        context = RunContext.of(
+            config, progress, publishes=publishes, verbose=verbose, engine=engine
         )
+        manifest, anything = run_next(
+            context, lambda: next_embed_task(context, fresh=fresh, replay=replay_rejects), permit
+        )
+        if not anything:
+            progress.already_committed(manifest.generation, context.store.uri)
+        return manifest
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -1,15 +1,11 @@
-"""Encode one slice, write its files, commit it: what an actor of the pool does.
+"""Encodes one slice, writes its files, and commits it by its done record.
 
-The class holds an encoder and knows no Ray: Ray Data calls it with one slice a call, several calls
-at once, so that one slice's writing overlaps the next one's encoding (the encoder serialises the
-forward passes itself).
+Several threads may call one encoder, each with its slice, so that writing one slice overlaps with
+encoding the next; the forward passes themselves are serialised. Knows nothing of where it runs.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -19,68 +15,58 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.encoded import EncodedBatch
-from actors.errors import DeviceError, ModelError
+from actors.encoded import EncodedBatch, TokenEncoder
+from actors.errors import ModelError
 from actors.tokenizer import TOKENS_COLUMN
-from pipelines.ahead import EncoderTurns, Spent
-from pipelines.config import AnyRunConfig
-from pipelines.last_words import DEATHS_ALONE, LastWords, Turns, is_hopeless, pieces
+from pipelines.ahead import EncoderQueue, Spent
+from pipelines.last_words import DEATHS_ALONE, CrashJournal, SliceSlots, is_hopeless, pieces
 from pipelines.layout import done_path, new_nonce, slice_name, unreadable_path
 from pipelines.local_files import scratch_folder
-from pipelines.output import PartWriter, describe_file, side_by_side, stored_vectors, write_table
+from pipelines.output import (
+    ColbertStorage,
+    PartWriter,
+    describe_file,
+    side_by_side,
+    stored_vectors,
+    write_table,
+)
 from pipelines.placed_rows import PlacedRows
 from pipelines.records import Done, EncoderRecord, FileRecord, SliceTimes
 from pipelines.slices import Slice
-from pipelines.storage import Store, open_store
+from pipelines.storage import Store
 from pipelines.vector_sources import VectorSources
-from pipelines.work import work_of
 
 
 class SliceEncoder:
-    """Holds a model; turns slices into parts and done records."""
+    """Turns slices into parts and done records."""
 
     def __init__(
         self,
-        config: AnyRunConfig,
+        encoder: TokenEncoder,
+        store: Store,
+        journal: CrashJournal,
+        *,
         run_id: str,
         space_fingerprint: str,
-        session: str,
-        actors: int = 1,
+        colbert_storage: ColbertStorage,
+        slices_at_once: int,
     ) -> None:
-        """Load the model; `session`: of the run's driver; `actors`: of the whole pool.
+        """`space_fingerprint`: what the encoder's must be.
 
         Raises:
-            ModelError: it cannot be loaded, or this node's files are not the driver's.
-            EmbedError: too many processes died over that.
+            ModelError: this node's model files are not the driver's.
         """
-        self._store: Store = open_store(config.index.uri, config.index.storage_options)
-        self._worker = f"{socket.gethostname()}:{os.getpid()}"
-        self._words = LastWords(self._store, run_id, session, self._worker, actors)
-        self._encoder = work_of(config).encoder()
-        self._encoder_turns = EncoderTurns()
-        info = self._encoder.info
+        self._encoder, self._store, self._journal = encoder, store, journal
+        info = encoder.info
         if info.space_fingerprint != space_fingerprint:
             raise ModelError(
                 f"model {info.name!r} on this node: expected space fingerprint "
                 f"{space_fingerprint} (the driver's), found {info.space_fingerprint}.",
                 "Give every node the same model files.",
             )
-        self._colbert_storage = config.index.colbert_storage
-        self._run_id = run_id
-        self._turns = Turns(config.ray.slices_per_actor)
-        self._words.loaded()
-
-    def __call__(self, row: pa.Table) -> pa.Table:
-        """One slice (`Slice.to_row`) in, its receipt out: the done record as JSON.
-
-        Ends the process when its device computes no more: Ray starts another one.
-        """
-        try:
-            done = self.encode(Slice.from_row(row))
-        except DeviceError:
-            os.kill(os.getpid(), signal.SIGKILL)
-            raise
-        return pa.table({"done": [done.model_dump_json()]})
+        self._run_id, self._colbert_storage = run_id, colbert_storage
+        self._queue = EncoderQueue()
+        self._slots = SliceSlots(slices_at_once)
 
     def encode(self, work: Slice) -> Done:
         """Encode and write a slice, then create its done record.
@@ -130,7 +116,7 @@ class SliceEncoder:
                 pooling=info.pooling,
                 dtype=info.dtype,
                 device=info.device,
-                worker=self._worker,
+                worker=self._journal.worker,
             ),
             seconds=round(time.monotonic() - started, 3),
             times=times.record(began, began + time.monotonic() - started),
@@ -182,18 +168,18 @@ class SliceEncoder:
             tokens = tokens.take(pa.array(sources.to_encode))
         if not len(tokens):
             return
-        deaths = self._words.deaths(name)
+        deaths = self._journal.deaths(name)
         careful = bool(deaths)
-        with self._turns.take(alone=careful):
+        with self._slots.take(alone=careful):
             for piece in pieces(len(tokens), deaths):
                 first, stop = piece
                 if is_hopeless(piece, deaths):
                     reason = f"the process died {DEATHS_ALONE} times while it encoded this alone"
                     yield EncodedBatch.failed(first, reason, self._encoder.empty())
                     continue
-                with self._words.announced(name, piece, careful=careful):
+                with self._journal.announced(name, piece, careful=careful):
                     batches = self._encoder.stream(tokens.slice(first, stop - first))
-                    for batch in self._encoder_turns.run(batches, spent):
+                    for batch in self._queue.run(batches, spent):
                         yield batch.moved(first)
 
 

@@ -1,24 +1,50 @@
 """What an index holds, for re-indexing to compare with: live documents, sorted by hashes of ids.
 
+The rule of duplicates is here too: of documents with one id, the first in corpus order (unit, then
+position) keeps it, and the others become rejects `duplicate_id`.
+
 Arrays only, 48 bytes a document, so that they lie in shared memory once a node and are read in
-place: 10 million documents take 480 MB. More are cut into buckets by the first bits of the hash,
-built apart from each other. Two 64-bit hashes of an id stand for it: of a billion ids, the chance
-that any two are taken for one is 1e-21. Knows no Ray.
+place: 10 million documents take 480 MB. Larger indexes are cut into buckets by the first bits of
+the hash. Two 64-bit hashes of an id stand for it: of a billion ids, the chance that any two are
+taken for one is 1e-21.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.duplicates import read_columns
+from pipelines.index import Index
+from pipelines.schemas import RejectCode
+from pipelines.storage import Store
+
+_THREADS = 16
+_COLUMNS = {
+    "ledger": ["doc_id", "doc_hash", "unit", "position", "part", "first_row", "n_rows"],
+    "unchanged": ["doc_id", "unit", "position"],
+}
 _KEYS = ("packvec document", "document, second")  # pandas wants 16 characters
 NOT_READ_AS = -1
-"""The unit of a document whose place in the corpus is read again, or gone."""
+"""Sentinel unit number: this document's old location is read again or no longer exists."""
+
+Where = Literal[
+    "in the same slice", "in another slice", "in another file", "in a file that did not change"
+]
+"""Where the document is that keeps the id of a duplicate."""
+
+
+def duplicate_of(where: Where) -> tuple[RejectCode, str]:
+    """Code and detail of the reject that a duplicate becomes."""
+    return "duplicate_id", where
+
 
 _LEDGER, _UNCHANGED, _DELETED = range(3)
 _MENTION = np.dtype(
@@ -248,3 +274,72 @@ def _renumbered(units: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         return np.full(len(units), NOT_READ_AS, np.int32)
     inside = units < len(numbers)
     return np.where(inside, numbers[np.where(inside, units, 0)], NOT_READ_AS)
+
+
+@dataclass(frozen=True)
+class MentionFile:
+    """A file of a generation that mentions documents: a ledger, or a table of unchanged ones."""
+
+    kind: str
+    path: str
+    generation: int
+    units: np.ndarray = field(repr=False)
+    """New number of each unit of that run, or NOT_READ_AS."""
+
+
+def mention_files(index: Index, units_of: Callable[[str], np.ndarray]) -> Iterator[MentionFile]:
+    """Every such file of an index; `units_of`: run id -> the new numbers of its units."""
+    units: dict[str, np.ndarray] = {}
+    for kind, files in (("ledger", index.ledgers()), ("unchanged", index.unchanged())):
+        for manifest, path in files:
+            run_id = manifest.run_id
+            if run_id not in units:
+                units[run_id] = units_of(run_id)
+            yield MentionFile(kind, path, manifest.generation, units[run_id])
+
+
+def read_mentions(
+    store: Store, mentions: Mentions, files: Iterable[MentionFile]
+) -> list[list[np.ndarray]]:
+    """What each file mentions, by bucket."""
+
+    def read(file: MentionFile) -> list[np.ndarray]:
+        table = read_columns(store, file.path, _COLUMNS[file.kind])
+        of = mentions.of_ledger if file.kind == "ledger" else mentions.of_unchanged
+        return of(table, file.generation, file.units)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(read, files))
+
+
+def gather(index: Index, units_of: Callable[[str], np.ndarray]) -> Bucket:
+    """All live documents of an index in one bucket, read by this process."""
+    mentions = Mentions(index.part_paths, 1)
+    deleted = [mentions.of_deletions(t, m.generation) for m, t in index.deletions()]
+    found = read_mentions(index.store, mentions, mention_files(index, units_of))
+    return resolve(rows for (rows,) in [*deleted, *found])
+
+
+def newest_places(index: Index, ids: Sequence[str]) -> list[dict[str, Any]]:
+    """doc_id, run_id, unit and position where each of these live documents was last seen.
+
+    Reads all ledgers. Of one generation's rows the first counts: others lost their id to it.
+    """
+    if not ids:
+        return []
+    wanted, gone = pa.array(ids, pa.string()), set()
+    for _, table in index.deletions():
+        rows = table.filter(pc.is_in(table["doc_id"], wanted)).to_pylist()
+        gone |= {(row["part"], row["first_row"]) for row in rows}
+    newest: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {}
+    for manifest, path in [*index.ledgers(), *index.unchanged()]:
+        table = read_columns(index.store, path, None)
+        for row in table.filter(pc.is_in(table["doc_id"], wanted)).to_pylist():
+            doc_id, unit, position = row["doc_id"], row["unit"], row["position"]
+            if (row.get("part"), row.get("first_row")) in gone:
+                continue
+            place = (manifest.generation, -unit, -position)
+            if doc_id not in newest or place > newest[doc_id][0]:
+                found = {"doc_id": doc_id, "unit": unit, "position": position}
+                newest[doc_id] = (place, found | {"run_id": manifest.run_id})
+    return [row for _, row in newest.values()]

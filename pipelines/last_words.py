@@ -1,14 +1,15 @@
-"""What a process was encoding when it died, so that a passage that kills is found and left out.
+"""Crash journal: what each process works on, so that its successor can isolate what kills it.
 
-A process can die of what it encodes: of memory, of a kernel's fault. Ray starts it again on the
-same slice, for ever. So each encoding process says in a file of its own what it is at, and whoever
-starts after it reads what the dead said last:
+A process may die of what it reads or encodes: of memory, of a faulty kernel. Ray starts it again on
+the same input, for ever. So each process records on storage what it is about to do:
 
     runs/<run_id>/words/<session>-<nonce>.json      {"at": {"000001-0000000000": [0, 180]}, ...}
+    runs/<run_id>/readings/<session>-<unit>/<nonce>
 
-A slice on which a process died is encoded piece by piece, each announced before it begins and alone
-in its process; a piece on which a process died is cut again; a passage that was alone at three
-deaths is given up. Of n passages one that kills is found after 3 + log64(n) deaths, rounded up.
+A slice on which an encoding process died is encoded in pieces, each announced before it begins and
+alone in its process; a piece on which a process died is cut again; a passage that was alone at
+three deaths is rejected. Of n passages, one that kills is found after 3 + log64(n) deaths, rounded
+up. A unit that was begun MOST_READINGS times counts as unreadable.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from actors.errors import EmbedError
-from pipelines.layout import new_nonce, words_folder, words_path
+from pipelines.layout import new_nonce, readings_folder, words_folder, words_path
 from pipelines.records import Record
 from pipelines.storage import Store
 
@@ -35,17 +36,29 @@ MOST_STARTS = 8
 after."""
 MOST_DEATHS = 32
 """Of one slice in one session: several passages that kill are still found."""
+MOST_READINGS = 8
+"""Of one unit in one session. More than one: machines that are taken away end a process too, and
+Ray reads again what was lost with one."""
 
 
-class Words(Record):
-    """What one process said last."""
+def may_read(store: Store, run_id: str, session: str, unit: int) -> bool:
+    """Record that a unit is about to be read; False where that happened too often."""
+    folder = readings_folder(run_id, session, unit)
+    begun = len(store.list(folder))
+    if begun < MOST_READINGS:
+        store.overwrite(f"{folder}/{new_nonce()}", b"")
+    return begun < MOST_READINGS
+
+
+class JournalEntry(Record):
+    """What one process was working on last."""
 
     worker: str
     """host:pid."""
     at: dict[str, Rows]
-    """Slices it was encoding, by name."""
+    """Name of each slice -> passages it was encoding."""
     loaded: bool = False
-    """Whether it got as far as having a model."""
+    """Whether its model was loaded."""
 
 
 def pieces(n: int, deaths: Counter[Rows]) -> Iterator[Rows]:
@@ -67,25 +80,25 @@ def is_hopeless(piece: Rows, deaths: Counter[Rows]) -> bool:
     return piece[1] - piece[0] == 1 and deaths[piece] >= DEATHS_ALONE
 
 
-class LastWords:
-    """Those of this process, and of the ones before it. Safe to share between threads."""
+class CrashJournal:
+    """The entry of this process, and those of the ones before it. Safe to share between threads."""
 
     def __init__(
         self, store: Store, run_id: str, session: str, worker: str, actors: int = 1
     ) -> None:
-        """Read what the processes before this one said last, and say that this one has begun.
+        """Read the entries of earlier processes, and record that this one has begun.
 
         `session`: of the run's driver; `actors`: so many may be loading their models just now.
 
         Raises:
             EmbedError: too many died before they had a model.
         """
-        self._store, self._worker = store, worker
+        self._store, self.worker = store, worker
         self._path = words_path(run_id, session, new_nonce())
         self._heard: dict[str, Counter[Rows]] = defaultdict(Counter)
         self._deaths_now: Counter[str] = Counter()
         failed = 0  # less those that did not: a long run on machines that go away has both
-        for path, words in read_words(store, run_id).items():
+        for path, words in read_journal(store, run_id).items():
             if Path(path).name.startswith(session):
                 failed += -1 if words.loaded else 1
             for name, rows in words.at.items():
@@ -103,7 +116,7 @@ class LastWords:
         self._write()
 
     def loaded(self) -> None:
-        """Say that this process has its model."""
+        """Record that this process has its model."""
         with self._lock:
             self._loaded = True
             self._write()
@@ -125,7 +138,7 @@ class LastWords:
 
     @contextmanager
     def announced(self, name: str, rows: Rows, *, careful: bool) -> Iterator[None]:
-        """Say that these passages are being encoded; `careful`: also when they are no more."""
+        """Record that these passages are being encoded; `careful`: and when they are done."""
         self._say(name, rows)
         yield
         self._say(name, None, write=careful)
@@ -139,31 +152,31 @@ class LastWords:
                 self._write()
 
     def _write(self) -> None:
-        words = Words(worker=self._worker, at=self._at, loaded=self._loaded)
+        words = JournalEntry(worker=self.worker, at=self._at, loaded=self._loaded)
         self._store.overwrite(self._path, words.to_bytes())
 
 
-def read_words(store: Store, run_id: str) -> dict[str, Words]:
-    """Path -> what that process of a run said last."""
+def read_journal(store: Store, run_id: str) -> dict[str, JournalEntry]:
+    """Path -> entry, of every process of a run."""
     paths = store.list(words_folder(run_id))
     contents = store.read_many(paths)
     return {
-        path: Words.model_validate_json(content)
+        path: JournalEntry.model_validate_json(content)
         for path, content in zip(paths, contents, strict=True)
     }
 
 
-def describe_words(store: Store, run_id: str, session: str) -> str:
-    """What the encoding processes of a session said last, for a message."""
+def describe_journal(store: Store, run_id: str, session: str) -> str:
+    """What the encoding processes of a session were working on, for a message."""
     words = [
-        w for path, w in read_words(store, run_id).items() if Path(path).name.startswith(session)
+        w for path, w in read_journal(store, run_id).items() if Path(path).name.startswith(session)
     ]
     said = [f"{name} in {each.worker}" for each in words for name in each.at]
     return f" (last begun: slice {', '.join(said[:4])})" if said else ""
 
 
-class Turns:
-    """Work that shares a process with other work, and work that must be alone in it."""
+class SliceSlots:
+    """How many slices may be encoded at once in this process, or one alone."""
 
     def __init__(self, threads: int) -> None:
         self._free = threading.Semaphore(threads)

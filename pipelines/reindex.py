@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from actors.errors import ConfigError
-from actors.model_files import ModelFiles, resolve_model
+from actors.model_files import resolve_model
 from pipelines.cli import (
     LogFormat,
     ask_on_terminal,
@@ -26,23 +26,20 @@ from pipelines.cli import (
     silent,
 )
 from pipelines.config import RunConfig, load_config
+from pipelines.context import RunContext
 from pipelines.embed_corpus import embed_corpus
+from pipelines.engine import Engine
 from pipelines.estimate import estimate_run
 from pipelines.estimate_text import in_short
-from pipelines.generations import read_chain
+from pipelines.generations import read_manifest
 from pipelines.inventory import plan_of
-from pipelines.listing import Listing
 from pipelines.permit import Permit
 from pipelines.progress import Progress
 from pipelines.records import Manifest
-from pipelines.reindex_task import live_number, next_task_of, outlook
-from pipelines.request import Request, differences
-from pipelines.run import do_next
-from pipelines.source import Source
+from pipelines.request import differences
+from pipelines.run import run_next
 from pipelines.speed import recall_speed
-from pipelines.storage import open_store
-from pipelines.tasks import Task
-from pipelines.work import work_of
+from pipelines.tasks import describe_reindex, live_number, next_reindex_task
 
 
 def reindex(
@@ -52,11 +49,13 @@ def reindex(
     publishes: bool = True,
     verbose: bool = False,
     progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> Manifest:
     """Make the index what its source is now; returns the manifest of the newest state.
 
     `permit`: who may agree to embedding everything again where the configuration has become another
-    one; by default nobody. `publishes`: make the new generation live.
+    one; by default nobody. `publishes`: make the new generation live. `engine`: where it runs; by
+    default the one that `ray.engine` names.
 
     Raises:
         EmbedError: one of its kinds, each with a remedy; nothing staged is ever lost.
@@ -64,32 +63,16 @@ def reindex(
     """
     permit = permit or Permit()
     with progress or Progress(silent()) as progress:
-        progress.stage("looking for model and documents")
-        config = config.with_absolute_paths()
-        files, work = resolve_model(config.encoder), work_of(config)
-        work.check()
-        request = work.request()
-        source = Source(config.source)
-        listing = source.list_files()
-        store = open_store(config.index.uri, config.index.storage_options)
-        live = read_chain(store, live_number(store))
-        if request.index_fingerprint == live[0].index_fingerprint:
-
-            def agree(task: Task) -> None:
-                wanted = [unit for unit in task.pin()[0] if unit.wanted]
-                permit.check(config, files, source, wanted, progress)
-
-            def next_task() -> Task | Manifest:
-                return next_task_of(store, request, source, listing)
-
-            how = {"verbose": verbose, "publishes": publishes}
-            manifest, anything = do_next(
-                next_task, agree, config, request, listing, store, progress, **how
-            )
+        context = RunContext.of(
+            config, progress, publishes=publishes, verbose=verbose, engine=engine
+        )
+        live = read_manifest(context.store, live_number(context.store))
+        if context.request.index_fingerprint == live.index_fingerprint:
+            manifest, anything = run_next(context, lambda: next_reindex_task(context), permit)
             if not anything:
-                progress.nothing_to_do(manifest.generation, store.uri)
+                progress.nothing_to_do(manifest.generation, context.store.uri)
             return manifest
-        _agree_to_everything(config, request, files, source, listing, live[0], permit, progress)
+        _confirm_everything(context, config, live, permit)
     # Not within: that is a run of its own, with its own progress.
     return embed_corpus(
         config,
@@ -98,55 +81,41 @@ def reindex(
         publishes=publishes,
         verbose=verbose,
         progress=Progress(progress.log),
+        engine=engine,
     )
 
 
-def _agree_to_everything(
-    config: RunConfig,
-    request: Request,
-    files: ModelFiles,
-    source: Source,
-    listing: Listing,
-    live: Manifest,
-    permit: Permit,
-    progress: Progress,
+def _confirm_everything(
+    context: RunContext, config: RunConfig, live: Manifest, permit: Permit
 ) -> None:
     """Return if everything may be embedded again.
 
     Raises:
         ConfigError: it may not.
     """
-    plan = plan_of(open_store(config.index.uri, config.index.storage_options), live)
-    parts = (request.parts, plan.request)
+    plan = plan_of(context.store, live)
     mine, theirs = (
-        {**each, "source": {"columns": each["source"]["columns"]}, "slice": {}} for each in parts
+        {**each, "source": {"columns": each["source"]["columns"]}, "slice": {}}
+        for each in (context.request.parts, plan.request)
     )
     others = differences(mine, theirs)
     said = (
         f"everything must be embedded again: {', '.join(others[:6])} "
         f"{'is' if len(others) == 1 else 'are'} not what generation {live.generation} of "
-        f"{config.index.uri} was made with"
+        f"{context.config.index.uri} was made with"
     )
     if permit.yes:
         return
-    progress.stage("estimating its size")
-    units = source.units(listing)
-    estimate = estimate_run(config, files, source, units, speed=recall_speed(config))
-    with progress.paused():
+    context.progress.stage("estimating its size")
+    units, files = context.source.units(context.listing), resolve_model(config.encoder)
+    estimate = estimate_run(config, files, context.source, units, speed=recall_speed(config))
+    with context.progress.paused():
         if permit.ask and permit.ask(f"{estimate.to_text()}\n{said}. Go on?"):
             return
     raise ConfigError(
         f"{said}: {in_short(estimate.to_json())}.",
         "--yes agrees to it; another index.uri keeps this index as it is.",
     )
-
-
-def _dry_run(config: RunConfig) -> str:
-    config = config.with_absolute_paths()
-    source = Source(config.source)
-    request = Request.of(config, resolve_model(config.encoder))
-    store = open_store(config.index.uri, config.index.storage_options)
-    return outlook(store, request, source, source.list_files())
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -202,7 +171,7 @@ def main(
         with exit_with_one_line(log, verbose=verbose, kept=progress.kept):
             run = load_config(config, overrides or [])
             if dry:
-                typer.echo(_dry_run(run))
+                typer.echo(describe_reindex(RunContext.of(run, Progress(silent()))))
                 return
             reindex(
                 run,

@@ -17,10 +17,12 @@ import typer
 from pipelines.cli import exit_with_one_line, log_to_stderr, silent
 from pipelines.config import parse_as, read_yaml
 from pipelines.config_pairs import PairsConfig
+from pipelines.context import RunContext
 from pipelines.progress import Progress
 from pipelines.records import Manifest
-from pipelines.run import run_to_commit
+from pipelines.run import run_next
 from pipelines.run_options import ConfigFile, Fresh, Limit, LogFormatOption, Verbose, with_limit
+from pipelines.tasks import next_embed_task
 
 
 def rerank_pairs(
@@ -39,9 +41,13 @@ def rerank_pairs(
         EmbedError: one of its kinds, each with a remedy; nothing staged is ever lost.
     """
     with progress or Progress(silent()) as progress:
-        return run_to_commit(
-            config, fresh=fresh, replay_rejects=replay_rejects, verbose=verbose, progress=progress
+        context = RunContext.of(config, progress, verbose=verbose)
+        manifest, anything = run_next(
+            context, lambda: next_embed_task(context, fresh=fresh, replay=replay_rejects)
         )
+        if not anything:
+            progress.already_committed(manifest.generation, context.store.uri)
+        return manifest
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -18,12 +18,10 @@ import pyarrow.compute as pc
 
 from actors.errors import UnreadableUnitError
 from actors.tokenizer import TOKENS_COLUMN
-from pipelines.blocks import DOCUMENTS_SCHEMA, DocumentBlock, DocumentTables
-from pipelines.config import AnyRunConfig
-from pipelines.known_documents import KnownDocuments
+from pipelines.blocks import DOCUMENTS_SCHEMA, BlockBuilder, DocumentBlock, DocumentTables
+from pipelines.known_documents import KnownDocuments, duplicate_of
 from pipelines.schemas import PASSAGE_SCHEMA, UNCHANGED_SCHEMA, reject_table
 from pipelines.source import Source, Unit
-from pipelines.work import work_of
 
 _UNCHANGED_PER_DOCUMENT = 100
 """A slice's limit is on documents that have to be done; of all, it has so many times more."""
@@ -91,12 +89,14 @@ class Slice:
 class SliceReader:
     """Yields the slices of units that are not done yet."""
 
-    def __init__(self, config: AnyRunConfig) -> None:
+    def __init__(
+        self, source: Source, builder: BlockBuilder, max_documents: int, max_tokens: int
+    ) -> None:
+        """A slice ends at `max_documents` documents or `max_tokens` tokens, whichever is first."""
         # One task is one CPU; the tokenizer's own threads would fight its neighbours'.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        self._config = config
-        self._source = Source(config.source)
-        self._builder = work_of(config).blocks()
+        self._source, self._builder = source, builder
+        self._limits = max_documents, max_tokens
 
     def slices(
         self,
@@ -110,8 +110,7 @@ class SliceReader:
         `known`: what the index has already. Where the unit cannot be read, the last slice is one
         that says so.
         """
-        limits = self._config.slice.documents, self._config.slice_max_tokens
-        pending = _Pending(unit, start, *limits)
+        pending = _Pending(unit, start, *self._limits)
         try:
             for batch in self._source.read(unit, start, stop):
                 block = self._builder.build(batch, unit.number, pending.next_document, known)
@@ -206,7 +205,7 @@ def _without_duplicates(
     keep = np.array([first_row[doc_id] for doc_id in ids]) == np.arange(len(ids))
     lost = ledger.filter(pa.array(~keep))
     more = reject_table(
-        (doc_id, unit, position, "duplicate_id", "in the same slice")
+        (doc_id, unit, position, *duplicate_of("in the same slice"))
         for doc_id, position in zip(
             lost["doc_id"].to_pylist(), lost["position"].to_pylist(), strict=True
         )

@@ -1,8 +1,8 @@
-"""What a re-indexing run makes of the generation it adds to: which documents go, which stay.
+"""Compares a re-indexing run with its parent generation: which documents are deleted, which stay.
 
-A document goes when the run has it anew, or when it was nowhere to be seen: not in a unit that is
-as it was, and not in one that was read. Where a unit could not be read nothing is taken for gone,
-as what is in it is unknown.
+A document of the parent is deleted if this run wrote a newer version of it, or if it appears
+neither in an unchanged unit nor in one that this run read. Where a unit could not be read, no
+document counts as vanished, because the unit's content is unknown.
 """
 
 from __future__ import annotations
@@ -11,20 +11,23 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.commit import embedded_rows
-from pipelines.duplicates import LOST_SCHEMA, read_columns
+from pipelines.duplicates import read_columns
 from pipelines.index import Index
-from pipelines.inheritance import Inheritance
 from pipelines.inventory import Numbering
-from pipelines.known_documents import NOT_READ_AS, IdSet, KnownDocuments
+from pipelines.known_documents import (
+    NOT_READ_AS,
+    IdSet,
+    KnownDocuments,
+    duplicate_of,
+    newest_places,
+)
 from pipelines.records import Done
-from pipelines.schemas import DELETIONS_SCHEMA, reject_table
+from pipelines.schemas import DELETIONS_SCHEMA, LEDGER_SCHEMA, REJECTS_SCHEMA, reject_table
 from pipelines.source import Unit
 from pipelines.storage import Store
 
@@ -32,8 +35,36 @@ _THREADS = 16
 
 
 @dataclass(frozen=True)
+class Inheritance:
+    """What a generation takes over from its parent, decided when it is committed."""
+
+    documents: int
+    """Documents of the parent and its ancestors that stay live."""
+    rejects: pa.Table
+    """REJECTS_SCHEMA: rejects of the parent that still hold, and documents of the parent that lose
+    their id to a document of this run."""
+    masked: pa.Table
+    """DELETIONS_SCHEMA: rows of the parent that are deleted."""
+    deleted: int = 0
+    """Documents of the parent that are deleted."""
+    replaced: int = 0
+    """Documents of the parent that this run wrote a newer version of."""
+
+
+NOTHING = Inheritance(0, REJECTS_SCHEMA.empty_table(), DELETIONS_SCHEMA.empty_table())
+
+
+def embedded_rows(store: Store, done: Sequence[Done], lost: pa.Table) -> pa.Table:
+    """The ledger rows of a run, without documents that lost their id (`lost`: LOST_SCHEMA)."""
+    ledgers = [read_columns(store, r.ledger.path, None) for r in done if r.ledger]
+    keys = ["unit", "position"]
+    every = pa.concat_tables([LEDGER_SCHEMA.empty_table(), *ledgers])
+    return every.join(lost.select(keys), keys, join_type="left anti")
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """A run's view of its parent."""
+    """A run beside its parent generation."""
 
     parent: Index
     before: Sequence[Unit]
@@ -42,7 +73,10 @@ class Comparison:
     known: KnownDocuments
 
     def inherit(self, done: Sequence[Done], lost: pa.Table) -> Inheritance:
-        """For the commit of the run."""
+        """What the commit of the run takes over.
+
+        `lost`: documents of the run that lost their id within it (LOST_SCHEMA).
+        """
         store = self.parent.store
         embedded = embedded_rows(store, done, lost)
         replaced, moved = self._replaced(embedded)
@@ -52,7 +86,6 @@ class Comparison:
             documents=len(self.known) - replaced.num_rows - vanished.num_rows,
             rejects=pa.concat_tables([held, moved]),
             masked=pa.concat_tables([replaced, vanished]),
-            lost=LOST_SCHEMA.empty_table(),
             deleted=vanished.num_rows,
             replaced=replaced.num_rows,
         )
@@ -73,7 +106,7 @@ class Comparison:
         ids = embedded["doc_id"].take(pa.array(shadowed)).to_pylist()
         positions = {row["doc_id"]: row["position"] for row in newest_places(self.parent, ids)}
         rejects = reject_table(
-            (doc_id, int(found.unit[row]), positions[doc_id], "duplicate_id", "in another file")
+            (doc_id, int(found.unit[row]), positions[doc_id], *duplicate_of("in another file"))
             for doc_id, row in zip(ids, shadowed, strict=True)
         )
         return pa.table(columns, schema=DELETIONS_SCHEMA), rejects
@@ -113,28 +146,3 @@ def _kept_for_now(store: Store, path: str) -> pa.Table:
     rejects = read_columns(store, path, ["doc_id", "final"])
     keep = pc.and_(pc.invert(rejects["final"]), pc.is_valid(rejects["doc_id"]))
     return rejects.filter(keep)
-
-
-def newest_places(index: Index, ids: Sequence[str]) -> list[dict[str, Any]]:
-    """doc_id, run_id, unit and position where each of these live documents was last seen.
-
-    Reads all ledgers. Of one generation's rows the first counts: others lost their id to it.
-    """
-    if not ids:
-        return []
-    wanted, gone = pa.array(ids, pa.string()), set()
-    for _, table in index.deletions():
-        rows = table.filter(pc.is_in(table["doc_id"], wanted)).to_pylist()
-        gone |= {(row["part"], row["first_row"]) for row in rows}
-    newest: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {}
-    for manifest, path in [*index.ledgers(), *index.unchanged()]:
-        table = read_columns(index.store, path, None)
-        for row in table.filter(pc.is_in(table["doc_id"], wanted)).to_pylist():
-            doc_id, unit, position = row["doc_id"], row["unit"], row["position"]
-            if (row.get("part"), row.get("first_row")) in gone:
-                continue
-            place = (manifest.generation, -unit, -position)
-            if doc_id not in newest or place > newest[doc_id][0]:
-                found = {"doc_id": doc_id, "unit": unit, "position": position}
-                newest[doc_id] = (place, found | {"run_id": manifest.run_id})
-    return [row for _, row in newest.values()]

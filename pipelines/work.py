@@ -1,6 +1,7 @@
 """What a run computes: vectors of documents' passages, or scores of pairs.
 
-All that differs between the two is here; slices, parts, done records, commit and view are one.
+Everything that differs between the two kinds is here; slices, parts, done records, commit and
+reading are shared.
 """
 
 from __future__ import annotations
@@ -17,54 +18,51 @@ from pipelines.config import AnyRunConfig, RunConfig
 from pipelines.config_pairs import PairsConfig
 from pipelines.pair_rows import pair_blocks
 from pipelines.passage_rows import passage_blocks
-from pipelines.records import Manifest
 from pipelines.request import Request
-from pipelines.storage import Store
 
 
-class Work(Protocol):
-    """The work of one configuration, on the driver and on every worker."""
+class Job(Protocol):
+    """What one configuration computes, on the driver and on every worker."""
 
     name: str
-    """Of the model."""
+    """Name of the model."""
     revision: str | None
+    """Revision of the model on its hub."""
     outputs: tuple[str, ...]
-    """The columns it adds to rows."""
+    """The columns that the model adds to rows."""
     vector_dtype: str
+    """The stored type of vectors or scores."""
 
     def check(self) -> None:
-        """Refuse what could never come to a good end, before anything is started.
+        """Refuse rows that the model cannot hold, before anything is started.
 
         Raises:
             EmbedError: one of its kinds.
         """
 
     def request(self) -> Request:
-        """What decides its result.
+        """Everything that decides the result.
 
         Raises:
             ModelError: the model's files are not there, or not what is asked for.
         """
 
     def blocks(self) -> BlockBuilder:
-        """Makes rows and tokens of what is read; loads a tokenizer.
+        """What makes rows and tokens of documents; loads a tokenizer.
 
         Raises:
             ConfigError, ModelError: rows that the model cannot hold.
         """
 
     def encoder(self) -> TokenEncoder:
-        """Loads the model.
+        """The loaded model.
 
         Raises:
             ModelError: it cannot be loaded.
         """
 
-    def findings(self, store: Store, manifest: Manifest) -> list[str]:
-        """What speaks against publishing a generation."""
 
-
-class VectorWork:
+class VectorJob:
     """Vectors of passages."""
 
     def __init__(self, config: RunConfig) -> None:
@@ -74,29 +72,20 @@ class VectorWork:
         self.vector_dtype: str = config.model.vector_dtype
 
     def check(self) -> None:
-        """Passages that the model cannot hold; a gate that nothing could pass."""
-        from pipelines.gate import check_gate  # late: workers publish nothing
-
+        """Refuse passages that the model cannot hold."""
         self.blocks()
-        check_gate(self._config)
 
     def request(self) -> Request:
-        """As `Work`."""
+        """As `Job`."""
         return Request.of(self._config, resolve_model(self._config.encoder))
 
     def blocks(self) -> BlockBuilder:
-        """As `Work`."""
+        """As `Job`."""
         return passage_blocks(self._config, resolve_model(self._config.encoder))
 
     def encoder(self) -> TokenEncoder:
-        """As `Work`."""
+        """As `Job`."""
         return load_encoder(self._config.encoder)
-
-    def findings(self, store: Store, manifest: Manifest) -> list[str]:
-        """What its gate finds."""
-        from pipelines.gate import findings  # late, as above
-
-        return findings(store, self._config, manifest)
 
 
 def load_encoder(config: ModelConfig) -> TokenEncoder:
@@ -114,7 +103,7 @@ def load_encoder(config: ModelConfig) -> TokenEncoder:
     return load(config)
 
 
-class ScoreWork:
+class ScoreJob:
     """Scores of pairs."""
 
     outputs: tuple[str, ...] = (SCORE,)
@@ -125,32 +114,28 @@ class ScoreWork:
         self.name, self.revision = config.reranker.name, config.reranker.revision
 
     def check(self) -> None:
-        """Pairs that the model cannot hold."""
+        """Refuse pairs that the model cannot hold."""
         self.blocks()
 
     def request(self) -> Request:
-        """As `Work`."""
+        """As `Job`."""
         return Request.of_pairs(self._config, resolve_reranker(self._config.reranker))
 
     def blocks(self) -> BlockBuilder:
-        """As `Work`."""
+        """As `Job`."""
         return pair_blocks(self._config, resolve_reranker(self._config.reranker))
 
     def encoder(self) -> TokenEncoder:
-        """As `Work`."""
+        """As `Job`."""
         from actors.pair_scorer import load_pair_scorer  # late: torch
 
         return load_pair_scorer(self._config.reranker)
 
-    def findings(self, store: Store, manifest: Manifest) -> list[str]:
-        """Scores are published as they are."""
-        return []
 
-
-def work_of(config: AnyRunConfig) -> Work:
-    """The work of a configuration."""
+def job_of(config: AnyRunConfig) -> Job:
+    """The job that a configuration describes."""
     if isinstance(config, PairsConfig):
-        return ScoreWork(config)
+        return ScoreJob(config)
     if isinstance(config, RunConfig):
-        return VectorWork(config)
+        return VectorJob(config)
     raise ConfigError(f"expected a configuration of a run, got {type(config).__name__}.")

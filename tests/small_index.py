@@ -1,4 +1,4 @@
-"""Indexes with a history, made in this process: what embed_corpus and reindex do, without Ray.
+"""Indexes with a history, made in this process.
 
 history = History(folder)
 history.write("a", {"d1": "some text"})
@@ -19,23 +19,16 @@ from conftest import config_for
 
 from actors.encoded import EncodedBatch
 from actors.encoder import load_encoder
-from actors.model_files import resolve_model
-from pipelines import reindex_task, work
-from pipelines.commit import commit
-from pipelines.done_records import read_done
-from pipelines.encode_slices import SliceEncoder
-from pipelines.generations import committed_by, live_generation, publish, read_chain
+from pipelines.cli import silent
+from pipelines.context import RunContext
+from pipelines.generations import live_generation
+from pipelines.in_process import InProcessEngine
 from pipelines.index import Index, open_index
-from pipelines.inventory import Numbering, inventory
-from pipelines.known_documents import KnownDocuments
-from pipelines.known_on_ray import gather
-from pipelines.plan import plan_run, todo_table, unit_of
-from pipelines.request import Request
-from pipelines.slices import SliceReader
-from pipelines.source import Source
+from pipelines.progress import Progress
+from pipelines.records import Manifest
+from pipelines.run import run_next
 from pipelines.storage import open_store
-from pipelines.supersede import Comparison
-from pipelines.tasks import Task, next_task_of
+from pipelines.tasks import Task, next_embed_task, next_reindex_task
 
 POISON = "qqqq"
 EXACT = {"name": "builtin:tiny-m3", "max_length": 128, "dtype": "float32", "device": "cpu"}
@@ -90,80 +83,27 @@ class History:
     def remove(self, name: str) -> None:
         (self.docs / f"{name}.jsonl.gz").unlink()
 
-    def task(self, kind: str = "reindex"):
+    def context(self, *, poisoned: bool = False, publishes: bool = True) -> RunContext:
+        encoder = _load(self.config.encoder)
+        engine = InProcessEngine(_Poisoned(encoder) if poisoned else encoder)
+        return RunContext.of(self.config, Progress(silent()), publishes=publishes, engine=engine)
+
+    def task(self, kind: str = "reindex") -> Task | Manifest:
         """What there is to do, or the live manifest."""
-        request = Request.of(self.config, resolve_model(self.config.encoder))
-        source = Source(self.config.source)
-        listing = source.list_files()
+        return self._next_task(self.context(), kind)
+
+    def _next_task(self, context: RunContext, kind: str) -> Task | Manifest:
         if kind == "reindex" and live_generation(self.store) is not None:
-            return request, listing, reindex_task.next_task_of(self.store, request, source, listing)
-        return (
-            request,
-            listing,
-            next_task_of(
-                self.store, request, source, listing, fresh=False, replay=kind == "replay"
-            ),
-        )
+            return next_reindex_task(context)
+        return next_embed_task(context, fresh=False, replay=kind == "replay")
 
     def run(self, kind: str = "reindex", *, poisoned: bool = False, publishes: bool = True):
         """Embed, or bring up to date, or replay; the manifest of the newest state.
 
         `poisoned`: documents with POISON cannot be encoded this time.
         """
-        request, listing, task = self.task(kind)
-        if not isinstance(task, Task):
-            return task
-        store = self.store
-        if manifest := committed_by(store, task.run_id, task.parent or 0):
-            return manifest
-        run = plan_run(
-            store,
-            self.config,
-            request,
-            task.pin,
-            listing.files,
-            task.run_id,
-            task.parent,
-            task.kind,
-        )
-        parent = None if task.parent is None else Index(store, read_chain(store, task.parent))
-        known, inherits = None, None
-        if parent is not None:
-            numbering = Numbering(run.units)
-            known = KnownDocuments([gather(parent, numbering)], parent.part_paths)
-
-            def inherits(done, lost):
-                before = inventory(store, parent.info)
-                return Comparison(parent, before, numbering, known).inherit(done, lost)
-
-        self._encode(task, request, run, known, poisoned)
-        manifest = commit(
-            store,
-            self.config,
-            request,
-            run,
-            read_done(store, task.run_id),
-            lambda: None,
-            inherits,
-        )
-        if publishes:
-            publish(store, manifest.generation, over=task.parent)
-        return manifest
-
-    def _encode(self, task, request, run, known, poisoned) -> None:
-        load, work.load_encoder = work.load_encoder, _load
-        try:
-            encoder = SliceEncoder(self.config, task.run_id, request.space_fingerprint, "session")
-        finally:
-            work.load_encoder = load
-        if poisoned:
-            encoder._encoder = _Poisoned(encoder._encoder)
-        reader = SliceReader(self.config)
-        todo = todo_table(run.units, read_done(self.store, task.run_id))
-        for row in todo.to_pylist():
-            for start, stop in row["todo"]:
-                for piece in reader.slices(unit_of(row), start, stop, known):
-                    encoder.encode(piece)
+        context = self.context(poisoned=poisoned, publishes=publishes)
+        return run_next(context, lambda: self._next_task(context, kind))[0]
 
     def index_of(self, generation: int) -> Index:
         return open_index(self.config.index.uri, generation=generation)

@@ -475,7 +475,7 @@ def test_compact_that_was_taken_back_is_not_done_again(history):
 def test_compact_beside_an_interrupted_run_needs_force(tmp_path):
     history = build(tmp_path)
     history.write("b", edited(B, "b2"))
-    task = history.task()[2]
+    task = history.task()
     history.run(publishes=False)
     history.store.delete("generations/000004/manifest.json")  # it died just before
     with pytest.raises(IndexStateError, match=f"run {task.run_id} adds to generation 3") as caught:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pipelines.read_slices import read_slices
 
 from actors.errors import ConfigError
 from actors.model_files import resolve_model
@@ -16,7 +17,6 @@ from actors.tiny_model import ensure_tiny_m3
 from actors.tokenizer import TextTokenizer
 from pipelines.passage_rows import passage_blocks
 from pipelines.plan import todo_table
-from pipelines.read_slices import read_slices
 from pipelines.schemas import REJECTS_SCHEMA
 from pipelines.slices import Slice, SliceReader
 from pipelines.source import Source

@@ -1,0 +1,69 @@
+"""Everything that the steps of one run share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.config import AnyRunConfig, RunConfig
+from pipelines.engine import Engine, engine_of
+from pipelines.gate import check_gate
+from pipelines.listing import Listing
+from pipelines.progress import Progress
+from pipelines.request import Request
+from pipelines.source import Source
+from pipelines.storage import Store, open_store
+from pipelines.work import Job, job_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """A checked configuration, what it asks for, and where it runs."""
+
+    config: AnyRunConfig
+    """Its local paths are absolute: a worker's current directory is another one."""
+    job: Job
+    request: Request
+    source: Source
+    listing: Listing
+    """The source's files, as they were when the run began."""
+    store: Store
+    """Of the index."""
+    engine: Engine
+    progress: Progress
+    publishes: bool = True
+    """Make the generation live when it is committed and passes the gate."""
+    verbose: bool = False
+
+    @staticmethod
+    def of(
+        config: AnyRunConfig,
+        progress: Progress,
+        *,
+        publishes: bool = True,
+        verbose: bool = False,
+        engine: Engine | None = None,
+    ) -> RunContext:
+        """Look for the model and the documents; refuse what could never succeed.
+
+        Raises:
+            EmbedError: one of its kinds.
+        """
+        progress.stage("looking for model and documents")
+        config = config.with_absolute_paths()
+        job = job_of(config)
+        job.check()
+        if isinstance(config, RunConfig):
+            check_gate(config)
+        source = Source(config.source)
+        return RunContext(
+            config=config,
+            job=job,
+            request=job.request(),
+            source=source,
+            listing=source.list_files(),
+            store=open_store(config.index.uri, config.index.storage_options),
+            engine=engine or engine_of(config),
+            progress=progress,
+            publishes=publishes,
+            verbose=verbose,
+        )
