@@ -1,0 +1,85 @@
+"""The `packvec` command: every entry point under one name.
+
+    packvec embed conf/wiki.yaml          is    python -m pipelines.embed_corpus conf/wiki.yaml
+
+A command's module is imported when it runs, so that `packvec show` loads no more than it needs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+COMMANDS = {
+    "embed": ("pipelines.embed_corpus", "Embed a corpus: documents in, a committed index out."),
+    "reindex": ("pipelines.reindex", "Bring an index up to date with its source."),
+    "rerank-pairs": ("pipelines.rerank_pairs", "Score pairs of queries and passages."),
+    "encode-queries": ("pipelines.encode_queries", "Encode a file of queries."),
+    "search": ("pipelines.search_index", "Search an index exactly."),
+    "evaluate": ("pipelines.evaluate_index", "Measure an index with judged queries."),
+    "show": ("pipelines.show_index", "Show what an index holds."),
+    "verify": ("pipelines.verify_index", "Check that an index is whole."),
+    "sweep": ("pipelines.sweep_index", "Remove files that nothing refers to."),
+    "compact": ("pipelines.compact_index", "Merge small parts and drop deleted rows."),
+    "publish": ("pipelines.publish_generation", "Make a generation live, or roll back to one."),
+    "check-endpoint": ("pipelines.check_endpoint", "Check the configuration of an endpoint."),
+    "models": ("pipelines.models", "List the models that are known."),
+    "config": ("pipelines.config_docs", "Print every configuration key with its meaning."),
+}
+"""Name -> (module, what it does in one line). Each module has its own Typer application, `app`."""
+
+
+class _Commands(TyperGroup):
+    """The commands above, each imported when it is used, and none to list them."""
+
+    _listing = False
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """In the order in which a user meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command itself, or while help is written its name and summary."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, summary = COMMANDS[cmd_name]
+        if self._listing:
+            return TyperCommand(cmd_name, help=summary)
+        command = typer.main.get_command(importlib.import_module(module).app)
+        command.name = cmd_name
+        return command
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write help without importing what the commands import."""
+        self._listing = True
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self._listing = False
+
+
+app = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"packvec {version('packvec')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Embed a corpus once: dense, sparse and ColBERT vectors in one pass, on Ray."""
+
+
+if __name__ == "__main__":
+    app(prog_name="packvec")
