@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipelines.config import AnyRunConfig, RunConfig
-from pipelines.engine import Engine, engine_of
+from pipelines.engine import Engine
 from pipelines.gate import check_gate
 from pipelines.listing import Listing
 from pipelines.progress import Progress
@@ -67,3 +67,14 @@ class RunContext:
             publishes=publishes,
             verbose=verbose,
         )
+
+
+def engine_of(config: AnyRunConfig) -> Engine:
+    """The engine that `ray.engine` names."""
+    if config.ray.engine == "in_process":
+        from pipelines.in_process import InProcessEngine  # late: Ray takes a second to import
+
+        return InProcessEngine()
+    from pipelines.data_path import RayEngine
+
+    return RayEngine(config.ray)

@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.known_documents import id_hashes
 from pipelines.records import Done
 from pipelines.schemas import LEDGER_SCHEMA
 from pipelines.storage import Store
@@ -31,7 +32,7 @@ def find_duplicates(store: Store, done: Sequence[Done]) -> pa.Table:
     found = [file for record in done for file in (record.ledger, record.unchanged_file) if file]
     paths = [file.path for file in found]
     with ThreadPoolExecutor(_THREADS) as pool:
-        hashes = list(pool.map(lambda p: _id_hashes(read_columns(store, p, ["doc_id"])), paths))
+        hashes = list(pool.map(lambda p: _hashes(read_columns(store, p, ["doc_id"])), paths))
         every = np.sort(np.concatenate(hashes)) if hashes else np.empty(0, np.uint64)
         repeated = np.unique(every[1:][every[1:] == every[:-1]])
         suspects = [
@@ -53,14 +54,12 @@ def read_columns(store: Store, path: str, columns: list[str] | None) -> pa.Table
         return pq.read_table(file, columns=columns)
 
 
-def _id_hashes(table: pa.Table) -> np.ndarray:
-    ids = table["doc_id"].to_numpy().astype(object)
-    hashes: np.ndarray = pd.util.hash_array(ids, categorize=False)
-    return hashes
+def _hashes(table: pa.Table) -> np.ndarray:
+    return id_hashes(table["doc_id"])[0]
 
 
 def _with_hash_in(table: pa.Table, repeated: np.ndarray) -> pa.Table:
-    rows = table.filter(pa.array(np.isin(_id_hashes(table), repeated)))
+    rows = table.filter(pa.array(np.isin(_hashes(table), repeated)))
     columns = [
         rows[field.name] if field.name in rows.column_names else pa.nulls(len(rows), field.type)
         for field in LOST_SCHEMA

@@ -83,17 +83,6 @@ class Engine(Protocol):
         """
 
 
-def engine_of(config: AnyRunConfig) -> Engine:
-    """The engine that `ray.engine` names."""
-    if config.ray.engine == "in_process":
-        from pipelines.in_process import InProcessEngine  # late: Ray takes a second to import
-
-        return InProcessEngine()
-    from pipelines.data_path import RayEngine
-
-    return RayEngine(config.ray)
-
-
 def slice_reader(config: AnyRunConfig) -> SliceReader:
     """What a reading task needs; loads a tokenizer.
 

@@ -12,7 +12,8 @@ from actors.encoded import TokenEncoder
 from pipelines.engine import EncodeJob, read_slices, slice_encoder, slice_reader
 from pipelines.index import Index
 from pipelines.inventory import Numbering
-from pipelines.known_documents import KnownDocuments, gather
+from pipelines.known_documents import KnownDocuments
+from pipelines.mentions import gather
 from pipelines.progress import Progress
 from pipelines.records import Done
 from pipelines.storage import Store

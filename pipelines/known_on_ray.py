@@ -14,9 +14,8 @@ import numpy as np
 import ray
 
 from pipelines.index import Index
-from pipelines.known_documents import (
-    Bucket,
-    KnownDocuments,
+from pipelines.known_documents import Bucket, KnownDocuments
+from pipelines.mentions import (
     MentionFile,
     Mentions,
     gather,

@@ -19,13 +19,8 @@ import pyarrow.compute as pc
 from pipelines.duplicates import read_columns
 from pipelines.index import Index
 from pipelines.inventory import Numbering
-from pipelines.known_documents import (
-    NOT_READ_AS,
-    IdSet,
-    KnownDocuments,
-    duplicate_of,
-    newest_places,
-)
+from pipelines.known_documents import NOT_READ_AS, IdSet, KnownDocuments, duplicate_of
+from pipelines.mentions import newest_places
 from pipelines.records import Done
 from pipelines.schemas import DELETIONS_SCHEMA, LEDGER_SCHEMA, REJECTS_SCHEMA, reject_table
 from pipelines.source import Unit
@@ -104,10 +99,10 @@ class Comparison:
         ]
         shadowed = np.flatnonzero(found.known & (found.unit != NOT_READ_AS))
         ids = embedded["doc_id"].take(pa.array(shadowed)).to_pylist()
-        positions = {row["doc_id"]: row["position"] for row in newest_places(self.parent, ids)}
+        places = newest_places(self.parent, ids)
         rejects = reject_table(
-            (doc_id, int(found.unit[row]), positions[doc_id], *duplicate_of("in another file"))
-            for doc_id, row in zip(ids, shadowed, strict=True)
+            (doc_id, unit, places[doc_id].position, *duplicate_of("in another file"))
+            for doc_id, unit in zip(ids, found.unit[shadowed].tolist(), strict=True)
         )
         return pa.table(columns, schema=DELETIONS_SCHEMA), rejects
 

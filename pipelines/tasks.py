@@ -22,9 +22,9 @@ from pipelines.inventory import (
     unchanged_units,
     units_now,
 )
-from pipelines.known_documents import newest_places
 from pipelines.layout import manifest_path
 from pipelines.listing import Listing
+from pipelines.mentions import newest_places
 from pipelines.plan import load_plan
 from pipelines.records import Manifest, Plan, RunKind
 from pipelines.request import Request, differences
@@ -242,6 +242,6 @@ def _shadowed(
         return set()
     still = {origin for unit in kept for origin in unit.origins}
     places = newest_places(index, doubles["doc_id"].unique().to_pylist())
-    held = {p["doc_id"] for p in places if (p["run_id"], p["unit"]) in still}
+    held = {doc_id for doc_id, place in places.items() if (place.run_id, place.unit) in still}
     rows = zip(doubles["doc_id"].to_pylist(), doubles["unit"].to_pylist(), strict=True)
     return {unit for doc_id, unit in rows if doc_id not in held}

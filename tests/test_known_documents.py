@@ -13,11 +13,10 @@ from pipelines.known_documents import (
     Bucket,
     IdSet,
     KnownDocuments,
-    Mentions,
     bucket_of,
     id_hashes,
-    resolve,
 )
+from pipelines.mentions import Mentions, resolve
 from pipelines.schemas import DELETIONS_SCHEMA, HASH, LEDGER_SCHEMA, UNCHANGED_SCHEMA
 
 PARTS = ["data/a.parquet", "data/b.parquet"]
