@@ -23,7 +23,6 @@ from actors.backbone import (
     resolve_device,
     resolve_dtype,
 )
-from actors.columns import to_arrow
 from actors.config import ModelConfig, Output
 from actors.encoded import EncodedBatch, EncoderInfo
 from actors.errors import DeviceError, EncodeError, ModelError
@@ -35,6 +34,7 @@ from actors.micro_batches import micro_batches
 from actors.model_files import ModelFiles, resolve_model
 from actors.tokenizer import TOKENS_COLUMN, TextTokenizer, TokenizedTexts
 from actors.tokenizer_files import non_lexical_ids
+from actors.vectors import to_arrow
 
 __all__ = ["EncodedBatch", "Encoder", "EncoderInfo", "ModelConfig", "load_encoder"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from actors.model_files import ModelFiles
-from actors.model_record import Prompts
+from actors.prompts import Prompts
 from actors.tokenizer import TextTokenizer, TokenizedTexts
 from actors.tokenizer_files import load_tokenizer
 

@@ -5,6 +5,7 @@ Knows no torch: the driver and the tokenising workers read a model's limits from
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,9 @@ from typing import Any
 from actors.config import ModelConfig, Output, Pooling
 from actors.errors import ModelError
 from actors.families import Family, family_of, remote_family
-from actors.json_files import load_json, read_json
 from actors.model_location import locate, locate_heads
-from actors.model_record import Prompts, find_record, prompts_of
-from actors.registry import ModelRecord
-from actors.rerank.records import CLASSIFIER, DECODER_KINDS, reranker_record
+from actors.prompts import Prompts, find_record, prompts_of
+from actors.registry import CLASSIFIER, DECODER_KINDS, KnownModel, reranker_record
 
 SPARSE_HEAD = "sparse_linear.pt"
 COLBERT_HEAD = "colbert_linear.pt"
@@ -31,7 +30,7 @@ class ModelFiles:
     folder: Path
     config: dict[str, Any]
     family: Family
-    record: ModelRecord | None
+    record: KnownModel | None
     prompts: Prompts
     pooling: Pooling
     max_length: int
@@ -210,3 +209,27 @@ def _declared_max_length(folder: Path) -> int:
             if isinstance(value, int | float) and value < 1e9:  # 1e30 means "unknown" upstream
                 return int(value)
     return 1 << 30
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a model's folder.
+
+    Raises:
+        ModelError: missing, damaged, or something else than an object.
+    """
+    value = load_json(path, "a JSON object")
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: expected a JSON object, found {type(value).__name__}.")
+    return value
+
+
+def load_json(path: Path, expected: str) -> Any:
+    """Any JSON value; `expected` says in messages what it should be.
+
+    Raises:
+        ModelError: missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: expected {expected}, found: {error}.") from None

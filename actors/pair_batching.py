@@ -22,7 +22,6 @@ import numpy as np
 
 from actors.errors import EncodeError, ModelError
 from actors.micro_batches import next_stop
-from actors.rerank.cutting import cut_passages
 from actors.rerank.pair_tokens import PairTokens
 from actors.reranker import Reranker
 
@@ -102,7 +101,7 @@ class _Job:
         rows = slice(self.row, self.row + len(tokens.truncated))
         cut_here = np.zeros(len(tokens.truncated), bool)
         if self.max_passage_tokens is not None:
-            tokens, cut_here = cut_passages(tokens, self.max_passage_tokens)
+            tokens, cut_here = tokens.cut_passages(self.max_passage_tokens)
         self.truncated[rows] = tokens.truncated | cut_here
         self.too_long[rows] = tokens.truncated & ~cut_here
         return tokens

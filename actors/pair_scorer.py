@@ -9,16 +9,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from actors.columns import fixed_size_lists
-from actors.config import ComputeDtype
+from actors.config import ComputeDtype, RerankerConfig
 from actors.encoded import SCORE, EncodedBatch
 from actors.errors import DeviceError
 from actors.fingerprint import fingerprint, score_parts
 from actors.micro_batches import micro_batches
 from actors.rerank.checkpoint import resolve_reranker
-from actors.rerank.config import RerankerConfig
 from actors.rerank.pair_tokens import PairTokens
 from actors.reranker import Reranker, load_reranker
+from actors.vectors import fixed_size_lists
 
 _WINDOW_BATCHES = 8  # to choose equally long ones from (batch_runner.py)
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from actors.columns import fixed_size_lists
 from actors.config import Output
-from actors.vectors import SparseVectors, TokenVectors, dense_vectors
+from actors.vectors import SparseVectors, TokenVectors, dense_vectors, fixed_size_lists
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, processors
 
 from actors.errors import ModelError
-from actors.json_files import read_json
+from actors.model_files import read_json
 
 # Special tokens that carry no lexical meaning (FlagEmbedding's list, plus BERT's [SEP], which is
 # XLM-R's eos under another name).

@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from actors.config import RerankerConfig
 from actors.errors import ConfigError
-from actors.rerank.config import RerankerConfig
 from actors.search.fusion import Unit
 from pipelines.cli import exit_with_one_line, log_to_stderr
 from pipelines.config import RunConfig, override

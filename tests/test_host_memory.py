@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from actors import host_memory
+from actors import batch_runner
 
 _FAULTS = """
 import ctypes, resource, sys, threading
-from actors.host_memory import keep_freed_blocks
+from actors.batch_runner import keep_freed_blocks
 keep_freed_blocks()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
@@ -53,5 +53,5 @@ def test_blocks_freed_in_a_thread_used_again() -> None:
 
 
 def test_keep_freed_blocks_without_glibc_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_memory.ctypes, "CDLL", lambda _: SimpleNamespace())
-    host_memory.keep_freed_blocks()
+    monkeypatch.setattr(batch_runner.ctypes, "CDLL", lambda _: SimpleNamespace())
+    batch_runner.keep_freed_blocks()

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import actors.scoring
-from actors.columns import fixed_size_lists
 from actors.encoder import Encoder, ModelConfig, load_encoder
 from actors.errors import EncodeError, ModelError
 from actors.scoring import (
@@ -28,7 +27,7 @@ from actors.scoring import (
     weighted_mean,
 )
 from actors.token_names import TokenNames
-from actors.vectors import SparseVectors, TokenVectors
+from actors.vectors import SparseVectors, TokenVectors, fixed_size_lists
 
 ORACLE = Path(__file__).parent / "data" / "oracle"
 M3 = ORACLE / "models" / "bge-m3"

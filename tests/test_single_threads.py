@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from actors.single_threads import SingleThreads
+from actors.batch_runner import SingleThreads
 
 
 @pytest.fixture(autouse=True)

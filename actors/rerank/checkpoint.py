@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from actors.config import RerankerConfig, RerankerKind
 from actors.errors import ModelError
-from actors.families import FAMILIES, Family
-from actors.families.decoders import DECODERS
-from actors.families.encoders import ENCODERS
-from actors.json_files import read_json
+from actors.families import DECODERS, ENCODERS, FAMILIES, Family
+from actors.model_files import read_json
 from actors.model_location import RERANKER_KEY, locate
-from actors.registry import record_of
-from actors.rerank.config import RerankerConfig, RerankerKind
-from actors.rerank.records import CLASSIFIER, DECODER_KINDS, RerankerRecord, reranker_record
+from actors.registry import CLASSIFIER, DECODER_KINDS, RerankerRecord, record_of, reranker_record
 
 
 @dataclass(frozen=True)

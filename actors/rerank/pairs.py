@@ -14,10 +14,10 @@ from typing import Protocol
 import numpy as np
 from tokenizers import Tokenizer
 
+from actors.config import RerankerConfig, RerankerKind
 from actors.errors import ModelError
-from actors.json_files import read_json
+from actors.model_files import read_json
 from actors.rerank.checkpoint import RerankerFiles
-from actors.rerank.config import RerankerConfig, RerankerKind
 from actors.rerank.pair_tokens import PairShape, PairTokens
 from actors.tokenizer_files import load_tokenizer
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from actors.batch_runner import SingleThreads
 from actors.config import OUTPUTS, Output
 from actors.scoring import Weights
 from actors.search.fusion import Best, Ranking, Unit
@@ -26,7 +27,6 @@ from actors.search.pairs import PAIR_SCORES
 from actors.search.scored_rows import SCORED_ROWS, ScoredRows, Scorer
 from actors.search.tiles import Floats, segments
 from actors.search.top_rows import TopRows
-from actors.single_threads import SingleThreads
 
 _QUERIES, _LEAST_QUERIES = 512, 32
 
