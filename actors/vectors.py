@@ -61,12 +61,6 @@ class SparseVectors:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def rows(self, start: int, stop: int) -> SparseVectors:
-        """Rows [start, stop)."""
-        offsets = self.offsets[start : stop + 1]
-        own = slice(offsets[0], offsets[-1])
-        return SparseVectors(self.indices_W[own], self.values_W[own], offsets - offsets[0])
-
     @property
     def rows_W(self) -> np.ndarray:
         """int [W]: the row of each weight."""

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import actors.scoring
+import actors.search.scored_rows
 from actors.encoder import Encoder, ModelConfig, load_encoder
 from actors.errors import EncodeError, ModelError
 from actors.scoring import (
@@ -260,9 +260,8 @@ def test_scores_in_several_blocks_equal_those_in_one(
         "_DENSE_ROWS": 3,
         "_PASSAGE_TOKENS": 20,
         "_QUERY_TOKENS": 7,
-        "_LEXICAL_MATCHES": 150,
     }.items():
-        monkeypatch.setattr(actors.scoring, name, size)
+        monkeypatch.setattr(actors.search.scored_rows, name, size)
     for one, several in zip(whole, scores(), strict=True):
         np.testing.assert_allclose(several, one, rtol=1e-6, atol=1e-6)
 
