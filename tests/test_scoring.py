@@ -257,7 +257,7 @@ def test_scores_in_several_blocks_equal_those_in_one(
 
     whole = scores()
     for name, size in {
-        "_DENSE_ROWS": 3,
+        "_ROWS": 3,
         "_PASSAGE_TOKENS": 20,
         "_QUERY_TOKENS": 7,
     }.items():

@@ -1,22 +1,22 @@
 """Scores of queries with rows: one kernel for each kind of vector, on whichever device it is.
 
 What is made once, when rows are loaded, and what is made once for many queries (rows cast to
-float32) are apart from what runs for each tile of scores. Formulas: actors/scoring.py, the front of
-these kernels for small data.
+float32) are apart from what runs for each tile of scores. Formulas: actors/scoring.py, the front.
 Shape suffixes: Q queries, B rows of a block, N or M pairs, T tokens, W sparse weights, D dimension.
 """
 
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from actors.batch_runner import SingleThreads
 from actors.config import Output
 from actors.errors import ModelError
 from actors.micro_batches import micro_batches
@@ -25,12 +25,10 @@ from actors.vectors import Column, SparseVectors, TokenVectors, dense_vectors
 Scorer: TypeAlias = Callable[[int, int], torch.Tensor]
 """float32 scores [Q, B] of queries [start, stop), on the device."""
 
-# The first bounds a float32 copy of rows, the next two the scores of token pairs that are held at
-# once (16 MB), the last what is gathered from a mapped file.
-_DENSE_ROWS = 4_096
+_ROWS = 4_096  # cast to float32, or gathered from a mapped file, at once
+# Both bound the scores of token pairs that are held at once: 16 MB.
 _PASSAGE_TOKENS = 4_096
 _QUERY_TOKENS = 1_024
-_PAIRS = 4_096
 
 
 class Floats:
@@ -101,19 +99,16 @@ class SparseRows:
             for query in range(start, stop) if len(self._ids) else ():
                 own = slice(vectors.offsets[query], vectors.offsets[query + 1])
                 ids, weights = vectors.indices_W[own], vectors.values_W[own]
-                self._add(ids, weights, scores_QB[query - start])
+                places = np.searchsorted(self._ids, ids)
+                places[places == len(self._ids)] = 0
+                known = self._ids[places] == ids
+                for place, weight in zip(places[known], weights[known], strict=True):
+                    at = slice(self._offsets[place], self._offsets[place + 1])
+                    # Each of a token's postings names a row once.
+                    scores_QB[query - start, self._rows_W[at]] += self._values_W[at] * weight
             return torch.from_numpy(scores_QB).to(self._device)
 
         return scores
-
-    def _add(self, ids: np.ndarray, weights: np.ndarray, scores_B: np.ndarray) -> None:
-        """A loop over the few tokens of a query: each of its postings names a row once."""
-        places = np.searchsorted(self._ids, ids)
-        places[places == len(self._ids)] = 0
-        known = self._ids[places] == ids
-        for place, weight in zip(places[known], weights[known], strict=True):
-            own = slice(self._offsets[place], self._offsets[place + 1])
-            scores_B[self._rows_W[own]] += self._values_W[own] * weight
 
 
 class TokenVectorRows:
@@ -136,8 +131,7 @@ class TokenVectorRows:
         def scores(start: int, stop: int) -> torch.Tensor:
             offsets = tokens.offsets[start : stop + 1]
             own_TD = queries_TD[offsets[0] : offsets[-1]]
-            own = offsets - offsets[0]
-            return _max_sim(own_TD, own, self._tokens_TD, self._offsets, floats)
+            return _max_sim(own_TD, offsets - offsets[0], self._tokens_TD, self._offsets, floats)
 
         return scores
 
@@ -163,32 +157,39 @@ def _blocks(output: Output, rows: Column) -> Iterator[Column]:
     for chunk in rows.chunks if isinstance(rows, pa.ChunkedArray) else [rows]:
         if output == "dense":
             vectors_BD = dense_vectors(chunk)
-            for start in range(0, len(vectors_BD), _DENSE_ROWS):
-                yield vectors_BD[start : start + _DENSE_ROWS]
+            for start in range(0, len(vectors_BD), _ROWS):
+                yield vectors_BD[start : start + _ROWS]
         else:
             yield chunk
 
 
 def score_pairs(
-    output: Output, queries: Column, rows: Column, query_M: np.ndarray, row_M: np.ndarray
+    output: Output,
+    queries: Column,
+    rows: Column,
+    query_M: np.ndarray,
+    row_M: np.ndarray,
+    threads: SingleThreads,
 ) -> np.ndarray:
-    """float32 scores [M] of pairs of a query and a row.
+    """float32 scores [M] of pairs of a query and a row, on the CPU.
 
     Rows are gathered first, some thousand at a time: they may lie anywhere in a mapped file.
     """
-    found_M = np.empty(len(query_M), dtype=np.float32)
     groups = [np.arange(len(query_M))]
     if output == "colbert":  # all rows of a query at once: one matmul, not one a pair
         groups = [np.flatnonzero(query_M == query) for query in np.unique(query_M)]
-    for places in groups:
-        for start in range(0, len(places), _PAIRS):
-            own = places[start : start + _PAIRS]
-            gathered = rows.take(pa.array(row_M[own]))
-            if output == "colbert":
-                query = queries.take(pa.array(query_M[own[:1]]))
-                found_M[own] = score_matrix(output, query, gathered)[0]
-            else:
-                found_M[own] = ROW_PAIRS[output](queries.take(pa.array(query_M[own])), gathered)
+    found_M, floats = np.empty(len(query_M), dtype=np.float32), Floats()
+
+    def score(own: np.ndarray) -> None:
+        gathered = rows.take(pa.array(row_M[own]))
+        if output == "colbert":
+            query = queries.take(pa.array(query_M[own[:1]]))
+            scorer = TokenVectorRows(gathered, torch.device("cpu")).scorer(query, floats)
+            found_M[own] = scorer(0, 1)[0].numpy()
+        else:
+            found_M[own] = ROW_PAIRS[output](queries.take(pa.array(query_M[own])), gathered)
+
+    threads.run(score, [g[i : i + _ROWS] for g in groups for i in range(0, len(g), _ROWS)])
     return found_M
 
 
@@ -211,14 +212,14 @@ def _sparse_pairs(queries: Column, rows: Column) -> np.ndarray:
 
 def _colbert_pairs(queries: Column, rows: Column) -> np.ndarray:
     query, row = TokenVectors.of(queries), TokenVectors.of(rows)
-    queries_TD, rows_TD = _as_tensor(query.vectors_TD), _as_tensor(row.vectors_TD)
-    _check_same_dim(queries_TD, rows_TD)
-    found_N, floats = np.empty(len(query), dtype=np.float32), Floats()
-    for n in range(len(query)):
+    _check_same_dim(query.vectors_TD, row.vectors_TD)
+    found_N = np.zeros(len(query), dtype=np.float32)
+    for n in range(len(query)):  # numpy: what a call of torch costs is more than these products
         (a, b), (c, d) = query.offsets[n : n + 2], row.offsets[n : n + 2]
-        ends = np.array([0, b - a]), np.array([0, d - c])
-        score = _max_sim(queries_TD[a:b].float(), ends[0], rows_TD[c:d], ends[1], floats)
-        found_N[n] = score.item()
+        if a < b and c < d:
+            query_TD = query.vectors_TD[a:b].astype(np.float32, copy=False)
+            row_TD = row.vectors_TD[c:d].astype(np.float32, copy=False)
+            found_N[n] = (query_TD @ row_TD.T).max(axis=1).mean()
     return found_N
 
 
@@ -265,8 +266,7 @@ def segments(values: torch.Tensor, offsets: np.ndarray, reduce: str) -> torch.Te
     ufunc = {"max": np.maximum, "sum": np.add}[reduce]
     full = np.diff(offsets) > 0
     if full.all():
-        found = ufunc.reduceat(values.numpy(), offsets[:-1], axis=1)
-        return torch.from_numpy(found)
+        return torch.from_numpy(ufunc.reduceat(values.numpy(), offsets[:-1], axis=1))
     found = np.zeros((len(values), len(full)), dtype=np.float32)
     if full.any():
         found[:, full] = ufunc.reduceat(values.numpy(), offsets[:-1][full], axis=1)
@@ -285,9 +285,10 @@ def segments_on_device(values: torch.Tensor, offsets: np.ndarray, reduce: str) -
 
 def _as_tensor(array: np.ndarray) -> torch.Tensor:
     """The same memory, also where it may only be read: nothing here writes to it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # torch cannot say "read only"
-        return torch.from_numpy(np.ascontiguousarray(array))
+    array = np.ascontiguousarray(array)
+    interface = array.__array_interface__
+    writable = interface | {"data": (interface["data"][0], False)}  # torch warns of any other
+    return torch.from_numpy(np.asarray(SimpleNamespace(__array_interface__=writable, owner=array)))
 
 
 def _check_same_dim(queries: Any, rows: Any) -> None:

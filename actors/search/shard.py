@@ -111,7 +111,9 @@ class Shard:
         """Scores of pairs of a query and a row: float32 [M] for each output."""
         return pa.table(
             {
-                output: score_pairs(output, queries[output], self._vectors[output], query_M, row_M)
+                output: score_pairs(
+                    output, queries[output], self._vectors[output], query_M, row_M, self._threads
+                )
                 for output in self.outputs
             }
         )
