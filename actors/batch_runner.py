@@ -12,11 +12,13 @@ import ctypes
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
 import torch
 
+from actors.errors import DeviceError
 from actors.micro_batches import next_stop
 
 _LEAST_TOKENS = 256
@@ -107,6 +109,18 @@ class BatchRunner:
 
 
 T = TypeVar("T")
+
+
+@contextmanager
+def device_errors(device: str, expected: str) -> Iterator[None]:
+    """Raise DeviceError where the device fails for good; `expected`: vectors, or scores."""
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        reason = " ".join(str(error).split())
+        raise DeviceError(
+            f"{device}: expected {expected}, found {reason:.200}.", "Start the process again."
+        ) from error
 
 
 class SingleThreads:

@@ -32,8 +32,6 @@ class IclQueryTokenizer:
     def __init__(self, folder: Path, max_length: int, prompts: Prompts) -> None:
         """`max_length` is the query's own: examples come on top."""
         self._tokenizer = load_tokenizer(folder)
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
         self._prompts = prompts
         own = len(self._bare("<s>")) + len(self._bare(f"{prompts.query_suffix}</s>"))
         self._query_tokens = max(max_length - own, 0)

@@ -49,8 +49,7 @@ class ModelFiles:
 
     def weight_files(self) -> list[Path]:
         """The files that hold the backbone's weights, sorted by name."""
-        safetensors = sorted(self.folder.glob("*.safetensors"))
-        return safetensors or sorted(self.folder.glob("pytorch_model*.bin"))
+        return weight_files(self.folder)
 
 
 def resolve_model(config: ModelConfig) -> ModelFiles:
@@ -71,11 +70,7 @@ def resolve_model(config: ModelConfig) -> ModelFiles:
             "found none.",
             "Download the whole model folder.",
         )
-    if not (folder / "tokenizer.json").exists():
-        raise ModelError(
-            f"model {config.name!r}: expected tokenizer.json in {folder}, found none.",
-            "Save the tokenizer in its fast format (tokenizer.save_pretrained).",
-        )
+    check_tokenizer(f"model {config.name!r}", folder)
     record = find_record(config, model)
     trust = config.trust_remote_code
     if record and record.remote_code:
@@ -83,11 +78,7 @@ def resolve_model(config: ModelConfig) -> ModelFiles:
     else:
         family = family_of(model, config.name, trust_remote_code=trust, model_type=config.family)
     for key in ("hidden_size", "max_position_embeddings"):
-        if not isinstance(model.get(key), int):
-            raise ModelError(
-                f"{folder / 'config.json'}: expected a number for {key}, found {model.get(key)!r}.",
-                "Download the model folder again.",
-            )
+        check_number(folder, model, key)
     positions = family.usable_positions(model)
     declared = _declared_max_length(folder)
     own_limit = min(positions, declared, record.max_length if record else declared)
@@ -120,6 +111,29 @@ def resolve_model(config: ModelConfig) -> ModelFiles:
         query_max_length=query_max_length,
         heads=_find_heads(config, folder),
     )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a checkpoint's weights, sorted by name."""
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+
+
+def check_tokenizer(model: str, folder: Path) -> None:
+    """Raise ModelError where a folder has no tokenizer.json; `model`: for the message."""
+    if not (folder / "tokenizer.json").exists():
+        raise ModelError(
+            f"{model}: expected tokenizer.json in {folder}, found none.",
+            "Save the tokenizer in its fast format (tokenizer.save_pretrained).",
+        )
+
+
+def check_number(folder: Path, model: dict[str, Any], key: str) -> None:
+    """Raise ModelError where config.json has no number for a key."""
+    if not isinstance(model.get(key), int):
+        raise ModelError(
+            f"{folder / 'config.json'}: expected a number for {key}, found {model.get(key)!r}.",
+            "Download the model folder again.",
+        )
 
 
 def _refuse_reranker(name: str, model: dict[str, Any]) -> None:

@@ -172,15 +172,31 @@ def to_arrow(
         columns["sparse"] = sparse_vectors(weights, input_ids, cu_seqlens, non_lexical)
     if vectors.colbert_TD is not None:
         lengths = np.maximum(np.diff(cu_seqlens) - 1, 0)
-        offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int32)))
-        rows = fixed_size_lists(vectors.colbert_TD.numpy())
-        columns["colbert"] = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), rows)
+        columns["colbert"] = token_column(lengths, vectors.colbert_TD.numpy())
     return pa.table(columns)
 
 
 def fixed_size_lists(rows: np.ndarray) -> pa.FixedSizeListArray:
     """[N, D] as FixedSizeList[D], without a copy."""
     return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
+
+
+def token_column(lengths: np.ndarray | Sequence[int], vectors: np.ndarray) -> pa.ListArray:
+    """[T, D] as List<FixedSizeList[D]>, without a copy: so many vectors a row."""
+    return pa.ListArray.from_arrays(_list_offsets(lengths), fixed_size_lists(vectors))
+
+
+def sparse_column(
+    lengths: np.ndarray | Sequence[int], indices_W: np.ndarray, values_W: np.ndarray
+) -> pa.StructArray:
+    """Token ids int32 and weights float32 as Struct<indices, values>: so many a row."""
+    offsets = _list_offsets(lengths)
+    lists = [pa.ListArray.from_arrays(offsets, pa.array(part)) for part in (indices_W, values_W)]
+    return pa.StructArray.from_arrays(lists, names=["indices", "values"])
+
+
+def _list_offsets(lengths: np.ndarray | Sequence[int]) -> pa.Array:
+    return pa.array(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32))
 
 
 def sparse_vectors(
@@ -203,12 +219,5 @@ def sparse_vectors(
         else np.empty(0, dtype=np.float32)
     )
     keys = keys[firsts]
-    offsets = pa.array(np.searchsorted(keys >> 32, np.arange(n + 1)).astype(np.int32))
-    indices = pa.array((keys & 0xFFFFFFFF).astype(np.int32))
-    return pa.StructArray.from_arrays(
-        [
-            pa.ListArray.from_arrays(offsets, indices),
-            pa.ListArray.from_arrays(offsets, pa.array(maxima.astype(np.float32))),
-        ],
-        names=["indices", "values"],
-    )
+    lengths = np.bincount(keys >> 32, minlength=n)
+    return sparse_column(lengths, (keys & 0xFFFFFFFF).astype(np.int32), maxima.astype(np.float32))
