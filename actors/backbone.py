@@ -17,7 +17,7 @@ from actors.forward import Backbone
 from actors.model_files import ModelFiles
 from actors.packed_bert import PackedBert, can_take
 from actors.packing import PackedBatch
-from actors.registry import ModelRecord
+from actors.registry import KnownModel
 
 TORCH_DTYPES: dict[ComputeDtype, torch.dtype] = {
     "float16": torch.float16,
@@ -170,7 +170,7 @@ def resolve_device(name: str, key: str = "model.device") -> torch.device:
 
 
 def resolve_dtype(
-    dtype: Literal["auto"] | ComputeDtype, device: torch.device, record: ModelRecord | None = None
+    dtype: Literal["auto"] | ComputeDtype, device: torch.device, record: KnownModel | None = None
 ) -> ComputeDtype:
     """The compute type "auto" means on this device, for a model of this record."""
     if dtype != "auto":

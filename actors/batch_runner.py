@@ -8,15 +8,18 @@ them.
 
 from __future__ import annotations
 
+import ctypes
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
 
-from actors.host_memory import keep_freed_blocks
+from actors.errors import DeviceError
 from actors.micro_batches import next_stop
-from actors.single_threads import SingleThreads
 
 _LEAST_TOKENS = 256
 """On a CPU: of a micro-batch that is made for a thread of its own."""
@@ -103,3 +106,78 @@ class BatchRunner:
             middle = len(rows) // 2
             self._run(lengths, rows[:middle], compute, failures)
             self._run(lengths, rows[middle:], compute, failures)
+
+
+T = TypeVar("T")
+
+
+@contextmanager
+def device_errors(device: str, expected: str) -> Iterator[None]:
+    """Raise DeviceError where the device fails for good; `expected`: vectors, or scores."""
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        reason = " ".join(str(error).split())
+        raise DeviceError(
+            f"{device}: expected {expected}, found {reason:.200}.", "Start the process again."
+        ) from error
+
+
+class SingleThreads:
+    """Pools by torch's number of threads, which may change between calls."""
+
+    def __init__(self) -> None:
+        self._pools: dict[int, ThreadPoolExecutor] = {}
+        self._lock = threading.Lock()
+
+    def run(self, work: Callable[[T], None], pieces: Iterable[T]) -> None:
+        """All pieces; in this thread, with all of torch's, where there is one of either.
+
+        Raises: what the first piece that fails does.
+        """
+        pieces = list(pieces)
+        if len(pieces) > 1 and torch.get_num_threads() > 1:
+            list(self._pool().map(work, pieces))
+            return
+        for piece in pieces:
+            work(piece)
+
+    def _pool(self) -> ThreadPoolExecutor:
+        threads = torch.get_num_threads()
+        with self._lock:
+            if threads not in self._pools:
+                started = threading.Barrier(threads + 1)
+
+                def start() -> None:
+                    torch.get_num_threads()  # the first call in a thread undoes what was set before
+                    torch.set_num_threads(1)
+                    started.wait()
+
+                self._pools[threads] = ThreadPoolExecutor(threads, "single", initializer=start)
+                for _ in range(threads):
+                    self._pools[threads].submit(int)
+                started.wait()
+                torch.set_num_threads(threads)  # what threads begin with that are started later
+            return self._pools[threads]
+
+
+_KEPT_BYTES = 256 << 20
+# Parameters of mallopt(3), by malloc.h.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+_LARGEST_THRESHOLD = 32 << 20
+"""glibc takes no higher one: larger blocks come from the kernel each time."""
+
+
+def keep_freed_blocks() -> None:
+    """Keep up to 256 MiB of what this process frees; where there is no glibc nothing happens.
+
+    Threads that start later share one heap, since only that one is not cut into pieces of 64 MiB
+    that come and go. Small blocks have a cache in each thread, as before.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(_ARENA_MAX, 1)
+    mallopt(_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
+    mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,10 @@ from actors.text_vectors import TextVectors, rows_of
 from actors.tokenizer import TokenizedTexts
 
 Text = TypeVar("Text")
+Item = TypeVar("Item", bound="Waiting")
 Result = TextVectors | EncodeError
+Stream: TypeAlias = Callable[[pa.ListArray, Collection[Output]], Iterator[EncodedBatch]]
+"""`Encoder.stream`: encodes a list<int32> column micro-batch by micro-batch."""
 
 # What is tokenised in one go: enough to be worth a thread's while, little enough that a short query
 # does not wait long behind a book.
@@ -38,14 +41,79 @@ _TOKENIZE_TEXTS = 256
 _TOKENIZE_WEIGHT = 1 << 16
 
 
-class Stream(Protocol):
-    """`Encoder.stream`."""
+@dataclass(kw_only=True)
+class Waiting:
+    """What waits in a queue: a request, or a part of one."""
 
-    def __call__(
-        self, input_ids: pa.ListArray, outputs: Collection[Output]
-    ) -> Iterator[EncodedBatch]:
-        """Encode a list<int32> column micro-batch by micro-batch."""
-        ...
+    future: Future[Any] = field(default_factory=Future)
+    """What the request's caller holds."""
+    first: bool = False
+    """Goes before all that waits."""
+    weight: int = 1
+    """What bounds how many are taken at once."""
+
+
+class RequestQueue(Generic[Item]):
+    """Requests that wait for a model, and the threads that take them; `close` ends those."""
+
+    def __init__(self, model: str, **threads: Callable[[], None]) -> None:
+        """`model`: for messages; `threads`: what each of them runs, by its name."""
+        self._model = model
+        self._changed = threading.Condition()
+        self._arrived: deque[Item] = deque()
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=run, name=name, daemon=True) for name, run in threads.items()
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Finish what was submitted, then end the threads."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _arrive(self, items: Sequence[Item]) -> None:
+        with self._changed:
+            if self._closed:
+                raise ModelError(f"the {self._model} is shutting down.", "Send the request again.")
+            self._put(self._arrived, items)
+
+    def _put(self, queue: deque[Item], items: Sequence[Item]) -> None:
+        with self._changed:
+            queue.extendleft(item for item in reversed(items) if item.first)
+            queue.extend(item for item in items if not item.first)
+            self._changed.notify_all()
+
+    def _take(self, queue: deque[Item], count: int, weight: int) -> list[Item]:
+        """Up to `count` items up to a sum of weights, at least one of those still to be answered.
+
+        Called with the lock held.
+        """
+        taken: list[Item] = []
+        while queue and len(taken) < count:
+            if queue[0].future.done():  # cancelled, or failed
+                queue.popleft()
+                continue
+            weight -= queue[0].weight
+            if taken and weight < 0:
+                break
+            taken.append(queue.popleft())
+        return taken
+
+
+def answer(future: Future[Any], result: Any) -> None:
+    """Set a request's result, or the exception to raise; nothing where nobody waits any more."""
+    with suppress(InvalidStateError):
+        (future.set_exception if isinstance(result, Exception) else future.set_result)(result)
+
+
+def failure(error: Exception) -> EncodeError:
+    """Whatever a device, a kernel or a tokenizer raised, as what a caller is told."""
+    return EncodeError(f"{type(error).__name__}: {error!s:.200}")
 
 
 @dataclass(frozen=True)
@@ -62,24 +130,22 @@ class ForwardStats:
 
 
 @dataclass
-class _Job(Generic[Text]):
+class _Job:
     """One request."""
 
     outputs: frozenset[Output]
-    first: bool
     results: list[Result | None]
     pending: int
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Its texts may end in both threads."""
     arrived: float = field(default_factory=time.perf_counter)
-    future: Future[list[Result]] = field(default_factory=Future)
 
 
 @dataclass
-class _Item(Generic[Text]):
-    """One text of a request."""
+class _Item(Waiting, Generic[Text]):
+    """One text of a request; it weighs its characters, then its tokens."""
 
-    job: _Job[Text]
+    job: _Job
     row: int
     text: Text
     ids: np.ndarray | None = None
@@ -92,11 +158,10 @@ class _Item(Generic[Text]):
             job.pending -= 1
             if job.pending:
                 return
-        with suppress(InvalidStateError):  # cancelled: nobody waits
-            job.future.set_result(job.results)  # type: ignore[arg-type]  # all are there
+        answer(self.future, job.results)
 
 
-class Batcher(Generic[Text]):
+class Batcher(RequestQueue[_Item[Text]]):
     """A thread or two between callers and an encoder; `close` ends them."""
 
     def __init__(
@@ -118,19 +183,11 @@ class Batcher(Generic[Text]):
         self._max_tokens = max_tokens
         self._weigh = weigh
         self._observe = observe
-        self._arrived: deque[_Item[Text]] = deque()
         self._ready: deque[_Item[Text]] = deque()
-        self._changed = threading.Condition()
-        self._closed = False
         self._encoding = False
         self._tokenized_all = not overlap
-        self._threads = [threading.Thread(target=self._encode_forever, name="encode", daemon=True)]
-        if overlap:
-            self._threads.append(
-                threading.Thread(target=self._tokenize_forever, name="tokenize", daemon=True)
-            )
-        for thread in self._threads:
-            thread.start()
+        tokenize_too = {"tokenize": self._tokenize_forever} if overlap else {}
+        super().__init__("encoder", encode=self._encode_forever, **tokenize_too)
 
     def submit(
         self, texts: Sequence[Text], outputs: Collection[Output], *, first: bool = False
@@ -142,44 +199,16 @@ class Batcher(Generic[Text]):
         Raises:
             ModelError: the batcher is closed.
         """
-        job: _Job[Text] = _Job(frozenset(outputs), first, [None] * len(texts), len(texts))
+        job, future = _Job(frozenset(outputs), [None] * len(texts), len(texts)), Future[Any]()
         if not texts:
-            job.future.set_result([])
-            return job.future
-        items = [_Item(job, row, text) for row, text in enumerate(texts)]
-        with self._changed:
-            if self._closed:
-                raise ModelError("the encoder is shutting down.", "Send the request again.")
-            if first:
-                self._arrived.extendleft(reversed(items))
-            else:
-                self._arrived.extend(items)
-            self._changed.notify_all()
-        return job.future
-
-    def close(self) -> None:
-        """Finish what was submitted, then end the threads."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        for thread in self._threads:
-            thread.join()
-
-    def _take(
-        self, queue: deque[_Item[Text]], most: int, size: Callable[[_Item[Text]], int], texts: int
-    ) -> list[_Item[Text]]:
-        """Items up to a sum of sizes, at least one; called with the lock held."""
-        taken: list[_Item[Text]] = []
-        total = 0
-        while queue and len(taken) < texts:
-            if queue[0].job.future.cancelled():
-                queue.popleft()
-                continue
-            total += size(queue[0])
-            if taken and total > most:
-                break
-            taken.append(queue.popleft())
-        return taken
+            future.set_result([])
+            return future
+        items = []
+        for row, text in enumerate(texts):
+            weight = self._weigh(text)
+            items.append(_Item(job, row, text, future=future, first=first, weight=weight))
+        self._arrive(items)
+        return future
 
     def _tokenize_forever(self) -> None:
         while True:
@@ -190,19 +219,10 @@ class Batcher(Generic[Text]):
                     self._changed.notify_all()
                     return
                 items = self._take_arrived()
-            self._make_ready(items)
+            self._put(self._ready, self._tokenize_or_fail(items))
 
     def _take_arrived(self) -> list[_Item[Text]]:
-        return self._take(
-            self._arrived, _TOKENIZE_WEIGHT, lambda item: self._weigh(item.text), _TOKENIZE_TEXTS
-        )
-
-    def _make_ready(self, items: list[_Item[Text]]) -> None:
-        tokenized = self._tokenize_or_fail(items)
-        with self._changed:
-            self._ready.extendleft(item for item in reversed(tokenized) if item.job.first)
-            self._ready.extend(item for item in tokenized if not item.job.first)
-            self._changed.notify_all()
+        return self._take(self._arrived, _TOKENIZE_TEXTS, _TOKENIZE_WEIGHT)
 
     def _tokenize_or_fail(self, items: list[_Item[Text]]) -> list[_Item[Text]]:
         """Those that have tokens now; the others are answered."""
@@ -214,7 +234,7 @@ class Batcher(Generic[Text]):
                 return []
             return [found for item in items for found in self._tokenize_or_fail([item])]
         for item, ids, cut in zip(items, tokens.rows(), tokens.truncated, strict=True):
-            item.ids, item.truncated = ids, bool(cut)
+            item.ids, item.truncated, item.weight = ids, bool(cut), len(ids)
         return items
 
     def _encode_forever(self) -> None:
@@ -228,12 +248,12 @@ class Batcher(Generic[Text]):
                     return
                 self._encoding = True
                 budget = self._max_tokens()
-                urgent = bool(self._arrived) and self._arrived[0].job.first
-                items = [] if urgent else self._take(self._ready, budget, _length, budget)
+                urgent = bool(self._arrived) and self._arrived[0].first
+                items = [] if urgent else self._take(self._ready, budget, budget)
                 arrived = [] if items else self._take_arrived()  # no other thread to wake
                 self._changed.notify_all()
             if arrived:
-                self._make_ready(arrived)
+                self._put(self._ready, self._tokenize_or_fail(arrived))
             if items:
                 self._encode(items, budget)
 
@@ -249,7 +269,7 @@ class Batcher(Generic[Text]):
                 answered = batch.stop
         except Exception as error:  # noqa: BLE001  the thread must live, callers must hear
             for item in items[answered:]:
-                item.done(EncodeError(f"{type(error).__name__}: {error!s:.200}"))
+                item.done(failure(error))
         self._observe(
             ForwardStats(
                 texts=len(items),
@@ -266,13 +286,9 @@ class Batcher(Generic[Text]):
         good = [row for row in range(len(items)) if row not in bad]
         if bad:
             columns = columns.take(pa.array(good, pa.int64())).combine_chunks()
-        lengths = [_length(items[row]) for row in good]
+        lengths = [items[row].weight for row in good]
         vectors = rows_of(columns, lengths, [items[row].truncated for row in good]) if good else []
         for row, found in zip(good, vectors, strict=True):
             items[row].done(found)
         for row, reason in bad.items():
             items[row].done(EncodeError(f"the text cannot be encoded ({reason})."))
-
-
-def _length(item: _Item[Text]) -> int:
-    return 0 if item.ids is None else len(item.ids)

@@ -23,10 +23,10 @@ from actors.backbone import (
     resolve_device,
     resolve_dtype,
 )
-from actors.columns import to_arrow
+from actors.batch_runner import device_errors
 from actors.config import ModelConfig, Output
 from actors.encoded import EncodedBatch, EncoderInfo
-from actors.errors import DeviceError, EncodeError, ModelError
+from actors.errors import EncodeError, ModelError
 from actors.fingerprint import fingerprint, space_parts
 from actors.forward import Forward, WindowVectors
 from actors.heads import OutputHeads, load_head
@@ -35,6 +35,7 @@ from actors.micro_batches import micro_batches
 from actors.model_files import ModelFiles, resolve_model
 from actors.tokenizer import TOKENS_COLUMN, TextTokenizer, TokenizedTexts
 from actors.tokenizer_files import non_lexical_ids
+from actors.vectors import to_arrow
 
 __all__ = ["EncodedBatch", "Encoder", "EncoderInfo", "ModelConfig", "load_encoder"]
 
@@ -104,7 +105,7 @@ class Encoder:
         offsets = input_ids.offsets.to_numpy(zero_copy_only=True)
         wanted = frozenset(self.info.outputs if outputs is None else outputs)
         begun: deque[tuple[int, int, WindowVectors]] = deque()
-        try:
+        with device_errors(self.info.device, "vectors"):
             for start, stop in micro_batches(offsets, self._forward.window_tokens):
                 begun.append(
                     (start, stop, self._forward(values, offsets[start : stop + 1], wanted))
@@ -113,12 +114,6 @@ class Encoder:
                     yield self._columns(values, offsets, *begun.popleft())
             while begun:
                 yield self._columns(values, offsets, *begun.popleft())
-        except torch.AcceleratorError as error:
-            reason = " ".join(str(error).split())
-            raise DeviceError(
-                f"{self.info.device}: expected vectors, found {reason:.200}.",
-                "Start the process again.",
-            ) from error
 
     def empty(self) -> pa.Table:
         """The output columns with no rows: their types."""

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from actors.config import ModelConfig
+from actors.config import ModelConfig, RerankerConfig
 from actors.model_files import ModelFiles
 from actors.rerank.checkpoint import RerankerFiles
-from actors.rerank.config import RerankerConfig
 from actors.rerank.pairs import prompt_of
 from actors.tokenizer_files import non_lexical_ids
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from actors.model_files import ModelFiles
-from actors.model_record import Prompts
+from actors.prompts import Prompts
 from actors.tokenizer import TextTokenizer, TokenizedTexts
 from actors.tokenizer_files import load_tokenizer
 
@@ -32,8 +32,6 @@ class IclQueryTokenizer:
     def __init__(self, folder: Path, max_length: int, prompts: Prompts) -> None:
         """`max_length` is the query's own: examples come on top."""
         self._tokenizer = load_tokenizer(folder)
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
         self._prompts = prompts
         own = len(self._bare("<s>")) + len(self._bare(f"{prompts.query_suffix}</s>"))
         self._query_tokens = max(max_length - own, 0)

@@ -5,6 +5,7 @@ Knows no torch: the driver and the tokenising workers read a model's limits from
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,9 @@ from typing import Any
 from actors.config import ModelConfig, Output, Pooling
 from actors.errors import ModelError
 from actors.families import Family, family_of, remote_family
-from actors.json_files import load_json, read_json
 from actors.model_location import locate, locate_heads
-from actors.model_record import Prompts, find_record, prompts_of
-from actors.registry import ModelRecord
-from actors.rerank.records import CLASSIFIER, DECODER_KINDS, reranker_record
+from actors.prompts import Prompts, find_record, prompts_of
+from actors.registry import CLASSIFIER, DECODER_KINDS, KnownModel, reranker_record
 
 SPARSE_HEAD = "sparse_linear.pt"
 COLBERT_HEAD = "colbert_linear.pt"
@@ -31,7 +30,7 @@ class ModelFiles:
     folder: Path
     config: dict[str, Any]
     family: Family
-    record: ModelRecord | None
+    record: KnownModel | None
     prompts: Prompts
     pooling: Pooling
     max_length: int
@@ -50,8 +49,7 @@ class ModelFiles:
 
     def weight_files(self) -> list[Path]:
         """The files that hold the backbone's weights, sorted by name."""
-        safetensors = sorted(self.folder.glob("*.safetensors"))
-        return safetensors or sorted(self.folder.glob("pytorch_model*.bin"))
+        return weight_files(self.folder)
 
 
 def resolve_model(config: ModelConfig) -> ModelFiles:
@@ -72,11 +70,7 @@ def resolve_model(config: ModelConfig) -> ModelFiles:
             "found none.",
             "Download the whole model folder.",
         )
-    if not (folder / "tokenizer.json").exists():
-        raise ModelError(
-            f"model {config.name!r}: expected tokenizer.json in {folder}, found none.",
-            "Save the tokenizer in its fast format (tokenizer.save_pretrained).",
-        )
+    check_tokenizer(f"model {config.name!r}", folder)
     record = find_record(config, model)
     trust = config.trust_remote_code
     if record and record.remote_code:
@@ -84,11 +78,7 @@ def resolve_model(config: ModelConfig) -> ModelFiles:
     else:
         family = family_of(model, config.name, trust_remote_code=trust, model_type=config.family)
     for key in ("hidden_size", "max_position_embeddings"):
-        if not isinstance(model.get(key), int):
-            raise ModelError(
-                f"{folder / 'config.json'}: expected a number for {key}, found {model.get(key)!r}.",
-                "Download the model folder again.",
-            )
+        check_number(folder, model, key)
     positions = family.usable_positions(model)
     declared = _declared_max_length(folder)
     own_limit = min(positions, declared, record.max_length if record else declared)
@@ -121,6 +111,29 @@ def resolve_model(config: ModelConfig) -> ModelFiles:
         query_max_length=query_max_length,
         heads=_find_heads(config, folder),
     )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a checkpoint's weights, sorted by name."""
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+
+
+def check_tokenizer(model: str, folder: Path) -> None:
+    """Raise ModelError where a folder has no tokenizer.json; `model`: for the message."""
+    if not (folder / "tokenizer.json").exists():
+        raise ModelError(
+            f"{model}: expected tokenizer.json in {folder}, found none.",
+            "Save the tokenizer in its fast format (tokenizer.save_pretrained).",
+        )
+
+
+def check_number(folder: Path, model: dict[str, Any], key: str) -> None:
+    """Raise ModelError where config.json has no number for a key."""
+    if not isinstance(model.get(key), int):
+        raise ModelError(
+            f"{folder / 'config.json'}: expected a number for {key}, found {model.get(key)!r}.",
+            "Download the model folder again.",
+        )
 
 
 def _refuse_reranker(name: str, model: dict[str, Any]) -> None:
@@ -210,3 +223,27 @@ def _declared_max_length(folder: Path) -> int:
             if isinstance(value, int | float) and value < 1e9:  # 1e30 means "unknown" upstream
                 return int(value)
     return 1 << 30
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a model's folder.
+
+    Raises:
+        ModelError: missing, damaged, or something else than an object.
+    """
+    value = load_json(path, "a JSON object")
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: expected a JSON object, found {type(value).__name__}.")
+    return value
+
+
+def load_json(path: Path, expected: str) -> Any:
+    """Any JSON value; `expected` says in messages what it should be.
+
+    Raises:
+        ModelError: missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: expected {expected}, found: {error}.") from None

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from actors.errors import ModelError
 from actors.model_cache import local_copy
-from actors.registry import nearest_names, record_of
-from actors.rerank.records import RERANKERS, reranker_record
+from actors.registry import RERANKERS, nearest_names, record_of, reranker_record
 
 MODEL_KEY, RERANKER_KEY = "model.name", "reranker.name"
 """Where configurations have a model's name."""

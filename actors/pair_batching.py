@@ -10,19 +10,15 @@ event loop.
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from actors.errors import EncodeError, ModelError
+from actors.batching import RequestQueue, Waiting, answer, failure
 from actors.micro_batches import next_stop
-from actors.rerank.cutting import cut_passages
 from actors.rerank.pair_tokens import PairTokens
 from actors.reranker import Reranker
 
@@ -31,7 +27,7 @@ from actors.reranker import Reranker
 _TOKENIZE_CHARACTERS = 1 << 16
 
 
-@dataclass(frozen=True)
+@dataclass
 class PairScores:
     """What becomes of the N passages of one request, in order."""
 
@@ -41,91 +37,69 @@ class PairScores:
     """bool [N]: cut, for whatever reason."""
     too_long: np.ndarray
     """bool [N]: cut because the pair was too long for the reranker."""
-    tokens: int
+    tokens: int = 0
     """Of all pairs, special tokens included."""
-    failures: dict[int, str]
+    failures: dict[int, str] = field(default_factory=dict)
     """Why some have no score."""
 
 
 @dataclass
-class _Job:
+class _Job(Waiting):
     """One request."""
 
     query: str
     passages: Sequence[str]
     max_passage_tokens: int | None
     keep_end: bool
-    scores: np.ndarray
-    truncated: np.ndarray
-    too_long: np.ndarray
-    tokens: int = 0
-    failures: dict[int, str] = field(default_factory=dict)
-    future: Future[PairScores] = field(default_factory=Future)
+    found: PairScores
     row: int = 0
     """Passages before it are scored, or in the pass."""
     piece: PairTokens | None = None
     piece_start: int = 0
     """Of the passages that have tokens now."""
 
-    def take(self, most: int, reranker: Reranker) -> PairTokens:
+    def take(self, most: int, reranker: Reranker) -> _Share:
         """The next pairs of up to `most` tokens, at least one."""
         if self.piece is None or self.row == self.piece_start + len(self.piece.truncated):
             self.piece_start = self.row
-            texts = self.passages[self.row : self._piece_stop()]
-            pairs = [(self.query, text) for text in texts]
-            self.piece = self._cut(reranker.tokenize(pairs, keep_end=self.keep_end))
+            self.piece = self._tokenize(reranker)
         start = self.row - self.piece_start
         stop = next_stop(self.piece.offsets, start, most)
         self.row += stop - start
-        return self.piece.part(start, stop)
+        return _Share(self, self.piece_start + start, self.piece.part(start, stop))
 
-    def is_taken(self) -> bool:
-        return self.row == len(self.passages)
-
-    def done(self, start: int, scores: np.ndarray, tokens: PairTokens) -> None:
-        stop = start + len(scores)
-        self.scores[start:stop] = scores
-        self.tokens += len(tokens.values)
-        if stop == len(self.passages):
-            found = PairScores(
-                self.scores, self.truncated, self.too_long, self.tokens, self.failures
-            )
-            with suppress(InvalidStateError):  # cancelled: nobody waits
-                self.future.set_result(found)
-
-    def fail(self, error: Exception) -> None:
-        with suppress(InvalidStateError):
-            self.future.set_exception(EncodeError(f"{type(error).__name__}: {error!s:.200}"))
-
-    def _cut(self, tokens: PairTokens) -> PairTokens:
-        """As long as they may be, and which of them were cut for it."""
-        rows = slice(self.row, self.row + len(tokens.truncated))
-        cut_here = np.zeros(len(tokens.truncated), bool)
+    def _tokenize(self, reranker: Reranker) -> PairTokens:
+        """The next passages: as long as they may be, and which of them were cut for it."""
+        ends = np.cumsum([0, *(len(passage) + 1 for passage in self.passages[self.row :])])
+        stop = self.row + next_stop(ends, 0, _TOKENIZE_CHARACTERS + len(self.query))
+        pairs = [(self.query, passage) for passage in self.passages[self.row : stop]]
+        tokens = reranker.tokenize(pairs, keep_end=self.keep_end)
+        cut_here = np.zeros(len(pairs), bool)
         if self.max_passage_tokens is not None:
-            tokens, cut_here = cut_passages(tokens, self.max_passage_tokens)
-        self.truncated[rows] = tokens.truncated | cut_here
-        self.too_long[rows] = tokens.truncated & ~cut_here
+            tokens, cut_here = tokens.cut_passages(self.max_passage_tokens)
+        self.found.truncated[self.row : stop] = tokens.truncated | cut_here
+        self.found.too_long[self.row : stop] = tokens.truncated & ~cut_here
         return tokens
-
-    def _piece_stop(self) -> int:
-        left = _TOKENIZE_CHARACTERS + len(self.query)
-        stop = self.row
-        while stop < len(self.passages) and left > 0:
-            left -= len(self.passages[stop]) + 1
-            stop += 1
-        return stop
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Share:
     """What a forward pass takes of a request."""
 
     job: _Job
     start: int
     tokens: PairTokens
 
+    def done(self, scores: np.ndarray, failures: dict[int, str]) -> None:
+        found, stop = self.job.found, self.start + len(scores)
+        found.scores[self.start : stop] = scores
+        found.tokens += len(self.tokens.values)
+        found.failures |= {self.start + row: reason for row, reason in failures.items()}
+        if stop == len(found.scores):
+            answer(self.job.future, found)
 
-class PairBatcher:
+
+class PairBatcher(RequestQueue[_Job]):
     """A thread between callers and a reranker; `close` ends it."""
 
     def __init__(
@@ -136,11 +110,7 @@ class PairBatcher:
         """
         self._reranker = reranker
         self._observe = observe
-        self._jobs: deque[_Job] = deque()
-        self._changed = threading.Condition()
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="rerank", daemon=True)
-        self._thread.start()
+        super().__init__("reranker", rerank=self._run)
 
     def submit(
         self,
@@ -160,75 +130,56 @@ class PairBatcher:
             ModelError: the batcher is closed.
         """
         n = len(passages)
-        scores, cut, too_long = np.full(n, np.nan, np.float32), np.zeros(n, bool), np.zeros(n, bool)
-        job = _Job(query, passages, max_passage_tokens, keep_end, scores, cut, too_long)
-        if not n:
-            job.future.set_result(PairScores(scores, cut, too_long, 0, {}))
-            return job.future
-        with self._changed:
-            if self._closed:
-                raise ModelError("the reranker is shutting down.", "Send the request again.")
-            self._jobs.append(job)
-            self._changed.notify_all()
+        found = PairScores(np.full(n, np.nan, np.float32), np.zeros(n, bool), np.zeros(n, bool))
+        job = _Job(query, passages, max_passage_tokens, keep_end, found)
+        if n:
+            self._arrive([job])
+        else:
+            job.future.set_result(found)
         return job.future
-
-    def close(self) -> None:
-        """Finish what was submitted, then end the thread."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        self._thread.join()
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._jobs or self._closed)
-                if not self._jobs:
+                self._changed.wait_for(lambda: self._arrived or self._closed)
+                if not self._arrived:
                     return
                 budget = self._reranker.max_batch_tokens
-                share = max(budget // len(self._jobs), 1)
-            if parts := self._parts(budget, share):
-                self._score(parts)
+                share = max(budget // len(self._arrived), 1)
+            if shares := self._shares(budget, share):
+                self._score(shares)
 
-    def _parts(self, budget: int, share: int) -> list[_Part]:
+    def _shares(self, budget: int, share: int) -> list[_Share]:
         """The next forward pass: of each request about `share` tokens, of all about `budget`."""
-        parts: list[_Part] = []
+        shares: list[_Share] = []
         while budget > 0 and (job := self._next_job()):
-            start = job.row
             try:
-                tokens = job.take(min(share, budget), self._reranker)
+                shares.append(job.take(min(share, budget), self._reranker))
             except Exception as error:  # noqa: BLE001  whatever a text can do to a tokenizer
-                job.fail(error)
+                answer(job.future, failure(error))
                 continue
-            parts.append(_Part(job, start, tokens))
-            budget -= len(tokens.values)
-            if not job.is_taken():
-                with self._changed:
-                    self._jobs.append(job)
-        return parts
+            budget -= len(shares[-1].tokens.values)
+            if job.row < len(job.passages):
+                self._put(self._arrived, [job])
+        return shares
 
     def _next_job(self) -> _Job | None:
         with self._changed:
-            while self._jobs:
-                job = self._jobs.popleft()
-                if not job.future.cancelled() and not job.future.done():
-                    return job
-        return None
+            return next(iter(self._take(self._arrived, count=1, weight=1)), None)
 
-    def _score(self, parts: Sequence[_Part]) -> None:
+    def _score(self, shares: Sequence[_Share]) -> None:
         started = time.perf_counter()
-        tokens = PairTokens.joined([part.tokens for part in parts])
+        tokens = PairTokens.joined([share.tokens for share in shares])
         try:
             scores_NL, failures = self._reranker.score_tokens(tokens)
         except Exception as error:  # noqa: BLE001  the thread must live, callers must hear
-            for part in parts:
-                part.job.fail(error)
+            for share in shares:
+                answer(share.job.future, failure(error))
             return
         self._observe(len(tokens.truncated), time.perf_counter() - started)
         at = 0
-        for part in parts:
-            n = len(part.tokens.truncated)
-            own = {row - at: reason for row, reason in failures.items() if at <= row < at + n}
-            part.job.failures |= {part.start + row: reason for row, reason in own.items()}
-            part.job.done(part.start, scores_NL[at : at + n, 0], part.tokens)
-            at += n
+        for share in shares:
+            stop = at + len(share.tokens.truncated)
+            own = {row - at: reason for row, reason in failures.items() if at <= row < stop}
+            share.done(scores_NL[at:stop, 0], own)
+            at = stop

@@ -7,18 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import torch
 
-from actors.columns import fixed_size_lists
-from actors.config import ComputeDtype
+from actors.batch_runner import device_errors
+from actors.config import ComputeDtype, RerankerConfig
 from actors.encoded import SCORE, EncodedBatch
-from actors.errors import DeviceError
 from actors.fingerprint import fingerprint, score_parts
 from actors.micro_batches import micro_batches
 from actors.rerank.checkpoint import resolve_reranker
-from actors.rerank.config import RerankerConfig
 from actors.rerank.pair_tokens import PairTokens
 from actors.reranker import Reranker, load_reranker
+from actors.vectors import fixed_size_lists
 
 _WINDOW_BATCHES = 8  # to choose equally long ones from (batch_runner.py)
 
@@ -61,14 +59,8 @@ class PairScorer:
         pairs = PairTokens.from_arrow(tokens, self._reranker.pair_shape)
         window = _WINDOW_BATCHES * self._reranker.max_batch_tokens
         for start, stop in micro_batches(pairs.offsets, window):
-            try:
+            with device_errors(self.info.device, "scores"):
                 scores_NL, failures = self._reranker.score_tokens(pairs.part(start, stop))
-            except torch.AcceleratorError as error:
-                reason = " ".join(str(error).split())
-                raise DeviceError(
-                    f"{self.info.device}: expected scores, found {reason:.200}.",
-                    "Start the process again.",
-                ) from error
             moved = {start + row: reason for row, reason in failures.items()}
             yield EncodedBatch(start, stop, _columns(scores_NL), moved)
 

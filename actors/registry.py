@@ -1,8 +1,9 @@
-"""What is known of each embedding model before a file of it is read: one literal record each.
+"""What is known of each model and reranker before a file of it is read: one literal record each.
 
 The 47 names of FlagEmbedding 1.4.2's auto map (inference/embedder/model_mapping.py; the user's job
-there, and filled in here: the instructions' texts) and BAAI/llm-embedder. Facts come from the model
-cards and config.json files; they advise, and are checked against a checkpoint, never trusted.
+there, and filled in here: the instructions' texts), BAAI/llm-embedder, and the rerankers of
+inference/reranker/model_mapping.py. Facts come from the model cards and config.json files; they
+advise, and are checked against a checkpoint, never trusted.
 
 Knows no files, no tokenizer and no torch.
 """
@@ -13,11 +14,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
-from actors.config import ComputeDtype, Output, Pooling
+from actors.config import ComputeDtype, Output, Pooling, RerankerKind
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelRecord:
+class KnownModel:
     """One published model, and how its authors say to use it for retrieval.
 
     A format has two placeholders: instruction, text. Without an instruction the text stands alone.
@@ -54,16 +55,36 @@ class ModelRecord:
     """Only what a user must know."""
 
 
-def record_of(name: str) -> ModelRecord | None:
+@dataclass(frozen=True, kw_only=True)
+class RerankerRecord:
+    """One published reranker."""
+
+    name: str
+    """Hub id, owner/name."""
+    kind: RerankerKind = "encoder"
+    remote_code: bool = False
+    """The checkpoint brings its own model code."""
+
+
+def record_of(name: str) -> KnownModel | None:
     """The record for a hub id, a bare name or a path, None where there is none.
 
     The last part of the name decides, as in FlagEmbedding, whoever the owner: a local copy and its
     `checkpoint-*` folders have the record of the model they are named for.
     """
+    return _MODEL_BY_NAME.get(_last_part(name))
+
+
+def reranker_record(name: str) -> RerankerRecord | None:
+    """As `record_of`, of a reranker."""
+    return _RERANKER_BY_NAME.get(_last_part(name))
+
+
+def _last_part(name: str) -> str:
     parts = [part for part in name.split("/") if part]
     if len(parts) > 1 and parts[-1].startswith("checkpoint-"):
         parts.pop()
-    return _BY_BASENAME.get(parts[-1]) if parts else None
+    return parts[-1] if parts else ""
 
 
 def nearest_names(name: str, published: Iterable[str] | None = None) -> list[str]:
@@ -117,9 +138,9 @@ def _encoder(
     vocab_size: int,
     query_instruction: str = "",
     passage_instruction: str = "",
-) -> ModelRecord:
+) -> KnownModel:
     """An encoder of 512 tokens whose instructions, if any, are prefixes."""
-    return ModelRecord(
+    return KnownModel(
         name=name,
         family=family,
         pooling=pooling,
@@ -131,8 +152,8 @@ def _encoder(
     )
 
 
-def _long_gte(name: str, dim: int, vocab_size: int, note: str = "") -> ModelRecord:
-    return ModelRecord(
+def _long_gte(name: str, dim: int, vocab_size: int, note: str = "") -> KnownModel:
+    return KnownModel(
         name=name,
         family="new",
         pooling="cls",
@@ -144,8 +165,8 @@ def _long_gte(name: str, dim: int, vocab_size: int, note: str = "") -> ModelReco
     )
 
 
-def _gte_qwen(name: str, dim: int, vocab_size: int, dtype: ComputeDtype) -> ModelRecord:
-    return ModelRecord(
+def _gte_qwen(name: str, dim: int, vocab_size: int, dtype: ComputeDtype) -> KnownModel:
+    return KnownModel(
         name=name,
         family="qwen2",
         pooling="last_token",
@@ -160,8 +181,8 @@ def _gte_qwen(name: str, dim: int, vocab_size: int, dtype: ComputeDtype) -> Mode
     )
 
 
-def _qwen3(name: str, dim: int, vocab_size: int) -> ModelRecord:
-    return ModelRecord(
+def _qwen3(name: str, dim: int, vocab_size: int) -> KnownModel:
+    return KnownModel(
         name=name,
         family="qwen3",
         pooling="last_token",
@@ -180,9 +201,9 @@ def _mistral(
     dtype: ComputeDtype = "float16",
     license: str = "",
     note: str = "",
-) -> ModelRecord:
+) -> KnownModel:
     """E5-Mistral and its descendants."""
-    return ModelRecord(
+    return KnownModel(
         name=name,
         family="mistral",
         pooling="last_token",
@@ -197,7 +218,7 @@ def _mistral(
     )
 
 
-MODELS: tuple[ModelRecord, ...] = (
+MODELS: tuple[KnownModel, ...] = (
     # Encoders: name, family, pooling, dim, vocab_size, query instruction, passage instruction
     _encoder("BAAI/bge-large-en-v1.5", "bert", "cls", 1024, 30522, _BGE_EN),
     _encoder("BAAI/bge-base-en-v1.5", "bert", "cls", 768, 30522, _BGE_EN),
@@ -211,7 +232,7 @@ MODELS: tuple[ModelRecord, ...] = (
     _encoder("BAAI/bge-large-zh", "bert", "cls", 1024, 21128, _BGE_ZH),
     _encoder("BAAI/bge-base-zh", "bert", "cls", 768, 21128, _BGE_ZH),
     _encoder("BAAI/bge-small-zh", "bert", "cls", 512, 21128, _BGE_ZH),
-    ModelRecord(
+    KnownModel(
         name="BAAI/bge-m3",
         family="xlm-roberta",
         pooling="cls",
@@ -220,7 +241,7 @@ MODELS: tuple[ModelRecord, ...] = (
         outputs=("dense", "sparse", "colbert"),
         vocab_size=250002,
     ),
-    ModelRecord(
+    KnownModel(
         name="BAAI/llm-embedder",
         family="bert",
         pooling="cls",
@@ -253,7 +274,7 @@ MODELS: tuple[ModelRecord, ...] = (
     ),
     # BERT's layers under XLM-R's tokenizer
     _encoder("intfloat/multilingual-e5-small", "bert", "mean", 384, 250037, "query: ", "passage: "),
-    ModelRecord(
+    KnownModel(
         name="intfloat/multilingual-e5-large-instruct",
         family="xlm-roberta",
         pooling="mean",
@@ -280,7 +301,7 @@ MODELS: tuple[ModelRecord, ...] = (
     _long_gte("Alibaba-NLP/gte-base-en-v1.5", 768, 30528),
     _encoder("maidalun1020/bce-embedding-base_v1", "xlm-roberta", "cls", 768, 250002),
     # Decoders
-    ModelRecord(
+    KnownModel(
         name="BAAI/bge-en-icl",
         family="mistral",
         pooling="last_token",
@@ -292,7 +313,7 @@ MODELS: tuple[ModelRecord, ...] = (
         query_suffix="\n<response>",
         note="in-context examples go before the query; has positions for 32,768 tokens",
     ),
-    ModelRecord(
+    KnownModel(
         name="BAAI/bge-multilingual-gemma2",
         family="gemma2",
         pooling="last_token",
@@ -305,7 +326,7 @@ MODELS: tuple[ModelRecord, ...] = (
         license="gemma",
         note="its card computes in float16, where Gemma 2 is unstable: vLLM refuses that",
     ),
-    ModelRecord(
+    KnownModel(
         name="BAAI/bge-code-v1",
         family="qwen2",
         pooling="last_token",
@@ -317,7 +338,7 @@ MODELS: tuple[ModelRecord, ...] = (
         query_format="<instruct>{}\n<query>{}",
         note="instruct it by task: its card lists 16, this is CosQA's",
     ),
-    ModelRecord(
+    KnownModel(
         name="BAAI/bge-reasoner-embed-qwen3-8b-0923",
         family="qwen3",
         pooling="last_token",
@@ -345,4 +366,25 @@ MODELS: tuple[ModelRecord, ...] = (
     _gte_qwen("Alibaba-NLP/gte-Qwen1.5-7B-instruct", 4096, 151936, "float16"),
 )
 
-_BY_BASENAME = {record.name.rpartition("/")[2]: record for record in MODELS}
+RERANKERS = (
+    RerankerRecord(name="BAAI/bge-reranker-base"),
+    RerankerRecord(name="BAAI/bge-reranker-large"),
+    RerankerRecord(name="BAAI/bge-reranker-v2-m3"),
+    RerankerRecord(name="BAAI/bge-reranker-v2-gemma", kind="llm"),
+    RerankerRecord(name="BAAI/bge-reranker-v2-minicpm-layerwise", kind="layerwise"),
+    RerankerRecord(name="BAAI/bge-reranker-v2.5-gemma2-lightweight", kind="lightweight"),
+    RerankerRecord(name="maidalun1020/bce-reranker-base_v1"),
+    RerankerRecord(name="jinaai/jina-reranker-v1-turbo-en", remote_code=True),
+    RerankerRecord(name="jinaai/jina-reranker-v2-base-multilingual", remote_code=True),
+    RerankerRecord(name="Alibaba-NLP/gte-multilingual-reranker-base", remote_code=True),
+)
+DECODER_KINDS: Mapping[str, RerankerKind] = {
+    "LayerWiseMiniCPMForCausalLM": "layerwise",
+    "CostWiseGemmaForCausalLM": "lightweight",
+}
+"""Architectures, as config.json names them, that only rerankers have; so do those that end in
+CLASSIFIER."""
+CLASSIFIER = "ForSequenceClassification"
+
+_MODEL_BY_NAME = {record.name.rpartition("/")[2]: record for record in MODELS}
+_RERANKER_BY_NAME = {record.name.rpartition("/")[2]: record for record in RERANKERS}

@@ -17,22 +17,14 @@ import torch
 
 from actors.backbone import TORCH_DTYPES, resolve_device, resolve_dtype
 from actors.batch_runner import BatchRunner
-from actors.config import ComputeDtype
+from actors.config import ComputeDtype, RerankerConfig, RerankerKind
 from actors.errors import EncodeError, ModelError
 from actors.micro_batches import TokenRows
 from actors.packing import pack
 from actors.rerank.checkpoint import RerankerFiles, resolve_reranker
-from actors.rerank.compression import Spans
-from actors.rerank.config import RerankerConfig, RerankerKind
 from actors.rerank.pair_tokens import PairShape, PairTokens
 from actors.rerank.pairs import Pair, PairTokenizer, PromptedPairs, load_pair_tokenizer
-from actors.rerank.scorers import (
-    Scorer,
-    encoder_scorer,
-    layerwise_scorer,
-    lightweight_scorer,
-    llm_scorer,
-)
+from actors.rerank.scorers import PairModel, Spans, encoder_scorer, layers_scorer, llm_scorer
 
 __all__ = ["Reranker", "RerankerConfig", "RerankerInfo", "load_reranker", "logistic"]
 
@@ -59,7 +51,7 @@ class Reranker:
         *,
         info: RerankerInfo,
         pairs: PairTokenizer,
-        scorer: Scorer,
+        scorer: PairModel,
         first_position: int,
         too_long: str,
         max_batch_tokens: int | None,
@@ -223,11 +215,10 @@ def _scorer(
     pairs: PairTokenizer,
     dtype: torch.dtype,
     device: torch.device,
-) -> Scorer:
+) -> PairModel:
     if files.kind == "encoder":
         return encoder_scorer(files, dtype, device)
     if files.kind == "llm":
         assert isinstance(pairs, PromptedPairs), "what asks has a prompt"
         return llm_scorer(files, pairs.first_id("Yes"), dtype, device)
-    make = layerwise_scorer if files.kind == "layerwise" else lightweight_scorer
-    return make(files, config, dtype, device)
+    return layers_scorer(files, config, dtype, device)

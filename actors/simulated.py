@@ -19,6 +19,7 @@ from actors.encoded import EncodedBatch, EncoderInfo
 from actors.fingerprint import fingerprint, space_parts
 from actors.micro_batches import micro_batches
 from actors.model_files import ModelFiles, resolve_model
+from actors.vectors import fixed_size_lists, sparse_column, token_column
 
 _BATCH_TOKENS = 16_384  # as on a GPU
 _SPECIAL = 2  # tokens around a passage, which have no sparse weight
@@ -101,24 +102,22 @@ class SimulatedEncoder:
     def _columns(self, lengths: np.ndarray, outputs: Collection[Output]) -> pa.Table:
         columns: dict[str, pa.Array] = {}
         if "dense" in outputs:
-            columns["dense"] = self._rows(len(lengths), self.info.dim)
+            columns["dense"] = fixed_size_lists(self._rows(len(lengths), self.info.dim))
         if "sparse" in outputs:
             columns["sparse"] = self._weights(np.maximum(lengths - _SPECIAL, 0))
         if "colbert" in outputs:
             assert self.info.colbert_dim, "the head was read"
-            offsets = _offsets(lengths - 1)
-            rows = self._rows(int(offsets[-1]), self.info.colbert_dim)
-            columns["colbert"] = pa.ListArray.from_arrays(pa.array(offsets), rows)
+            rows = self._rows(int((lengths - 1).sum()), self.info.colbert_dim)
+            columns["colbert"] = token_column(lengths - 1, rows)
         return pa.table(columns)
 
-    def _rows(self, count: int, dim: int) -> pa.FixedSizeListArray:
+    def _rows(self, count: int, dim: int) -> np.ndarray:
         """Rows that were made before, from some place on: nothing is copied."""
         made = self._made[dim]
         if count > len(made):
             made = self._made[dim] = np.resize(made, (2 * count, dim))
         first = int(self._random.integers(len(made) - count + 1))
-        values = made[first : first + count].reshape(-1)
-        return pa.FixedSizeListArray.from_arrays(pa.array(values), dim)
+        return made[first : first + count]
 
     def _make(self, count: int, dim: int) -> np.ndarray:
         rows = self._random.standard_normal((count, dim), dtype=np.float32)
@@ -128,17 +127,10 @@ class SimulatedEncoder:
 
     def _weights(self, counts: np.ndarray) -> pa.StructArray:
         """As many as if no token came twice in a passage: more than real ones."""
-        offsets = _offsets(counts)
-        total = int(offsets[-1])
-        indices = np.arange(total, dtype=np.int32) - np.repeat(offsets[:-1], counts)
-        values = self._random.random(total, dtype=np.float32)
-        return pa.StructArray.from_arrays(
-            [
-                pa.ListArray.from_arrays(pa.array(offsets), pa.array(indices)),
-                pa.ListArray.from_arrays(pa.array(offsets), pa.array(values)),
-            ],
-            names=["indices", "values"],
-        )
+        total = int(counts.sum())
+        firsts = np.cumsum(counts) - counts
+        indices = np.arange(total, dtype=np.int32) - np.repeat(firsts, counts).astype(np.int32)
+        return sparse_column(counts, indices, self._random.random(total, dtype=np.float32))
 
 
 def load_simulated(config: ModelConfig) -> SimulatedEncoder:
@@ -156,7 +148,3 @@ def _colbert_dim(files: ModelFiles, hidden: int) -> int:
     from actors.heads import load_head  # late: torch is what this module is meant to do without
 
     return load_head(files.heads["colbert"], hidden, out_features=None).out_features
-
-
-def _offsets(counts: np.ndarray) -> np.ndarray:
-    return np.concatenate(([0], np.cumsum(counts))).astype(np.int32)

@@ -12,9 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from actors.columns import fixed_size_lists
 from actors.config import Output
-from actors.vectors import SparseVectors, TokenVectors, dense_vectors
+from actors.vectors import (
+    SparseVectors,
+    TokenVectors,
+    dense_vectors,
+    fixed_size_lists,
+    sparse_column,
+    token_column,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,16 +120,9 @@ def columns_of(rows: Sequence[TextVectors], outputs: Sequence[Output]) -> pa.Tab
         columns["dense"] = fixed_size_lists(np.stack(dense))
     if "sparse" in outputs:
         sparse = [row.sparse for row in rows if row.sparse is not None]
-        offsets = pa.array(np.cumsum([0, *(len(ids) for ids, _ in sparse)]).astype(np.int32))
-        parts = [np.concatenate(part) for part in zip(*sparse, strict=True)]
-        columns["sparse"] = pa.StructArray.from_arrays(
-            [pa.ListArray.from_arrays(offsets, pa.array(part)) for part in parts],
-            names=["indices", "values"],
-        )
+        ids, weights = (np.concatenate(part) for part in zip(*sparse, strict=True))
+        columns["sparse"] = sparse_column([len(own) for own, _ in sparse], ids, weights)
     if "colbert" in outputs:
         colbert = [row.colbert for row in rows if row.colbert is not None]
-        offsets = pa.array(np.cumsum([0, *map(len, colbert)]).astype(np.int32))
-        columns["colbert"] = pa.ListArray.from_arrays(
-            offsets, fixed_size_lists(np.concatenate(colbert))
-        )
+        columns["colbert"] = token_column([*map(len, colbert)], np.concatenate(colbert))
     return pa.table(columns)

@@ -108,7 +108,6 @@ class TextTokenizer:
         self.max_length = max_length
         self.prompt = prompt
         self._tokenizer = load_tokenizer(folder)
-        self._tokenizer.no_padding()  # some published files pad to 128
         self._limit: int | None = max_length
         self._tokenizer.enable_truncation(max_length)
         self.overhead = len(self._tokenizer.encode(prompt.around("")).ids)

@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, processors
 
 from actors.errors import ModelError
-from actors.json_files import read_json
+from actors.model_files import read_json
 
 # Special tokens that carry no lexical meaning (FlagEmbedding's list, plus BERT's [SEP], which is
 # XLM-R's eos under another name).
@@ -20,11 +20,9 @@ def non_lexical_ids(folder: Path) -> frozenset[int]:
 
     From special_tokens_map.json and tokenizer_config.json, resolved through tokenizer.json.
     """
-    names: set[str] = set()
-    for filename in ("special_tokens_map.json", "tokenizer_config.json"):
-        path = folder / filename
-        if path.exists():
-            names.update(_named_tokens(read_json(path), _NON_LEXICAL))
+    names = {
+        name for record in token_records(folder) for name in named_tokens(record, _NON_LEXICAL)
+    }
     tokenizer = load_tokenizer(folder)
     ids = (tokenizer.token_to_id(name) for name in names)
     return frozenset(i for i in ids if i is not None)
@@ -32,6 +30,8 @@ def non_lexical_ids(folder: Path) -> frozenset[int]:
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The pipeline of `folder`/tokenizer.json, with the special tokens its configuration asks for.
+
+    It neither pads, as some published files do (to 128), nor truncates.
 
     Raises:
         ModelError: missing or damaged.
@@ -44,6 +44,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             f"{path}: expected a tokenizer, found: {error!s:.120}.", "Download it again."
         ) from error
     _add_configured_tokens(tokenizer, folder)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
     return tokenizer
 
 
@@ -61,7 +63,7 @@ def _add_configured_tokens(tokenizer: Tokenizer, folder: Path) -> None:
     before, after = ids[:first], ids[first + len(own) :]
     missing: dict[str, int] = {}
     for side, there in (("bos", before[:1]), ("eos", after[-1:])):
-        for name in _named_tokens(config, (f"{side}_token",)):
+        for name in named_tokens(config, (f"{side}_token",)):
             token_id = tokenizer.token_to_id(name)
             wanted = config.get(f"add_{side}_token") is True
             if wanted and token_id is not None and token_id not in there:
@@ -76,7 +78,15 @@ def _add_configured_tokens(tokenizer: Tokenizer, folder: Path) -> None:
         )
 
 
-def _named_tokens(record: dict[str, object], keys: Sequence[str]) -> Iterator[str]:
+def token_records(folder: Path) -> Iterator[dict[str, object]]:
+    """What special_tokens_map.json, then tokenizer_config.json say, where they exist."""
+    for filename in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / filename).exists():
+            yield read_json(folder / filename)
+
+
+def named_tokens(record: dict[str, object], keys: Sequence[str]) -> Iterator[str]:
+    """The texts of some special tokens, where such a file names them."""
     for key in keys:
         token = record.get(key)
         if isinstance(token, dict):

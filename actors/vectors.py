@@ -1,19 +1,22 @@
-"""Vectors as numpy arrays, from Arrow columns as an encoder or an index gives them.
+"""Vectors as numpy arrays from Arrow columns as an encoder or an index gives them, and back.
 
-Sliced and chunked columns too; nothing is copied where one buffer holds the rows.
-Shape suffixes: N rows, T tokens, W sparse weights, D dimension.
+Sliced and chunked columns too; nothing is copied where one buffer holds the rows. Imports no torch.
+Shape suffixes: N rows or passages, T tokens, W sparse weights, D dimension.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
 from actors.errors import EncodeError
+
+if TYPE_CHECKING:
+    from actors.heads import Vectors
 
 Column: TypeAlias = Any  # pa.Array | pa.ChunkedArray: pyarrow has no types
 
@@ -57,12 +60,6 @@ class SparseVectors:
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
-
-    def rows(self, start: int, stop: int) -> SparseVectors:
-        """Rows [start, stop)."""
-        offsets = self.offsets[start : stop + 1]
-        own = slice(offsets[0], offsets[-1])
-        return SparseVectors(self.indices_W[own], self.values_W[own], offsets - offsets[0])
 
     @property
     def rows_W(self) -> np.ndarray:
@@ -155,3 +152,72 @@ def _lists(array: Any) -> tuple[Any, np.ndarray]:
 def _numbers(array: Any) -> np.ndarray:
     _without_nulls(array)
     return np.asarray(array.to_numpy(zero_copy_only=True))
+
+
+def to_arrow(
+    vectors: Vectors, input_ids: np.ndarray, cu_seqlens: np.ndarray, non_lexical: np.ndarray
+) -> pa.Table:
+    """Vectors on the host as the output columns.
+
+    input_ids int32 [T], cu_seqlens int32 [N + 1]; non_lexical: token ids that
+    never enter a sparse vector. Columns: dense FixedSizeList<half|float>[D], sparse
+    Struct<indices: List<int32>, values: List<float32>> with sorted indices, colbert
+    List<FixedSizeList<half|float>[D]> with n_tokens - 1 vectors a passage.
+    """
+    columns: dict[str, pa.Array] = {}
+    if vectors.dense_ND is not None:
+        columns["dense"] = fixed_size_lists(vectors.dense_ND.numpy())
+    if vectors.sparse_T is not None:
+        weights = vectors.sparse_T.numpy()
+        columns["sparse"] = sparse_vectors(weights, input_ids, cu_seqlens, non_lexical)
+    if vectors.colbert_TD is not None:
+        lengths = np.maximum(np.diff(cu_seqlens) - 1, 0)
+        columns["colbert"] = token_column(lengths, vectors.colbert_TD.numpy())
+    return pa.table(columns)
+
+
+def fixed_size_lists(rows: np.ndarray) -> pa.FixedSizeListArray:
+    """[N, D] as FixedSizeList[D], without a copy."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
+
+
+def token_column(lengths: np.ndarray | Sequence[int], vectors: np.ndarray) -> pa.ListArray:
+    """[T, D] as List<FixedSizeList[D]>, without a copy: so many vectors a row."""
+    return pa.ListArray.from_arrays(_list_offsets(lengths), fixed_size_lists(vectors))
+
+
+def sparse_column(
+    lengths: np.ndarray | Sequence[int], indices_W: np.ndarray, values_W: np.ndarray
+) -> pa.StructArray:
+    """Token ids int32 and weights float32 as Struct<indices, values>: so many a row."""
+    offsets = _list_offsets(lengths)
+    lists = [pa.ListArray.from_arrays(offsets, pa.array(part)) for part in (indices_W, values_W)]
+    return pa.StructArray.from_arrays(lists, names=["indices", "values"])
+
+
+def _list_offsets(lengths: np.ndarray | Sequence[int]) -> pa.Array:
+    return pa.array(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32))
+
+
+def sparse_vectors(
+    weights: np.ndarray, input_ids: np.ndarray, cu_seqlens: np.ndarray, non_lexical: np.ndarray
+) -> pa.StructArray:
+    """Maximum weight per (passage, token id), zero weights and `non_lexical` ids dropped.
+
+    A segment maximum over sorted (passage, id) keys: no matrix of passages by vocabulary.
+    """
+    n = len(cu_seqlens) - 1
+    passage = np.repeat(np.arange(n, dtype=np.int64), np.diff(cu_seqlens))
+    lexical = (weights > 0) & ~np.isin(input_ids, non_lexical)
+    keys = (passage[lexical] << 32) | input_ids[lexical]
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    firsts = np.flatnonzero(np.diff(keys, prepend=-1))
+    maxima = (
+        np.maximum.reduceat(weights[lexical][order], firsts)
+        if len(firsts)
+        else np.empty(0, dtype=np.float32)
+    )
+    keys = keys[firsts]
+    lengths = np.bincount(keys >> 32, minlength=n)
+    return sparse_column(lengths, (keys & 0xFFFFFFFF).astype(np.int32), maxima.astype(np.float32))

@@ -21,8 +21,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from actors.columns import fixed_size_lists
 from actors.search.shard import Shard
+from actors.vectors import fixed_size_lists
 from benchmarks.report import write
 
 Search = Callable[[np.ndarray], np.ndarray]

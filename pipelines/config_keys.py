@@ -10,9 +10,8 @@ from typing import Any, TypeAlias, TypeGuard
 
 from pydantic import BaseModel
 
-from actors.config import ModelConfig
+from actors.config import ModelConfig, RerankerConfig
 from actors.errors import ConfigError
-from actors.rerank.config import RerankerConfig
 
 AnySection: TypeAlias = type[BaseModel] | type[ModelConfig] | type[RerankerConfig]
 """A model's and a reranker's are dataclasses: actors/ knows no pydantic."""

@@ -6,8 +6,8 @@ import dataclasses
 
 from pydantic import field_validator, model_validator
 
+from actors.config import RerankerConfig
 from actors.encoded import SCORE
-from actors.rerank.config import RerankerConfig
 from pipelines.config import AnyRunConfig, absolute_model
 from pipelines.config_base import Count, Share
 from pipelines.config_sections import OUTPUT_COLUMNS, Columns, SliceConfig, SourceConfig

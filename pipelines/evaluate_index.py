@@ -15,8 +15,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from actors.config import RerankerConfig
 from actors.errors import SourceError, StorageError
-from actors.rerank.config import RerankerConfig
 from pipelines.cli import Log, exit_with_one_line, log_to_stderr
 from pipelines.config import RunConfig, load_config
 from pipelines.embed_corpus import embed_corpus

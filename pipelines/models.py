@@ -15,8 +15,15 @@ from typing import Annotated, Any
 import typer
 
 from actors.errors import ModelError
-from actors.registry import MODELS, ModelRecord, nearest_names, record_of
-from actors.rerank.records import RERANKERS, RerankerRecord, reranker_record
+from actors.registry import (
+    MODELS,
+    RERANKERS,
+    KnownModel,
+    RerankerRecord,
+    nearest_names,
+    record_of,
+    reranker_record,
+)
 from pipelines.cli import exit_with_one_line
 
 
@@ -42,7 +49,7 @@ def _row(
     return line.rstrip()
 
 
-def describe(record: ModelRecord) -> Iterator[str]:
+def describe(record: KnownModel) -> Iterator[str]:
     """Every field, texts in quotes: newlines show as \\n, and spaces at the end are seen."""
     for field in fields(record):
         value = getattr(record, field.name)

@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actors.columns import fixed_size_lists, sparse_vectors
 from actors.heads import load_head
 from actors.model_files import ModelFiles
 from actors.tokenizer import TOKENS_COLUMN
 from actors.tokenizer_files import non_lexical_ids
+from actors.vectors import fixed_size_lists, sparse_vectors
 from pipelines.config import RunConfig
 from pipelines.output import VECTOR_COLUMNS, PartWriter, stored_rows
 

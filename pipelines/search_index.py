@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from actors.config import RerankerConfig
 from actors.errors import ConfigError
-from actors.rerank.config import RerankerConfig
-from actors.search.fusion import Unit
+from actors.search.fusion import Level
 from pipelines.cli import exit_with_one_line, log_to_stderr
 from pipelines.config import RunConfig, override
 from pipelines.config_search import Mode
@@ -43,7 +43,7 @@ def search_index(
     *,
     mode: Mode | None = None,
     top: int = DEFAULT_TOP,
-    unit: Unit = "passage",
+    unit: Level = "passage",
     reranker: RerankerConfig | None = None,
     rerank_top: int = DEFAULT_RERANK_TOP,
 ) -> tuple[Mode, list[list[Hit]]]:
@@ -112,7 +112,7 @@ def main(
     ] = None,
     top: Annotated[int, typer.Option(help="How many for each query.", min=1)] = DEFAULT_TOP,
     unit: Annotated[
-        Unit, typer.Option("--by", help="Rank passages, or documents as their best passage.")
+        Level, typer.Option("--by", help="Rank passages, or documents as their best passage.")
     ] = "passage",
     reranker: Annotated[
         str | None,

@@ -223,7 +223,7 @@ def test_batcher_first_request_goes_before_those_that_wait(
     late = [batcher.submit(["late " * 50], ("dense",)) for _ in range(6)]
     wait_until_queued(batcher, 6)
     if len(batcher._threads) == 1:  # some have tokens already, and wait for the next pass
-        batcher._make_ready(batcher._take_arrived())
+        batcher._put(batcher._ready, batcher._tokenize_or_fail(batcher._take_arrived()))
     urgent = batcher.submit(["urgent " * 50], ("dense",), first=True)
     for i, future in enumerate(late):
         future.add_done_callback(lambda _, i=i: order.append(f"late {i}"))

@@ -9,8 +9,8 @@ import yaml
 from conftest import ROOT
 from ray.serve.schema import ServeDeploySchema
 
+from actors.config import RerankerConfig
 from actors.errors import ConfigError
-from actors.rerank.config import RerankerConfig
 from pipelines.config_docs import entries, markdown
 from pipelines.endpoint.config import _INTRO, EndpointConfig, parse_endpoint_config
 

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pytest
 from generations_by_hand import History
 
-from actors.columns import fixed_size_lists
 from actors.encoder import Encoder, ModelConfig, load_encoder
 from actors.errors import ConfigError, IndexStateError
 from actors.model_location import locate
 from actors.scoring import colbert_pairs
 from actors.token_names import TokenNames
+from actors.vectors import fixed_size_lists
 from pipelines.config_sections import ChunkConfig
 from pipelines.explore_numbers import (
     Alignment,

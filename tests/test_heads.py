@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from actors import linear
-from actors.columns import to_arrow
 from actors.config import OUTPUTS
 from actors.errors import ModelError
 from actors.heads import OutputHeads, Vectors, load_head
 from actors.packing import PackedBatch, pack
+from actors.vectors import to_arrow
 
 HIDDEN = 8
 COLBERT_DIM = 6

@@ -59,7 +59,10 @@ def test_importing_what_the_driver_needs_loads_no_torch() -> None:
         "actors.errors",
         "actors.families",
         "actors.fingerprint",
+        "actors.micro_batches",
         "actors.model_files",
+        "actors.scoring",
+        "actors.search.fusion",
         "actors.tokenizer",
     )
     assert "tokenizers" in loaded

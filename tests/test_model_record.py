@@ -15,11 +15,11 @@ from actors import registry
 from actors.config import ModelConfig
 from actors.errors import ModelError
 from actors.model_files import ModelFiles, resolve_model
-from actors.registry import MODELS, ModelRecord
+from actors.registry import MODELS, KnownModel
 
 BERT = ROOT / "tests/data/oracle/models/bge-small-en-v1.5"
 ZH = "为这个句子生成表示以用于检索相关文章："
-RECORD = ModelRecord(
+RECORD = KnownModel(
     name="owner/tiny-bert",
     family="bert",
     pooling="mean",
@@ -36,8 +36,8 @@ RECORD = ModelRecord(
 @pytest.fixture
 def resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Resolve a checkpoint in a folder of some name, with a record for owner/tiny-bert."""
-    known = dict(registry._BY_BASENAME) | {"tiny-bert": RECORD}
-    monkeypatch.setattr(registry, "_BY_BASENAME", known)
+    known = dict(registry._MODEL_BY_NAME) | {"tiny-bert": RECORD}
+    monkeypatch.setattr(registry, "_MODEL_BY_NAME", known)
 
     def make(folder: str = "mine", **options: Any) -> ModelFiles:
         place = tmp_path / folder
@@ -81,7 +81,7 @@ def test_resolve_like_a_model_of_another_vocabulary_names_both(
     resolve: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = dataclasses.replace(RECORD, vocab_size=999)
-    monkeypatch.setattr(registry, "_BY_BASENAME", {"tiny-bert": other})
+    monkeypatch.setattr(registry, "_MODEL_BY_NAME", {"tiny-bert": other})
     with pytest.raises(ModelError, match=r"expected vocab_size 999, .*found 268"):
         resolve(like="tiny-bert")
 
@@ -122,7 +122,7 @@ def test_resolve_record_that_needs_remote_code_is_refused(
     resolve: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remote = dataclasses.replace(RECORD, remote_code=True)
-    monkeypatch.setattr(registry, "_BY_BASENAME", {"tiny-bert": remote})
+    monkeypatch.setattr(registry, "_MODEL_BY_NAME", {"tiny-bert": remote})
     with pytest.raises(ModelError, match="needs the Python code of its repository"):
         resolve("tiny-bert")
 

@@ -5,8 +5,7 @@ from dataclasses import fields
 import pytest
 from typer.testing import CliRunner
 
-from actors.registry import MODELS, ModelRecord
-from actors.rerank.records import RERANKERS
+from actors.registry import MODELS, RERANKERS, KnownModel
 from pipelines.models import app, describe, table
 
 
@@ -41,7 +40,7 @@ def test_models_of_one_shows_every_field() -> None:
     code, lines, _ = run("bge-en-icl")
     assert code == 0
     shown = dict(line.split(maxsplit=1) for line in lines)
-    assert list(shown) == [field.name for field in fields(ModelRecord)]
+    assert list(shown) == [field.name for field in fields(KnownModel)]
     assert shown["name"] == '"BAAI/bge-en-icl"'
     assert shown["outputs"] == "dense"
     assert shown["dim"] == "4096"
@@ -70,7 +69,7 @@ def test_models_of_one_with_tasks_shows_both_texts_of_each() -> None:
 
 
 @pytest.mark.parametrize("record", MODELS, ids=lambda record: record.name)
-def test_describe_has_no_line_break_inside_a_line(record: ModelRecord) -> None:
+def test_describe_has_no_line_break_inside_a_line(record: KnownModel) -> None:
     assert all("\n" not in line for line in describe(record))
 
 

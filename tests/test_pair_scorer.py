@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actors.config import RerankerConfig
 from actors.errors import ModelError
 from actors.fingerprint import score_parts
 from actors.pair_scorer import PairScorer, load_pair_scorer
 from actors.rerank.checkpoint import resolve_reranker
-from actors.rerank.config import RerankerConfig
 from actors.rerank.pair_tokens import PAIR_TOKENS_TYPE, PairTokens
 from actors.rerank.pairs import load_pair_tokenizer
 from actors.reranker import Reranker, load_reranker

@@ -11,7 +11,7 @@ import pytest
 
 from actors.config import ModelConfig
 from actors.families import FAMILIES
-from actors.registry import MODELS, ModelRecord, nearest_names, record_of
+from actors.registry import MODELS, KnownModel, nearest_names, record_of
 
 ROOT = Path(__file__).parent.parent
 BY_NAME = {record.name: record for record in MODELS}
@@ -113,14 +113,14 @@ def test_record_is_used_as_the_auto_map_uses_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("record", MODELS, ids=lambda record: record.name)
-def test_formats_have_two_placeholders(record: ModelRecord) -> None:
+def test_formats_have_two_placeholders(record: KnownModel) -> None:
     for template in (record.query_format, record.passage_format):
         assert template.count("{}") == 2
         assert template.format("<i>", "<t>").endswith("<t>")
 
 
 @pytest.mark.parametrize("record", MODELS, ids=lambda record: record.name)
-def test_instructions_are_separated_from_the_text(record: ModelRecord) -> None:
+def test_instructions_are_separated_from_the_text(record: KnownModel) -> None:
     """A bare prefix ends in its own separator; one that a format places ends in none."""
     pairs = [(record.query_instruction, record.passage_instruction), *record.tasks.values()]
     for pair in pairs:
@@ -184,7 +184,7 @@ def test_tasks_are_llm_embedders_six_and_its_default_is_one_of_them() -> None:
 
 
 @pytest.mark.parametrize("record", MODELS, ids=lambda record: record.name)
-def test_record_can_configure_a_model(record: ModelRecord) -> None:
+def test_record_can_configure_a_model(record: KnownModel) -> None:
     ModelConfig(
         name=record.name,
         pooling=record.pooling,
@@ -198,7 +198,7 @@ def test_record_can_configure_a_model(record: ModelRecord) -> None:
 
 
 @pytest.mark.parametrize("record", MODELS, ids=lambda record: record.name)
-def test_family_without_remote_code_is_one_of_the_packed_path(record: ModelRecord) -> None:
+def test_family_without_remote_code_is_one_of_the_packed_path(record: KnownModel) -> None:
     assert (record.family in FAMILIES) or record.remote_code
 
 

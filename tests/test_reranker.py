@@ -18,10 +18,10 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 
 from actors.errors import EncodeError, ModelError
 from actors.packing import pack
+from actors.registry import RERANKERS, reranker_record
 from actors.rerank import scorers
 from actors.rerank.checkpoint import resolve_reranker
-from actors.rerank.compression import Spans, compressed
-from actors.rerank.records import RERANKERS, reranker_record
+from actors.rerank.scorers import Spans, compressed
 from actors.reranker import Reranker, RerankerConfig, _dtype, load_reranker
 
 ORACLE = Path(__file__).parent / "data" / "oracle"

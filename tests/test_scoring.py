@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import actors.scoring
-from actors.columns import fixed_size_lists
+import actors.search.scored_rows
 from actors.encoder import Encoder, ModelConfig, load_encoder
 from actors.errors import EncodeError, ModelError
 from actors.scoring import (
@@ -28,7 +27,7 @@ from actors.scoring import (
     weighted_mean,
 )
 from actors.token_names import TokenNames
-from actors.vectors import SparseVectors, TokenVectors
+from actors.vectors import SparseVectors, TokenVectors, fixed_size_lists
 
 ORACLE = Path(__file__).parent / "data" / "oracle"
 M3 = ORACLE / "models" / "bge-m3"
@@ -258,12 +257,11 @@ def test_scores_in_several_blocks_equal_those_in_one(
 
     whole = scores()
     for name, size in {
-        "_DENSE_ROWS": 3,
+        "_ROWS": 3,
         "_PASSAGE_TOKENS": 20,
         "_QUERY_TOKENS": 7,
-        "_LEXICAL_MATCHES": 150,
     }.items():
-        monkeypatch.setattr(actors.scoring, name, size)
+        monkeypatch.setattr(actors.search.scored_rows, name, size)
     for one, several in zip(whole, scores(), strict=True):
         np.testing.assert_allclose(several, one, rtol=1e-6, atol=1e-6)
 

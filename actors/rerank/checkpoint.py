@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from actors.config import RerankerConfig, RerankerKind
 from actors.errors import ModelError
-from actors.families import FAMILIES, Family
-from actors.families.decoders import DECODERS
-from actors.families.encoders import ENCODERS
-from actors.json_files import read_json
+from actors.families import DECODERS, ENCODERS, FAMILIES, Family
+from actors.model_files import check_number, check_tokenizer, read_json, weight_files
 from actors.model_location import RERANKER_KEY, locate
-from actors.registry import record_of
-from actors.rerank.config import RerankerConfig, RerankerKind
-from actors.rerank.records import CLASSIFIER, DECODER_KINDS, RerankerRecord, reranker_record
+from actors.registry import CLASSIFIER, DECODER_KINDS, RerankerRecord, record_of, reranker_record
 
 
 @dataclass(frozen=True)
@@ -37,8 +34,7 @@ class RerankerFiles:
 
     def weight_files(self) -> list[Path]:
         """The files that hold the weights, sorted by name."""
-        safetensors = sorted(self.folder.glob("*.safetensors"))
-        return safetensors or sorted(self.folder.glob("pytorch_model*.bin"))
+        return weight_files(self.folder)
 
 
 def resolve_reranker(config: RerankerConfig) -> RerankerFiles:
@@ -52,11 +48,7 @@ def resolve_reranker(config: RerankerConfig) -> RerankerFiles:
         raise _not_a_reranker(config.name, "an embedder's name")  # before it is downloaded
     folder = locate(config.name, config.revision, key=RERANKER_KEY)
     model = read_json(folder / "config.json")
-    if not (folder / "tokenizer.json").exists():
-        raise ModelError(
-            f"reranker {config.name!r}: expected tokenizer.json in {folder}, found none.",
-            "Save the tokenizer in its fast format (tokenizer.save_pretrained).",
-        )
+    check_tokenizer(f"reranker {config.name!r}", folder)
     record = reranker_record(config.name)
     architecture = str((model.get("architectures") or [""])[0])
     kind: RerankerKind | None = DECODER_KINDS.get(architecture)
@@ -78,12 +70,8 @@ def resolve_reranker(config: RerankerConfig) -> RerankerFiles:
     _check_architecture(config.name, model, kind, remote)
     _refuse_options(config, kind)
     family = FAMILIES.get(str(model.get("model_type")))
-    if family and not isinstance(found := model.get("max_position_embeddings"), int):
-        raise ModelError(
-            f"{folder / 'config.json'}: expected a number for max_position_embeddings, found "
-            f"{found!r}.",
-            "Download the model folder again.",
-        )
+    if family:
+        check_number(folder, model, "max_position_embeddings")
     if family and config.max_length > family.usable_positions(model):
         raise ModelError(
             f"reranker.max_length: expected at most {family.usable_positions(model)} (the "

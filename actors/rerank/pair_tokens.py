@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -106,6 +106,25 @@ class PairTokens:
             tail=parts[0].tail,
             truncated=np.concatenate([part.truncated for part in parts]),
         )
+
+    def cut_passages(self, most: int) -> tuple[PairTokens, np.ndarray]:
+        """Pairs whose passages have at most `most` tokens each, and which of them were cut for it.
+
+        `truncated` stays what it was: it says of pairs that were too long for the reranker.
+        """
+        lengths = self.lengths
+        passages = lengths - self.passage_starts - self.tail
+        is_cut = passages > most
+        if not is_cut.any():
+            return self, is_cut
+        at_T = np.arange(len(self.values)) - np.repeat(self.offsets[:-1], lengths)
+        first_T = np.repeat(self.passage_starts + most, lengths)
+        after_T = np.repeat(lengths - self.tail, lengths)
+        kept_T = (at_T < first_T) | (at_T >= after_T)
+        kept_lengths = lengths - np.maximum(passages - most, 0)
+        offsets = np.concatenate(([0], np.cumsum(kept_lengths, dtype=np.int64)))
+        cut = replace(self, values=self.values[kept_T], types=self.types[kept_T], offsets=offsets)
+        return cut, is_cut
 
     def rows(self) -> list[list[int]]:
         """The ids of each pair."""

@@ -14,12 +14,11 @@ from typing import Protocol
 import numpy as np
 from tokenizers import Tokenizer
 
+from actors.config import RerankerConfig, RerankerKind
 from actors.errors import ModelError
-from actors.json_files import read_json
 from actors.rerank.checkpoint import RerankerFiles
-from actors.rerank.config import RerankerConfig, RerankerKind
 from actors.rerank.pair_tokens import PairShape, PairTokens
-from actors.tokenizer_files import load_tokenizer
+from actors.tokenizer_files import load_tokenizer, named_tokens, token_records
 
 Pair = tuple[str, str]
 """A query and a passage."""
@@ -139,8 +138,6 @@ class _Texts:
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer = load_tokenizer(folder)
-        self.tokenizer.no_padding()
-        self.tokenizer.no_truncation()
 
     def ids(self, texts: Sequence[str], prefix: str = "") -> dict[str, list[int]]:
         """By text; `prefix` is before each."""
@@ -219,13 +216,6 @@ def _limits(config: RerankerConfig) -> tuple[int, int]:
 
 def _token_ids(tokenizer: Tokenizer, folder: Path, names: Sequence[str]) -> list[int | None]:
     """Ids of named special tokens, as tokenizer_config.json or special_tokens_map.json has them."""
-    record: dict[str, object] = {}
-    for filename in ("special_tokens_map.json", "tokenizer_config.json"):
-        path = folder / filename
-        record |= read_json(path) if path.exists() else {}
-    found: list[int | None] = []
-    for name in names:
-        token = record.get(name)
-        text = token.get("content") if isinstance(token, dict) else token
-        found.append(tokenizer.token_to_id(text) if isinstance(text, str) else None)
-    return found
+    record = {key: token for found in token_records(folder) for key, token in found.items()}
+    texts = [next(named_tokens(record, (name,)), None) for name in names]
+    return [None if text is None else tokenizer.token_to_id(text) for text in texts]

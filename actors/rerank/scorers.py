@@ -7,28 +7,39 @@ Shape suffixes: T tokens, N pairs, H hidden size, L layers that score.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 
 from actors import backbone
+from actors.config import RerankerConfig
 from actors.errors import ModelError
 from actors.families import FAMILIES
 from actors.forward import Backbone, first_states
 from actors.packed_bert import PackedBert, can_take
-from actors.packing import PackedBatch
+from actors.packing import PackedBatch, pack
 from actors.rerank.checkpoint import RerankerFiles
-from actors.rerank.compression import Spans, compressed
-from actors.rerank.config import RerankerConfig
 from actors.rerank.decoder import DecoderShape, PackedDecoder
-from actors.rerank.weights import check_weights, read_weights
-
-Scorer: TypeAlias = Callable[[PackedBatch, Spans], torch.Tensor]
-"""Scores [N, L] of a micro-batch."""
 
 
-def encoder_scorer(files: RerankerFiles, dtype: torch.dtype, device: torch.device) -> Scorer:
+@dataclass(frozen=True)
+class Spans:
+    """Where the passages of N packed pairs are."""
+
+    starts: np.ndarray
+    """int64 [N]: tokens of a pair before its passage."""
+    tail: int
+    """Tokens of every pair after its passage."""
+
+
+PairModel: TypeAlias = Callable[[PackedBatch, Spans], torch.Tensor]
+"""Scores [N, L] of a micro-batch of pairs."""
+
+
+def encoder_scorer(files: RerankerFiles, dtype: torch.dtype, device: torch.device) -> PairModel:
     """Cross-encoders: a classifier of one label over the first token's state.
 
     Raises:
@@ -60,7 +71,9 @@ def encoder_scorer(files: RerankerFiles, dtype: torch.dtype, device: torch.devic
     return score
 
 
-def llm_scorer(files: RerankerFiles, yes: int, dtype: torch.dtype, device: torch.device) -> Scorer:
+def llm_scorer(
+    files: RerankerFiles, yes: int, dtype: torch.dtype, device: torch.device
+) -> PairModel:
     """Language models: the logit of the token `yes` after the last one.
 
     Raises:
@@ -78,55 +91,44 @@ def llm_scorer(files: RerankerFiles, yes: int, dtype: torch.dtype, device: torch
     ]
 
 
-def layerwise_scorer(
+def layers_scorer(
     files: RerankerFiles, config: RerankerConfig, dtype: torch.dtype, device: torch.device
-) -> Scorer:
-    """LayerWiseMiniCPM: after k layers, head k - start_layer over the normed last state.
+) -> PairModel:
+    """Decoders that score by the normed last state after each of some layers.
+
+    LayerWiseMiniCPM (layerwise): after k layers, by head k - start_layer.
+    CostWiseGemma (lightweight): passages are compressed between layers, logits are capped, and the
+    i-th of the layers that score has head i, whichever layer it is: upstream's way.
 
     Raises:
         ModelError: a layer that has no head, or a damaged checkpoint.
     """
-    decoder, weights = _decoder(files, DecoderShape.minicpm(files.config), dtype, device)
+    lightweight = files.kind == "lightweight"
+    shape_of = DecoderShape.gemma2 if lightweight else DecoderShape.minicpm
+    shape = shape_of(files.config)
+    weights = _read_weights(files, dtype, device)
+    _check_weights(files, weights, set(shape.weight_names()))
+    decoder = PackedDecoder(shape, weights)
+    cutoffs = _cutoffs(files, config, shape.layers)
     first = int(files.config["start_layer"])
-    cutoffs = _cutoffs(files, config, decoder.shape.layers)
-    heads_LH = [_head(files, weights, layer - first) for layer in cutoffs]
-
-    def score(packed: PackedBatch, _: Spans) -> torch.Tensor:
-        hidden_TH, found = decoder.embed(packed), []
-        for number in range(cutoffs[-1]):
-            hidden_TH = decoder.layer(number, hidden_TH, packed)
-            if number + 1 in cutoffs:
-                found.append(decoder.norm(_last(hidden_TH, packed)))
-        return _scores(found, heads_LH, None)
-
-    return score
-
-
-def lightweight_scorer(
-    files: RerankerFiles, config: RerankerConfig, dtype: torch.dtype, device: torch.device
-) -> Scorer:
-    """CostWiseGemma: as layerwise, with passages compressed between layers, and capped logits.
-
-    The i-th of the layers that score has head i, whichever layer it is: upstream's way.
-
-    Raises:
-        ModelError: a layer that has no head, or a damaged checkpoint.
-    """
-    decoder, weights = _decoder(files, DecoderShape.gemma2(files.config), dtype, device)
-    cutoffs = _cutoffs(files, config, decoder.shape.layers)
-    heads_LH = [_head(files, weights, place) for place in range(len(cutoffs))]
-    softcap = files.config.get("final_logit_softcapping")
+    heads_LH = [
+        _head(files, weights, place if lightweight else layer - first)
+        for place, layer in enumerate(cutoffs)
+    ]
+    softcap = files.config.get("final_logit_softcapping") if lightweight else None
     compress = set(config.compress_layers) if config.compress_ratio > 1 else set()
 
     def score(packed: PackedBatch, spans: Spans) -> torch.Tensor:
-        hidden_TH, found = decoder.embed(packed), []
+        hidden_TH, logits = decoder.embed(packed), list[torch.Tensor]()
         for number in range(cutoffs[-1]):
             if number in compress:
                 hidden_TH, packed = compressed(hidden_TH, packed, spans, config.compress_ratio)
             hidden_TH = decoder.layer(number, hidden_TH, packed)
             if number + 1 in cutoffs:
-                found.append(decoder.norm(_last(hidden_TH, packed)))
-        return _scores(found, heads_LH, softcap)
+                # In float32: a score of 8 bits would be the same for many pairs.
+                states_NH = decoder.norm(_last(hidden_TH, packed)).float()
+                logits.append(states_NH @ heads_LH[len(logits)].float())
+        return _capped(torch.stack(logits, dim=1), softcap)
 
     return score
 
@@ -142,14 +144,6 @@ def _states(files: RerankerFiles, model: torch.nn.Module) -> Backbone:
     return functools.partial(backbone.run, model, files.family)
 
 
-def _decoder(
-    files: RerankerFiles, shape: DecoderShape, dtype: torch.dtype, device: torch.device
-) -> tuple[PackedDecoder, dict[str, torch.Tensor]]:
-    weights = read_weights(files, dtype, device)
-    check_weights(files, weights, set(shape.weight_names()))
-    return PackedDecoder(shape, weights), weights
-
-
 def _cutoffs(files: RerankerFiles, config: RerankerConfig, layers: int) -> tuple[int, ...]:
     cutoffs = config.cutoff_layers or (layers,)
     first = int(files.config["start_layer"])
@@ -163,7 +157,7 @@ def _cutoffs(files: RerankerFiles, config: RerankerConfig, layers: int) -> tuple
 
 def _head(files: RerankerFiles, weights: dict[str, torch.Tensor], number: int) -> torch.Tensor:
     name = f"lm_head.{number}.linear_head.weight"
-    check_weights(files, weights, {name})
+    _check_weights(files, weights, {name})
     return weights[name][0]
 
 
@@ -172,15 +166,74 @@ def _last(hidden_TH: torch.Tensor, packed: PackedBatch) -> torch.Tensor:
     return hidden_TH[packed.cu_seqlens[1:].long() - 1]
 
 
-def _scores(
-    states_LNH: list[torch.Tensor], heads_LH: list[torch.Tensor], softcap: float | None
-) -> torch.Tensor:
-    # In float32: a score of 8 bits would be the same for many pairs.
-    logits = [
-        states.float() @ head.float() for states, head in zip(states_LNH, heads_LH, strict=True)
-    ]
-    return _capped(torch.stack(logits, dim=1), softcap)
-
-
 def _capped(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+
+def compressed(
+    hidden_TH: torch.Tensor, packed: PackedBatch, spans: Spans, ratio: int
+) -> tuple[torch.Tensor, PackedBatch]:
+    """Average neighbouring states of passages in groups of `ratio`, the last by its own count.
+
+    Returns the states and their layout, positions counted from 0 again; where passages start does
+    not change. CostWise (FlagEmbedding 1.3.5, inference/reranker/decoder_only/models/
+    gemma_model.py): a passage is everything between the separator after the query and the one
+    before the prompt.
+    """
+    lengths = packed.lengths_N.cpu().numpy()
+    n_passage = lengths - spans.starts - spans.tail
+    groups = -(-n_passage // ratio)
+    new_lengths = spans.starts + groups + spans.tail
+    # Each token's place within its pair, then in the new one.
+    pair_T = np.repeat(np.arange(len(lengths)), lengths)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    new_offsets = np.concatenate([[0], np.cumsum(new_lengths)])
+    at_T = np.arange(offsets[-1]) - offsets[pair_T]
+    start_T, n_T = spans.starts[pair_T], n_passage[pair_T]
+    inside_T = at_T - start_T
+    place_T = np.where(
+        inside_T < 0,
+        at_T,
+        np.where(inside_T < n_T, start_T + inside_T // ratio, at_T - n_T + groups[pair_T]),
+    )
+    target_T = torch.from_numpy(place_T + new_offsets[pair_T]).to(hidden_TH.device)
+    sums = hidden_TH.new_zeros((int(new_offsets[-1]), hidden_TH.shape[1]))
+    sums.index_add_(0, target_T, hidden_TH)
+    counts = torch.bincount(target_T, minlength=len(sums)).to(hidden_TH.dtype)
+    layout = pack(
+        np.zeros(int(new_offsets[-1]), np.int32),  # states go on, ids are used up
+        new_offsets,
+        first_position=0,
+        device=hidden_TH.device,
+    )
+    return sums / counts[:, None], layout
+
+
+def _read_weights(
+    files: RerankerFiles, dtype: torch.dtype, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """All tensors of the folder's safetensors files, by their names."""
+    from safetensors import safe_open
+
+    weights: dict[str, torch.Tensor] = {}
+    for path in sorted(files.folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118  no mapping
+                    weights[name] = file.get_tensor(name).to(device, dtype)
+        except Exception as error:  # the Rust side raises nothing narrower
+            raise ModelError(
+                f"{path}: expected weights, found: {error!s:.120}.", "Download it again."
+            ) from error
+    if not weights:
+        raise ModelError(f"{files.folder}: expected *.safetensors, found none.")
+    return weights
+
+
+def _check_weights(files: RerankerFiles, weights: Mapping[str, Any], needed: set[str]) -> None:
+    if missing := sorted(needed - weights.keys()):
+        raise ModelError(
+            f"{files.folder}: expected every weight of a {files.kind} reranker, {len(missing)} "
+            f"are missing ({missing[0]}, ...).",
+            "The checkpoint is damaged or of another architecture.",
+        )

@@ -12,7 +12,7 @@ import numpy as np
 
 Ranking: TypeAlias = Literal["dense", "sparse", "colbert", "hybrid"]
 """What rows are ordered by; hybrid: the weighted mean of all outputs there are."""
-Unit: TypeAlias = Literal["passage", "document"]
+Level: TypeAlias = Literal["passage", "document"]
 """What is ranked; a document as its best passage."""
 Best: TypeAlias = tuple[np.ndarray, np.ndarray]
 """float32 scores [Q, K], best first, and int64 rows [Q, K]; -inf and -1 where there are no more."""

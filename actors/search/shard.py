@@ -19,14 +19,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from actors.batch_runner import SingleThreads
 from actors.config import OUTPUTS, Output
-from actors.scoring import Weights
-from actors.search.fusion import Best, Ranking, Unit
-from actors.search.pairs import PAIR_SCORES
-from actors.search.scored_rows import SCORED_ROWS, ScoredRows, Scorer
-from actors.search.tiles import Floats, segments
+from actors.scoring import Weights, weighted_mean
+from actors.search.fusion import Best, Level, Ranking
+from actors.search.scored_rows import (
+    SCORED_ROWS,
+    Floats,
+    ScoredRows,
+    Scorer,
+    score_pairs,
+    segments,
+)
 from actors.search.top_rows import TopRows
-from actors.single_threads import SingleThreads
 
 _QUERIES, _LEAST_QUERIES = 512, 32
 
@@ -83,7 +88,7 @@ class Shard:
         by: Collection[Ranking],
         top: int,
         *,
-        unit: Unit = "passage",
+        unit: Level = "passage",
         weights: Weights = (1.0, 1.0, 1.0),
     ) -> dict[Ranking, Best]:
         """The best rows of each query; of documents, each as its best passage: its first row.
@@ -106,7 +111,9 @@ class Shard:
         """Scores of pairs of a query and a row: float32 [M] for each output."""
         return pa.table(
             {
-                output: PAIR_SCORES[output](queries[output], self._vectors[output], query_M, row_M)
+                output: score_pairs(
+                    output, queries[output], self._vectors[output], query_M, row_M, self._threads
+                )
                 for output in self.outputs
             }
         )
@@ -120,7 +127,7 @@ class Shard:
         weight = dict(zip(OUTPUTS, weights, strict=True))
         return tuple(o for o in self.outputs if o in by or ("hybrid" in by and weight[o]))
 
-    def _sorted(self, parts: Sequence[TopRows], top: int, unit: Unit) -> Best:
+    def _sorted(self, parts: Sequence[TopRows], top: int, unit: Level) -> Best:
         found = [part.sorted() for part in parts]
         scores_QK = np.concatenate([np.zeros((0, top), np.float32), *(s for s, _ in found)])
         rows_QK = np.concatenate([np.zeros((0, top), np.int64), *(r for _, r in found)])
@@ -155,24 +162,16 @@ def _batches(queries: int, top: int, by: Collection[Ranking], *, on_cpu: bool) -
 
 
 def _rank(
-    block: _Block, scorers: Mapping[Output, Scorer], unit: Unit, weights: Weights, batch: _Batch
+    block: _Block, scorers: Mapping[Output, Scorer], unit: Level, weights: Weights, batch: _Batch
 ) -> None:
     """A block's rows, or its documents, into what has been found for a batch."""
     first = block.first_row if unit == "passage" else block.first_document
     scores = {output: scorer(batch.start, batch.stop) for output, scorer in scorers.items()}
     for name, best in batch.best.items():
-        tile = scores[name] if name != "hybrid" else _mean(scores, weights)
+        tile = scores[name] if name != "hybrid" else weighted_mean(scores, weights)
         if unit == "document" and len(block.document_offsets) <= tile.shape[1]:
             tile = segments(tile, block.document_offsets, "max")
         best.add(tile, first, above=0.0 if name == "sparse" else -np.inf)
-
-
-def _mean(scores: Mapping[Output, torch.Tensor], weights: Weights) -> torch.Tensor:
-    """`actors.scoring.weighted_mean` on the scores' device."""
-    weight = dict(zip(OUTPUTS, weights, strict=True))
-    total = sum(scores[output] * weight[output] for output in scores if weight[output])
-    assert isinstance(total, torch.Tensor)  # some weight is not 0
-    return total / sum(weight[output] for output in scores)
 
 
 def _document_offsets(ids: pa.Array) -> np.ndarray:

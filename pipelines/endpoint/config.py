@@ -7,9 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from actors.config import OUTPUTS, ModelConfig, Output
+from actors.config import OUTPUTS, ModelConfig, Output, RerankerConfig
 from actors.errors import ConfigError
-from actors.rerank.config import RerankerConfig
 from pipelines.config import describe_invalid
 from pipelines.config_base import Count, Section
 from pipelines.config_keys import refuse_unknown_keys

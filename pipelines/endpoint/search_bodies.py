@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from actors.config import Output
-from actors.search.fusion import Unit
+from actors.search.fusion import Level
 from pipelines.config_search import Mode
 from pipelines.endpoint.native import Body, Weight
 
@@ -28,7 +28,7 @@ class SearchRequest(Body):
         description="What passages are ranked by: one output; hybrid, their weighted mean; rrf, "
         "reciprocal rank fusion. When not given: hybrid, or the only output there is.",
     )
-    by: Unit = Field("passage", description="Rank passages, or documents as their best passage.")
+    by: Level = Field("passage", description="Rank passages, or documents as their best passage.")
     columns: list[str] | None = Field(
         None, description="Columns of the index in each hit; all but binary and nested ones."
     )

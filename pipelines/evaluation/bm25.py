@@ -78,8 +78,6 @@ def encoder_tokens(folder: Path) -> Tokenize:
         ModelError: no tokenizer there.
     """
     tokenizer = load_tokenizer(folder)
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
 
     def tokenize(texts: Sequence[str]) -> list[list[int]]:
         ids: list[list[int]] = []

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from actors.rerank.config import RerankerConfig
+from actors.config import RerankerConfig
 from pipelines.config import RunConfig
 from pipelines.config_search import Mode
 from pipelines.evaluation.dataset import Rankings

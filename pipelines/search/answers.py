@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from actors.search.fusion import Unit
+from actors.search.fusion import Level
 from pipelines.config_search import Mode
 from pipelines.search.searcher import Searcher
 
@@ -39,7 +39,7 @@ def find(
     mode: Mode,
     top: int,
     *,
-    unit: Unit = "passage",
+    unit: Level = "passage",
     columns: Sequence[str] | None = None,
 ) -> list[list[Hit]]:
     """The best of each query, best first; documents as the passage that answers best.

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from actors.config import RerankerConfig
 from actors.errors import IndexStateError
-from actors.rerank.config import RerankerConfig
 from actors.tokenizer import encoder_input
 from pipelines.search.answers import RERANK, Hit
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 from actors.config import OUTPUTS, Output
 from actors.errors import IndexStateError
 from actors.scoring import Weights, weighted_mean
-from actors.search.fusion import Best, Unit, best_of_pairs, merge, reciprocal_rank_fusion
+from actors.search.fusion import Best, Level, best_of_pairs, merge, reciprocal_rank_fusion
 from pipelines.config_search import Mode, SearchConfig
 
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -65,7 +65,7 @@ class Searcher:
         return other
 
     def search(
-        self, queries: pa.Table, modes: Sequence[Mode], top: int, *, unit: Unit = "passage"
+        self, queries: pa.Table, modes: Sequence[Mode], top: int, *, unit: Level = "passage"
     ) -> dict[Mode, Best]:
         """The best rows of each query by each mode; documents as their first rows.
 
@@ -130,7 +130,9 @@ class Searcher:
         scores = self._mode_scores(self.score(queries, query_M[pair], row), mode)
         return best_of_pairs(pair, row, scores, len(row_M), 1)[1][:, 0]
 
-    def _rank(self, queries: pa.Table, by: Sequence[Any], top: int, unit: Unit) -> dict[Mode, Best]:
+    def _rank(
+        self, queries: pa.Table, by: Sequence[Any], top: int, unit: Level
+    ) -> dict[Mode, Best]:
         if not by:
             return {}
         waits = [
@@ -152,7 +154,7 @@ class Searcher:
         }
 
     def _among_candidates(
-        self, queries: pa.Table, modes: Sequence[Mode], top: int, unit: Unit
+        self, queries: pa.Table, modes: Sequence[Mode], top: int, unit: Level
     ) -> dict[Mode, Best]:
         """ColBERT only of what dense and sparse find; all modes that need it among these."""
         plain = [mode for mode in modes if mode in ("dense", "sparse")]

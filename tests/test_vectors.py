@@ -7,7 +7,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.columns import fixed_size_lists, sparse_vectors
+from actors.vectors import fixed_size_lists, sparse_vectors
 
 WEIGHT = st.one_of(st.just(0.0), st.floats(-5, 5, width=32))
 PASSAGES = st.lists(
