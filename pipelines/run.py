@@ -22,8 +22,8 @@ from pipelines.listing import Listing
 from pipelines.plan import Run, load_plan, plan_run, todo_table
 from pipelines.progress import Progress
 from pipelines.records import Done, Manifest
-from pipelines.report import read_report, write_report
 from pipelines.request import Request
+from pipelines.run_report import read_report, write_report
 from pipelines.source import Source
 from pipelines.storage import Store, open_store
 from pipelines.supersede import Comparison

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pipelines.busy import encoder_busy
 from pipelines.records import Done, EncoderRecord, SliceTimes
+from pipelines.run_numbers import utilisation
 
 
 def done(worker: str, began: float, ended: float, encode: float) -> Done:
@@ -41,9 +41,9 @@ def done(worker: str, began: float, ended: float, encode: float) -> Done:
 
 def test_encoder_busy_is_of_each_actors_own_time():
     records = [done("a:1", 100, 104, 3), done("a:1", 102, 108, 4), done("a:2", 500, 502, 1)]
-    assert encoder_busy(records) == 0.8
+    assert utilisation(records) == 0.8
 
 
 def test_encoder_busy_without_records_that_tell_is_none():
-    assert encoder_busy([]) is None
-    assert encoder_busy([done("a:1", 0, 1, 1).model_copy(update={"times": None})]) is None
+    assert utilisation([]) is None
+    assert utilisation([done("a:1", 0, 1, 1).model_copy(update={"times": None})]) is None

@@ -7,10 +7,24 @@ import re
 import pytest
 from html_pages import Parsed
 from matplotlib.figure import Figure
-
-from pipelines.figures import CARD, INK, LINE, MUTED, SERIES, legend, new_figure, short, svg
-from pipelines.html_report import Chart, Facts, Section, Table, page
 from pipelines.html_style import DARK, LIGHT
+
+from pipelines.html_report import (
+    CARD,
+    INK,
+    LINE,
+    MUTED,
+    SERIES,
+    Chart,
+    Facts,
+    Section,
+    Table,
+    legend,
+    new_figure,
+    page,
+    short,
+    svg,
+)
 
 EVIL = "</title><script>alert('$x$')</script> & \"q\" $y$"
 

@@ -29,8 +29,7 @@ from pipelines.run_numbers import (
     speed_over_time,
     split_tries,
 )
-from pipelines.run_page import run_page, write_page
-from pipelines.run_report import RunReport, read_run
+from pipelines.run_report import RunReport, read_run, run_page, write_page
 
 EVIL = "<script>alert(1)</script>"
 
@@ -290,7 +289,7 @@ def test_run_whose_page_cannot_be_drawn_is_committed_with_a_warning(
     def fails(_: RunReport) -> str:
         raise RuntimeError("no such\nfont")
 
-    monkeypatch.setattr("pipelines.run_page.run_page", fails)
+    monkeypatch.setattr("pipelines.run_report.run_page", fails)
     pq.write_table(articles.slice(0, 3), tmp_path / "docs.parquet")
     config = config_for(tmp_path / "docs.parquet", index={"uri": str(tmp_path / "index")})
     with caplog.at_level(logging.WARNING, "pipelines"):

@@ -11,8 +11,7 @@ from pipelines.evaluation.metrics import MEASURES
 from pipelines.evaluation.results import Evaluation, ModeResult
 from pipelines.evaluation.significance import Comparison
 from pipelines.evaluation.tables import in_words
-from pipelines.figures import INK, LINE, MUTED, SERIES, new_figure, short_ticks
-from pipelines.html_report import Chart
+from pipelines.html_report import INK, LINE, MUTED, SERIES, Chart, new_figure, short_ticks
 
 if TYPE_CHECKING:  # imported late: matplotlib is only for those who draw
     from matplotlib.figure import Figure
