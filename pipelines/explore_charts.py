@@ -143,9 +143,11 @@ def find_topics(sample: pa.Table, topics: int, names: TokenNames | None) -> Topi
     order_K = np.argsort(-np.bincount(found_N, minlength=topics), kind="stable")
     topic_N = np.argsort(order_K)[found_N]
     if names is None:
-        middles = _middles(dense_ND, topic_N, topics)
-        rows = sample.take(pa.array(middles)).to_pylist()
-        labels = [[str(row.get("title") or row["passage_id"])] for row in rows]
+        means = [dense_ND[topic_N == topic].mean(axis=0) for topic in range(topics)]
+        own_KN = np.arange(topics)[:, None] == topic_N
+        middles_K = np.where(own_KN, means @ dense_ND.T, -np.inf).argmax(axis=1)
+        middles = sample.take(pa.array(middles_K)).to_pylist()
+        labels = [[str(row.get("title") or row["passage_id"])] for row in middles]
     else:
         labels = _typical_tokens(SparseVectors.of(sample["sparse"]), topic_N, topics, names)
     t_sne = extra("sklearn.manifold", "notebooks").TSNE(
@@ -198,15 +200,6 @@ def columns_shown(alignment: Alignment, most: int) -> Ints:
 def _spread(count: int, some: int) -> Ints:
     """Places of `some` of `count`, evenly spread; all where there are fewer."""
     return np.linspace(0, max(count - 1, 0), min(some, count)).round().astype(np.int64)
-
-
-def _middles(dense_ND: Floats, topic_N: Ints, topics: int) -> list[int]:
-    """[K] the passage that is most similar to the mean of its topic."""
-    middles = []
-    for topic in range(topics):
-        own = np.flatnonzero(topic_N == topic)
-        middles.append(int(own[np.argmax(dense_ND[own] @ dense_ND[own].mean(axis=0))]))
-    return middles
 
 
 def _typical_tokens(
@@ -293,8 +286,8 @@ def alignment_chart(alignment: Alignment, query: str, passage: str) -> Chart:
     best_Q = np.searchsorted(columns, alignment.best_Q[:rows])
     width = 150 + _CELL * len(columns)
     figure, axes = new_figure(max(width, 360), 110 + _CELL * rows)
+    rows_of_bars(axes, [_shown(token) for token in alignment.query_tokens[:rows]])
     axes.grid(visible=False)
-    axes.spines["bottom"].set_visible(False)
     x, y = np.meshgrid(np.arange(len(columns)), np.arange(rows))
     _cells(axes, x.ravel(), y.ravel(), strength_QP.ravel())
     counts = best_Q < len(columns)
@@ -306,10 +299,7 @@ def alignment_chart(alignment: Alignment, query: str, passage: str) -> Chart:
         write_beside(axes, f"{best:.2f}", len(columns) - 0.5, row)
     tokens = [_shown(alignment.passage_tokens[i]) for i in columns]
     axes.set_xticks(range(len(columns)), tokens, rotation=90, fontsize=10.5)
-    axes.set_yticks(range(rows), [_shown(t) for t in alignment.query_tokens[:rows]])
-    axes.tick_params(axis="y", labelcolor=INK)
     axes.set_xlim(-0.5, len(columns) - 0.5)
-    axes.set_ylim(rows - 0.5, -0.5)
     return Chart(
         f"ColBERT, {alignment.score:.4f}: “{query}” in {passage}",
         figure,
