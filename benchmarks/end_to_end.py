@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 from benchmarks import bare
 from benchmarks.reindex import Corpus
 from benchmarks.wide_model import make_wide_model
-from pipelines.busy import encoder_busy
 from pipelines.config import RunConfig, load_config
 from pipelines.done_records import read_done
 from pipelines.embed_corpus import embed_corpus
+from pipelines.run_numbers import utilisation
 from pipelines.storage import open_store
 
 _ROOT = Path(__file__).parent.parent
@@ -73,7 +73,7 @@ class Bench:
             "span": max(t.ended for t in times) - min(t.began for t in times),
             "slices": len(done),
             "tokens": sum(record.encoded_tokens for record in done),
-            "encoder_busy": encoder_busy(done),
+            "encoder_busy": utilisation(done),
             "encode": sum(t.encode for t in times),
             "write": sum(t.write for t in times),
             "upload": sum(t.upload for t in times),

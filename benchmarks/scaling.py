@@ -31,7 +31,6 @@ import ray
 from actors.model_files import resolve_model
 from benchmarks.facts import write_result
 from pipelines import data_path
-from pipelines.busy import encoder_busy
 from pipelines.cli import silent
 from pipelines.cluster import ray_session
 from pipelines.commit import commit
@@ -41,6 +40,7 @@ from pipelines.done_records import DoneRecords
 from pipelines.plan import plan_run, todo_table, unit_of
 from pipelines.progress import Progress
 from pipelines.request import Request
+from pipelines.run_numbers import utilisation
 from pipelines.slices import Slice, SliceReader
 from pipelines.source import Source
 from pipelines.storage import open_store
@@ -134,7 +134,7 @@ def measure(folder: Path, actors: int, slices: int, seconds: float | None) -> Ro
         "tokens_per_slice": tokens,
         "span_seconds": round(span, 2),
         "slices_per_s": round(len(done) / span, 2),
-        "encoder_busy": encoder_busy(done),
+        "encoder_busy": utilisation(done),
         "driver_share_of_a_core": round(used["driver"] / wall, 3),
         "driver_ms_per_slice": round(1000 * used["driver"] / len(done), 2),
         "ray_ms_per_slice": round(1000 * used["ray"] / len(done), 2),

@@ -27,8 +27,7 @@ from pipelines.output import write_table
 from pipelines.plan import load_plan, units_to_bytes
 from pipelines.records import Counts, Manifest, Plan
 from pipelines.rewrite_parts import NewPart, PartRewriter, ledgers_by_part
-from pipelines.run_page import write_page
-from pipelines.run_report import RunReport
+from pipelines.run_report import RunReport, write_page
 from pipelines.schemas import DELETIONS_SCHEMA
 from pipelines.source import Unit
 from pipelines.storage import Store

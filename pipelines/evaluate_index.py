@@ -20,7 +20,6 @@ from actors.errors import SourceError, StorageError
 from pipelines.cli import Log, exit_with_one_line, log_to_stderr
 from pipelines.config import RunConfig, load_config
 from pipelines.embed_corpus import embed_corpus
-from pipelines.evaluation.against import read_against, with_runs
 from pipelines.evaluation.dataset import read_judged
 from pipelines.evaluation.evaluate import (
     Evaluated,
@@ -34,10 +33,12 @@ from pipelines.evaluation.evaluate import (
 from pipelines.evaluation.ranking import SecondStage
 from pipelines.evaluation.report_html import Documents, documents_shown, evaluation_page
 from pipelines.evaluation.results import (
+    comparison_table,
     read_evaluation,
+    table,
+    unknown_said,
 )
-from pipelines.evaluation.tables import comparison_table, table, unknown_said
-from pipelines.evaluation.trec_runs import write_run
+from pipelines.evaluation.trec_runs import read_against, with_runs, write_run
 from pipelines.generations import live_generation
 from pipelines.index import Index, open_index
 from pipelines.local_files import local_disk

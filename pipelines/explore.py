@@ -23,8 +23,15 @@ from actors.errors import IndexStateError
 from actors.model_location import locate
 from actors.token_names import TokenNames
 from pipelines.config_search import Mode
-from pipelines.explore_charts import alignment_chart, tokens_chart, topics_chart
-from pipelines.explore_numbers import align, find_topics, read_passage, read_sample
+from pipelines.explore_charts import (
+    align,
+    alignment_chart,
+    find_topics,
+    read_passage,
+    read_sample,
+    tokens_chart,
+    topics_chart,
+)
 from pipelines.html_report import Chart, Facts, Note, Section, Table
 from pipelines.index import Index, open_index
 from pipelines.run_report import moment

@@ -27,7 +27,7 @@ from pipelines.generations import (
 )
 from pipelines.index import Index
 from pipelines.records import Manifest
-from pipelines.report import read_report
+from pipelines.run_report import read_report
 from pipelines.storage import Store, open_store
 
 

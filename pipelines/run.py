@@ -22,7 +22,7 @@ from pipelines.lease import Lease, hold_lease
 from pipelines.permit import Permit
 from pipelines.plan import Run, load_plan, plan_run, todo_table
 from pipelines.records import Done, Manifest
-from pipelines.report import read_report, write_report
+from pipelines.run_report import read_report, write_report
 from pipelines.supersede import Comparison
 from pipelines.tasks import Task
 

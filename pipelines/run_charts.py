@@ -6,18 +6,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipelines.figures import (
+from pipelines.html_report import (
     CARD,
     INK,
     MUTED,
     SERIES,
+    Chart,
+    Note,
     legend,
     new_figure,
     rows_of_bars,
     short_ticks,
+    write_beside,
 )
-from pipelines.html_report import Chart, Note
-from pipelines.run_numbers import ActorTime, Lengths, Speed, padded_tokens
+from pipelines.run_numbers import ActorTime, Lengths, Throughput, padded_tokens
 
 _NO_TIMES = "No record of a slice says when it was made: {} cannot be drawn."
 _NO_PASSAGES = "No passage was written: {}."
@@ -28,7 +30,7 @@ _PALE = 0.35
 _DASHED = (0, (3, 3))
 
 
-def speed_chart(speed: Speed | None) -> Chart | Note:
+def speed_chart(speed: Throughput | None) -> Chart | Note:
     """Tokens a second over time."""
     if speed is None:
         return Note(_NO_TIMES.format("speed"))
@@ -170,10 +172,7 @@ def padding_chart(lengths: Lengths) -> Chart | Note:
     factors = [count / max(packed, 1) for _, count in cases]
     for row, factor in enumerate(factors):
         axes.barh(row, factor, _BAR, color=_KEPT if row else SERIES[0], alpha=_PALE if row else 1)
-        axes.annotate(
-            f"{factor:.2f} ×", (factor, row), (5, 0), textcoords="offset points", va="center",
-            color=INK, fontsize=11.5,
-        )  # fmt: skip
+        write_beside(axes, f"{factor:.2f} ×", factor, row)
     axes.set_xlim(0, max(factors) * 1.2)
     axes.set_xticks([])
     return Chart(

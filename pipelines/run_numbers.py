@@ -54,7 +54,7 @@ class ActorTime:
 
 
 @dataclass(frozen=True)
-class Speed:
+class Throughput:
     """Encoded tokens a second over a run, each slice's spread over the time it was under way."""
 
     edges: Floats
@@ -119,7 +119,18 @@ def actor_times(done: Sequence[Done]) -> list[ActorTime]:
     return [actor for _, _, actor in sorted(found, key=lambda item: item[:2])]
 
 
-def speed_over_time(kept: Sequence[Done], new: Sequence[Done]) -> Speed | None:
+def utilisation(done: Sequence[Done]) -> float | None:
+    """Share of the time in which the encoders had work; None where no record tells.
+
+    The time of each actor is from the beginning of its first slice to the end of its last one:
+    loading the model, and waiting for other actors' last slices, do not count.
+    """
+    actors = actor_times(done)
+    spans = sum(actor.span for actor in actors)
+    return round(sum(actor.encode for actor in actors) / spans, 4) if spans > 0 else None
+
+
+def speed_over_time(kept: Sequence[Done], new: Sequence[Done]) -> Throughput | None:
     """Of records of `split_tries`; None where there is none."""
     records = [*kept, *new]
     times = [record.times for record in records if record.times]
@@ -137,7 +148,7 @@ def speed_over_time(kept: Sequence[Done], new: Sequence[Done]) -> Speed | None:
         total = _ramps(edges, began[mine], rate[mine]) - _ramps(edges, ended[mine], rate[mine])
         return np.maximum(np.diff(total) / np.diff(edges), 0.0)
 
-    return Speed(edges, binned(~is_new), binned(is_new), start if kept and new else None)
+    return Throughput(edges, binned(~is_new), binned(is_new), start if kept and new else None)
 
 
 def _without_gaps(began: Floats, ended: Floats, start: float) -> tuple[Floats, Floats, float]:

@@ -1,13 +1,16 @@
-"""What a run did, for people: facts, tables and charts, for report.html and for notebooks.
+"""The report of a run, for people: config.yaml, report.json and report.html of its generation.
 
     run = read_run("out/quickstart")
     run.speed()
 
-Nothing here decides anything: all is from the manifest, the done records, report.json and parts.
+All of it is written after the commit, from the manifest, the done records and the parts; it decides
+nothing. Facts, tables and charts of the page show themselves in notebooks too.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,15 +20,14 @@ from typing import Any
 import yaml
 
 from actors.encoded import SCORE
-from pipelines.busy import encoder_busy
+from pipelines.config import AnyRunConfig
 from pipelines.done_records import read_done
 from pipelines.estimate_text import byte_count
-from pipelines.html_report import Chart, Facts, Note, Table
+from pipelines.html_report import Block, Chart, Facts, Note, Section, Table, page
 from pipelines.index import open_index
 from pipelines.layout import generation_path
 from pipelines.progress_text import duration
 from pipelines.records import Done, Manifest
-from pipelines.report import read_report
 from pipelines.run_charts import lengths_chart, padding_chart, speed_chart, time_chart
 from pipelines.run_numbers import (
     ActorTime,
@@ -34,11 +36,13 @@ from pipelines.run_numbers import (
     read_lengths,
     speed_over_time,
     split_tries,
+    utilisation,
 )
 from pipelines.schemas import FOR_NOW
 from pipelines.storage import Store
 
 _ACTORS_SHOWN = 16
+_log = logging.getLogger(__name__)
 
 
 def read_run(
@@ -56,6 +60,89 @@ def read_run(
     store, manifest = index.store, index.info
     report = read_report(store, manifest.generation)
     return RunReport(store, manifest, read_done(store, manifest.run_id), report)
+
+
+def read_report(store: Store, generation: int) -> dict[str, Any]:
+    """report.json of a generation; empty where a run died before it wrote one."""
+    try:
+        report: dict[str, Any] = json.loads(store.read(_report_path(generation)))
+    except FileNotFoundError:
+        return {}
+    return report
+
+
+def write_report(
+    store: Store,
+    config: AnyRunConfig,
+    manifest: Manifest,
+    done: Sequence[Done],
+    this_run: Mapping[str, Any],
+    *,
+    published: bool,
+    gate: Sequence[str] = (),
+) -> None:
+    """Write config.yaml, report.json and report.html; `gate`: what kept it from going live."""
+    number = manifest.generation
+    report = {
+        "generation": number,
+        "run_id": manifest.run_id,
+        "started": manifest.started,
+        "ended": manifest.ended,
+        "published": published,
+        "gate": list(gate),
+        "slices": len(done),
+        "encoder_seconds": round(sum(record.seconds for record in done), 3),
+        "encoder_busy": utilisation(done),
+        "counts": manifest.counts.model_dump(),
+        "bytes": sum(record.part.bytes for record in done if record.part),
+        **this_run,
+    }
+    configuration = yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True)
+    store.overwrite(generation_path(number, "config.yaml"), configuration.encode())
+    store.overwrite(_report_path(number), json.dumps(report, indent=1).encode())
+    write_page(RunReport(store, manifest, done, report))
+
+
+def write_page(run: RunReport) -> None:
+    """Write report.html; what keeps it from being drawn or written becomes a warning."""
+    number = run.manifest.generation
+    # What matplotlib says of its caches is not the run's.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    try:
+        run.store.overwrite(generation_path(number, "report.html"), run_page(run).encode())
+    except Exception as error:  # noqa: BLE001  the generation is committed, whatever this is
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        _log.warning("generation %d is committed without its report.html (%s)", number, reason)
+
+
+def run_page(run: RunReport) -> str:
+    """The whole report.html."""
+    manifest, report = run.manifest, run.report
+    states = {"True": "published", "False": "committed, not published"}
+    state = states.get(str(report.get("published")), "committed")  # a compaction's does not say
+    outputs = ", ".join(manifest.outputs)
+    subtitle = f"{manifest.model.name}, {outputs}; {moment(manifest.ended)}, {state}"
+    sections = [Section("", "", [run.facts()])]
+    if gate := report.get("gate"):
+        sections.append(Section("Why it is not live", "\n".join(gate)))
+    if changes := run.changes():
+        sections.append(Section("What changed", "", [changes]))
+    if compaction := run.compaction():
+        sections.append(Section("What compacting did", "", [compaction]))
+    else:
+        speed: list[Block | None] = [run.speed()]
+        if run.actor_times:
+            speed += [run.time_spent(), run.actors(), run.tries_table()]
+        sections.append(Section("Speed", "", [block for block in speed if block]))
+    lengths: list[Block] = [run.passage_lengths()]
+    if len(run.lengths.tokens):
+        lengths.append(run.padding_avoided())
+    sections += [
+        Section("Passages", "", lengths),
+        Section("Rejects", "", [run.rejects()]),
+        Section("Made with", "", [run.made_with()]),
+    ]
+    return page(f"Generation {manifest.generation} of {run.store.uri}", subtitle, sections)
 
 
 @dataclass(frozen=True)
@@ -112,7 +199,7 @@ class RunReport:
             items.append(("wall time", duration(report["seconds"])))
             items.append(("tokens/s, overall", f"{report['tokens_per_second']:,.0f}"))
         # Of the last try: between two there is time that is nobody's.
-        if (busy := encoder_busy(self.tries[1] or self.tries[0])) is not None:
+        if (busy := utilisation(self.tries[1] or self.tries[0])) is not None:
             items.append(("encoders busy", f"{busy:.1%}"))
         if self.actor_times:
             devices = " + ".join(sorted({actor.device for actor in self.actor_times}))
@@ -260,6 +347,10 @@ def _of(count: int, whole: int) -> str:
 
 def _share(count: int, whole: int) -> str:
     return f"{count / whole:.2%}" if count / whole >= 0.0001 else "<0.01%"
+
+
+def _report_path(generation: int) -> str:
+    return generation_path(generation, "report.json")
 
 
 def moment(iso: str) -> str:

@@ -58,7 +58,7 @@ def without_ray() -> Iterator[None]:
 def _empty_pages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """report.html takes 0.3 s to draw, and runs in tests are many: few ask for `pages`."""
     if "pages" not in request.fixturenames:
-        monkeypatch.setattr("pipelines.run_page.run_page", lambda _: "")
+        monkeypatch.setattr("pipelines.run_report.run_page", lambda _: "")
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from pipelines.evaluate_index import app, evaluate_index
 from pipelines.evaluation.dataset import read_judged
 from pipelines.evaluation.evaluate import BM25, Evaluated, judged_files
 from pipelines.evaluation.results import read_evaluation
-from pipelines.evaluation.trec_runs import read_run
+from pipelines.evaluation.trec_runs import read_trec_run
 from pipelines.generations import live_generation
 from pipelines.index import Index, open_index
 from pipelines.search.searcher import MODES
@@ -178,7 +178,7 @@ def test_command_prints_a_table_and_writes_json_page_and_runs(
     page = (tmp_path / "out/eval.html").read_text()
     assert "<svg" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
-    run = read_run(str(tmp_path / "out/dense.run"))
+    run = read_trec_run(str(tmp_path / "out/dense.run"))
     assert {query: list(found) for query, found in run.items()} == {
         query: list(found) for query, found in evaluated[1].rankings["dense"].items()
     }
@@ -213,7 +213,8 @@ def test_command_with_a_reranker_has_a_mode_more_over_the_same_documents(
     code, said, error = run_command(*more)
     assert (code, error) == (0, "")
     assert next(line for line in said.splitlines() if line.split()[:1] == ["rerank"])
-    dense, found = (read_run(str(tmp_path / f"out/{name}.run")) for name in ("dense", "rerank"))
+    files = (str(tmp_path / f"out/{name}.run") for name in ("dense", "rerank"))
+    dense, found = map(read_trec_run, files)
     assert found.keys() == dense.keys()
     for query, ranking in found.items():
         first, before = list(ranking), list(dense[query])

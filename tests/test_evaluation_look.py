@@ -8,7 +8,7 @@ import pytest
 from judged_by_hand import GOOD, POOR, evaluation, evaluation_of_files
 
 from actors.errors import ConfigError, SourceError
-from pipelines.evaluation.look import look_at
+from pipelines.evaluation.report_html import look_at
 from pipelines.html_report import Chart, Note, Section, Table
 
 

@@ -9,14 +9,15 @@ from judged_by_hand import GOOD, POOR, QRELS, evaluation
 from rich.console import Console
 
 from actors.errors import ConfigError, SourceError
-from pipelines.evaluation.metrics import MEASURES, mean_of, measure
+from pipelines.evaluation.metrics import MEASURES, compare, mean_of, measure
 from pipelines.evaluation.results import (
     compare_evaluations,
+    comparison_table,
     evaluate_modes,
+    in_words,
     read_evaluation,
+    table,
 )
-from pipelines.evaluation.significance import compare
-from pipelines.evaluation.tables import comparison_table, in_words, table
 
 
 def printed(shown, width=80):

@@ -9,7 +9,7 @@ import pytest
 
 from actors.errors import SourceError
 from pipelines.evaluation.metrics import measure
-from pipelines.evaluation.trec_runs import read_run, write_run
+from pipelines.evaluation.trec_runs import read_trec_run, write_run
 
 RANKINGS = {
     "q1": {"z": 0.75, "a": 0.5, "m n": 0.5, "b": 0.5, "c": -1.0},
@@ -23,7 +23,7 @@ def order(rankings):
 
 def test_run_is_read_back_in_the_search_s_order_with_its_scores(tmp_path):
     write_run(tmp_path / "runs/dense.run", RANKINGS, "dense")
-    found = read_run(str(tmp_path / "runs/dense.run"))
+    found = read_trec_run(str(tmp_path / "runs/dense.run"))
     assert order(found) == order(RANKINGS)
     for query, ranking in found.items():
         np.testing.assert_allclose(
@@ -58,8 +58,8 @@ def test_run_of_another_system_is_ordered_by_score_then_rank(tmp_path):
     path.write_bytes(
         gzip.compress(b"q Q0 a 3 1.5 bm25\nq Q0 b 2 1.5 bm25\nq Q0 c 1 -2e1 bm25\nq Q0 d 4 9 x\n")
     )
-    assert read_run(str(path)) == {"q": {"d": 9.0, "b": 1.5, "a": 1.5, "c": -20.0}}
-    assert order(read_run(str(path))) == {"q": ["d", "b", "a", "c"]}
+    assert read_trec_run(str(path)) == {"q": {"d": 9.0, "b": 1.5, "a": 1.5, "c": -20.0}}
+    assert order(read_trec_run(str(path))) == {"q": ["d", "b", "a", "c"]}
 
 
 @pytest.mark.parametrize(
@@ -75,4 +75,4 @@ def test_run_of_another_system_is_ordered_by_score_then_rank(tmp_path):
 def test_bad_run_is_refused_with_the_line(tmp_path, content, expected):
     (tmp_path / "x.run").write_text(content)
     with pytest.raises(SourceError, match=expected):
-        read_run(str(tmp_path / "x.run"))
+        read_trec_run(str(tmp_path / "x.run"))

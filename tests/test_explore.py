@@ -18,8 +18,7 @@ from actors.scoring import colbert_matrix, dense_matrix
 from actors.token_names import TokenNames
 from pipelines.embed_corpus import embed_corpus
 from pipelines.explore import Exploration, explore
-from pipelines.explore_charts import alignment_chart, topics_chart
-from pipelines.explore_numbers import Alignment, Topics
+from pipelines.explore_charts import Alignment, Topics, alignment_chart, topics_chart
 from pipelines.html_report import Chart, Note, Table
 
 

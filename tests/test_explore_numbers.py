@@ -18,7 +18,7 @@ from actors.scoring import colbert_pairs
 from actors.token_names import TokenNames
 from actors.vectors import fixed_size_lists
 from pipelines.config_sections import ChunkConfig
-from pipelines.explore_numbers import (
+from pipelines.explore_charts import (
     Alignment,
     align,
     columns_shown,

@@ -91,7 +91,7 @@ def test_importing_the_entry_points_loads_no_matplotlib() -> None:
 
 def test_importing_evaluation_loads_neither_ray_nor_torch() -> None:
     """But for what MTEB drives; and what the extra brings is imported when it is needed."""
-    modules = ("bm25", "metrics", "report_html", "results", "tables", "trec_runs")
+    modules = ("bm25", "metrics", "report_html", "results", "trec_runs")
     loaded = loaded_after(*(f"pipelines.evaluation.{name}" for name in modules))
     assert "rich" in loaded
-    assert not loaded & {"ray", "torch", "ir_measures", "bm25s", "mteb", "matplotlib"}
+    assert not loaded & {"ray", "torch", "ir_measures", "scipy", "bm25s", "mteb", "matplotlib"}

@@ -23,7 +23,7 @@ from pipelines.generations import live_generation, publish
 from pipelines.index import open_index
 from pipelines.permit import Permit
 from pipelines.reindex import app, reindex
-from pipelines.report import read_report
+from pipelines.run_report import read_report
 from pipelines.storage import open_store
 from pipelines.verify_index import verify
 

@@ -28,9 +28,9 @@ from pipelines.run_numbers import (
     read_lengths,
     speed_over_time,
     split_tries,
+    utilisation,
 )
-from pipelines.run_page import run_page, write_page
-from pipelines.run_report import RunReport, read_run
+from pipelines.run_report import RunReport, read_run, run_page, write_page
 
 EVIL = "<script>alert(1)</script>"
 
@@ -138,6 +138,16 @@ def test_actor_times_are_each_actors_own() -> None:
     assert actor_times([]) == []
 
 
+def test_utilisation_is_of_each_actors_own_time() -> None:
+    records = [record(100, 104), record(102, 108), record(500, 502, worker="a:2")]
+    assert utilisation(records) == (2 + 3 + 1) / (8 + 2)
+
+
+def test_utilisation_without_records_that_tell_is_none() -> None:
+    assert utilisation([]) is None
+    assert utilisation([record(0, 1).model_copy(update={"times": None})]) is None
+
+
 @pytest.mark.parametrize("batch", [1, 3, 4, 32, 256])
 def test_padded_tokens_are_those_of_batches_padded_to_their_longest(batch: int) -> None:
     tokens = np.random.default_rng(0).integers(1, 500, 130)
@@ -193,7 +203,7 @@ def test_page_lies_beside_report_json_and_holds_its_numbers(run: RunReport) -> N
         "Padding avoided",
     ]
     assert "://" not in text
-    assert "prefers-color-scheme: dark" in text
+    assert "color-scheme: light dark" in text
 
 
 def test_page_of_a_run_with_markup_in_its_names_shows_it_as_text(run: RunReport) -> None:
@@ -290,7 +300,7 @@ def test_run_whose_page_cannot_be_drawn_is_committed_with_a_warning(
     def fails(_: RunReport) -> str:
         raise RuntimeError("no such\nfont")
 
-    monkeypatch.setattr("pipelines.run_page.run_page", fails)
+    monkeypatch.setattr("pipelines.run_report.run_page", fails)
     pq.write_table(articles.slice(0, 3), tmp_path / "docs.parquet")
     config = config_for(tmp_path / "docs.parquet", index={"uri": str(tmp_path / "index")})
     with caplog.at_level(logging.WARNING, "pipelines"):

@@ -7,12 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipelines.evaluation.metrics import MEASURES
-from pipelines.evaluation.results import Evaluation, ModeResult
-from pipelines.evaluation.significance import Comparison
-from pipelines.evaluation.tables import in_words
-from pipelines.figures import INK, LINE, MUTED, SERIES, new_figure, short_ticks
-from pipelines.html_report import Chart
+from pipelines.evaluation.metrics import MEASURES, Comparison
+from pipelines.evaluation.results import Evaluation, ModeResult, in_words
+from pipelines.html_report import INK, MUTED, SERIES, Chart, new_figure, rows_of_bars, short_ticks
 
 if TYPE_CHECKING:  # imported late: matplotlib is only for those who draw
     from matplotlib.figure import Figure
@@ -26,16 +23,12 @@ def measure_chart(evaluation: Evaluation, measure: str) -> Chart:
     """Every mode's mean and interval."""
     modes = evaluation.modes
     figure, axes = new_figure(height=50 + _ROW_HEIGHT * len(modes))
-    axes.grid(visible=False)
-    axes.grid(axis="x", color=LINE, linewidth=1)
+    rows_of_bars(axes, [f"{mode.name}  {mode.measures[measure].mean:.3f}" for mode in modes])
     for row, mode in enumerate(modes):
         of = mode.measures[measure]
         colour = MUTED if mode.name == evaluation.baseline else SERIES[0]
         axes.plot([of.low, of.high], [row, row], color=colour, linewidth=2)
         axes.plot([of.mean], [row], "o", color=colour, markersize=7)
-    axes.set_yticks(range(len(modes)), [f"{m.name}  {m.measures[measure].mean:.3f}" for m in modes])
-    axes.tick_params(axis="y", colors=INK)
-    axes.set_ylim(len(modes) - 0.5, -0.5)
     return Chart(measure, figure)
 
 

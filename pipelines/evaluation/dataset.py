@@ -6,18 +6,27 @@ Retrieval Models", NeurIPS 2021.
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
-from collections.abc import Collection
+import zlib
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import fsspec
+
 from actors.errors import SourceError
-from pipelines.evaluation.judged_files import Options, numbered_lines
+from pipelines.config import absolute_uri
+from pipelines.retries import fetched
+from pipelines.storage_faults import FAULTS, fault_of
 
 _HEADER = re.compile(r"(?i)score|rel|label|grade|judg")
 """What the last column of a first line says that is a header."""
+
+Options = Mapping[str, Any]
+"""Options of a store, as fsspec takes them: keys, endpoint."""
 
 Rankings = dict[str, dict[str, float]]
 """Query id -> document id -> score, the best first: order decides, also where scores are equal."""
@@ -124,6 +133,26 @@ def unknown_documents(judged: JudgedQueries, doc_ids: Collection[str]) -> set[st
     return judged.relevant().difference(doc_ids)
 
 
+def numbered_lines(uri: str, storage_options: Options | None = None) -> Iterator[tuple[int, str]]:
+    """(number from 1, line without its end) of each line that is not blank.
+
+    Decompressed by extension (.gz, .bz2, .zst); UTF-8, a byte order mark is no part of it.
+
+    Raises:
+        SourceError: not there, not readable, not UTF-8.
+    """
+    content = _content(uri, storage_options or {}).removeprefix(codecs.BOM_UTF8)
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        try:
+            text = line.removesuffix(b"\r").decode()
+        except UnicodeDecodeError as error:
+            raise SourceError(
+                f"{uri}, line {number}: expected UTF-8, found {error.reason} at byte {error.start}."
+            ) from None
+        if text.strip():
+            yield number, text
+
+
 def _query(line: str, where: str) -> tuple[str, str]:
     try:
         value: Any = json.loads(line)
@@ -172,3 +201,29 @@ def _is_number(text: str) -> bool:
         return math.isfinite(float(text))
     except ValueError:
         return False
+
+
+def _content(uri: str, options: Options) -> bytes:
+    """All of it: queries and judgements are small beside their corpus."""
+    place = absolute_uri(uri)
+
+    def read() -> bytes:
+        with fsspec.open(place, "rb", compression="infer", **options) as file:
+            return bytes(file.read())
+
+    try:
+        return fetched(read)
+    except FileNotFoundError:
+        raise SourceError(f"{uri}: expected a file, found none.", "Check the path.") from None
+    except (ValueError, ImportError) as error:
+        raise SourceError(f"{uri}: cannot be read ({error}).") from None
+    except (EOFError, zlib.error) as error:
+        raise SourceError(f"{uri}: expected whole compressed data, found {error}.") from None
+    except Exception as error:
+        fault = fault_of(error)
+        if fault is None:
+            raise
+        what, remedy = FAULTS[fault]
+        raise SourceError(
+            f"{uri}: expected a readable file, found {what} ({error!s:.160}).", remedy
+        ) from error

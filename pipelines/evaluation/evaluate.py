@@ -77,6 +77,7 @@ def check_ready(config: RunConfig, modes: Sequence[Mode] = ()) -> None:
     """
     read_judged(*judged_files(config), config.source.storage_options)
     extra("ir_measures")
+    extra("scipy.stats")
     if config.evaluate.bm25:
         extra("bm25s")
     outputs_for(modes or config.evaluate.modes or (), config.outputs, config.search)

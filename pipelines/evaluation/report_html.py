@@ -1,4 +1,10 @@
-"""eval.html: an evaluation as one page, with what the numbers hide: which queries, and why."""
+"""eval.html: an evaluation as one page, with what the numbers hide: which queries, and why.
+
+    seen = look_at("out/evaluation/eval.json")
+    seen.summary()
+
+`look_at` gives the same pieces to notebooks.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from actors.errors import EmbedError
 from pipelines.evaluation.charts import (
     changes_chart,
     differences,
@@ -15,19 +22,24 @@ from pipelines.evaluation.charts import (
     lengths_of_relevant,
     measure_chart,
 )
-from pipelines.evaluation.dataset import JudgedQueries
+from pipelines.evaluation.dataset import JudgedQueries, Options, read_judged
+from pipelines.evaluation.evaluate import lengths_of
 from pipelines.evaluation.metrics import MEASURES
-from pipelines.evaluation.results import Evaluation, ModeResult, compare_evaluations
-from pipelines.evaluation.tables import (
+from pipelines.evaluation.results import (
     COMPARED,
+    Evaluation,
+    ModeResult,
+    compare_evaluations,
     comparison_rows,
     explained,
     in_words,
     interval,
+    read_evaluation,
     test_named,
     unknown_said,
 )
-from pipelines.html_report import Facts, Section, Table, page
+from pipelines.html_report import Facts, Note, Section, Table, page
+from pipelines.index import open_index
 
 _SHOWN = 10
 _CHARACTERS = 200
@@ -164,6 +176,57 @@ def comparison(before: Evaluation, after: Evaluation) -> Section:
     ]
     table = Table(COMPARED, comparison_rows(before, after), f"p: {test_named(len(compared))}.")
     return Section("Before and after", " ".join(said), [table, *charts])
+
+
+def look_at(uri: str, storage_options: Options | None = None) -> EvaluationLook:
+    """An evaluation; `storage_options` also of its dataset and its index.
+
+    Raises:
+        SourceError: not there, or not an evaluation that this version can read.
+    """
+    return EvaluationLook(read_evaluation(uri, storage_options), storage_options)
+
+
+@dataclass(frozen=True)
+class EvaluationLook:
+    """Pieces of eval.html; a Note where there is nothing to show."""
+
+    evaluation: Evaluation
+    storage_options: Options | None = None
+
+    def summary(self) -> Section:
+        """What was asked and searched, and every mode's measures."""
+        return summary(self.evaluation)
+
+    def gains(self) -> Section | Note:
+        """Every other mode against the baseline, query by query."""
+        only = Note(f"{self.evaluation.baseline} is the only mode: it is compared with nothing.")
+        return gains(self.evaluation) or only
+
+    def lengths(self) -> Section | Note:
+        """How long documents are that modes find early, late and not at all.
+
+        Reads the judgements and the ledger of the index, where they still are.
+        """
+        dataset, facts = self.evaluation.dataset, self.evaluation.index
+        try:
+            judged = read_judged(dataset.queries, dataset.qrels, self.storage_options)
+            index = open_index(facts.uri, self.storage_options, generation=facts.generation)
+            tokens = lengths_of(index, judged.relevant())
+        except EmbedError as error:
+            return Note(f"Lengths of documents are not known: {error.message}")
+        nothing = Note("Lengths of documents are not known: the index has no relevant one.")
+        return lengths(self.evaluation, judged, tokens) or nothing
+
+    def against(self, before: str | None) -> Section | Note:
+        """This evaluation against one of the same queries before it: its eval.json.
+
+        Raises:
+            SourceError: it cannot be read. ConfigError: no mode in common, or other queries.
+        """
+        if before is None:
+            return Note("No evaluation before this one is named.")
+        return comparison(read_evaluation(before, self.storage_options), self.evaluation)
 
 
 def _queries(
