@@ -22,7 +22,7 @@ from actors.rerank.config import RerankerConfig
 from actors.search.fusion import Unit
 from pipelines.cli import exit_with_one_line, log_to_stderr
 from pipelines.config import RunConfig, override
-from pipelines.config_search import Mode
+from pipelines.config_sections import Mode
 from pipelines.index import Index, open_index
 from pipelines.search.answer_text import answers_text
 from pipelines.search.answers import Hit, find

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from actors.rerank.config import RerankerConfig
 from pipelines.config import RunConfig
-from pipelines.config_search import Mode
+from pipelines.config_sections import Mode
 from pipelines.evaluation.dataset import Rankings
 from pipelines.index import Index
 from pipelines.search.answers import RERANK, find
