@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from pipelines.cli import new_app
 from pipelines.config_docs import entries, markdown
 from pipelines.config_pairs import RunConfig
 
@@ -69,7 +70,7 @@ def annotated_yaml() -> str:
     return "\n".join(lines) + "\n"
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = new_app()
 
 
 @app.command()

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from actors.errors import SourceError, StorageError
 from actors.rerank.config import RerankerConfig
-from pipelines.cli import Log, exit_with_one_line, log_to_stderr
+from pipelines import cli
 from pipelines.config import RunConfig, load_config
 from pipelines.embed_corpus import embed_corpus
 from pipelines.evaluation.against import read_against, with_runs
@@ -33,9 +33,7 @@ from pipelines.evaluation.evaluate import (
 )
 from pipelines.evaluation.ranking import SecondStage
 from pipelines.evaluation.report_html import Documents, documents_shown, evaluation_page
-from pipelines.evaluation.results import (
-    read_evaluation,
-)
+from pipelines.evaluation.results import read_evaluation
 from pipelines.evaluation.tables import comparison_table, table, unknown_said
 from pipelines.evaluation.trec_runs import write_run
 from pipelines.generations import live_generation
@@ -52,7 +50,7 @@ def evaluate_index(
     *,
     generation: int | None = None,
     second: SecondStage | None = None,
-    log: Log | None = None,
+    log: cli.Log | None = None,
 ) -> tuple[Evaluated, Index]:
     """Evaluate the live generation, or one by its number; embed the corpus where there is none.
 
@@ -105,24 +103,14 @@ def _remove_runs_of_before(folder: Path) -> None:
             (folder / f"{mode.name}.run").unlink(missing_ok=True)
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = cli.new_app()
 
 
 @app.command()
 def main(
-    config: Annotated[Path, typer.Argument(help="A run's configuration, such as conf/beir.yaml.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Set a key of CONFIG, as in evaluate.qrels=qrels.tsv. May be repeated.",
-        ),
-    ] = None,
-    generation: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="This generation, whichever is live.", show_default=False),
-    ] = None,
+    config: cli.ConfigFile,
+    overrides: cli.Overrides = None,
+    generation: cli.Generation = None,
     against: Annotated[
         list[str] | None,
         typer.Option(
@@ -148,18 +136,14 @@ def main(
             show_default=False,
         ),
     ] = None,
-    rerank_top: Annotated[
-        int, typer.Option(help="How many the reranker reads.", min=1)
-    ] = DEFAULT_RERANK_TOP,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", help="Also Ray's own log, and stack traces of errors.")
-    ] = False,
+    rerank_top: cli.RerankTop = DEFAULT_RERANK_TOP,
+    verbose: cli.Verbose = False,
 ) -> None:
     """Search the judged queries of CONFIG in every mode; print measures, write a report of them.
 
     Embeds the corpus first where the index is missing.
     """
-    with log_to_stderr("text") as log, exit_with_one_line(log, verbose=verbose):
+    with cli.log_to_stderr("text") as log, cli.exit_with_one_line(log, verbose=verbose):
         run = load_config(config, overrides or [])
         judged = read_judged(*judged_files(run), run.source.storage_options)
         others = read_against(against or [], judged)

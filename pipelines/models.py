@@ -17,7 +17,7 @@ import typer
 from actors.errors import ModelError
 from actors.registry import MODELS, ModelRecord, nearest_names, record_of
 from actors.rerank.records import RERANKERS, RerankerRecord, reranker_record
-from pipelines.cli import exit_with_one_line
+from pipelines.cli import exit_with_one_line, new_app
 
 
 def table() -> Iterator[str]:
@@ -73,7 +73,7 @@ def _text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = new_app()
 
 
 @app.command()
