@@ -14,7 +14,7 @@ import psutil
 import pyarrow as pa
 
 from actors.config import ModelConfig
-from pipelines.config import RunConfig
+from pipelines.config_pairs import RunConfig
 from pipelines.slices import Slice, SliceReader
 from pipelines.source import Source
 

@@ -47,7 +47,8 @@ Encode = Callable[[list[str], int], tuple[np.ndarray, float]]
 
 def _ours(load: Load) -> Encode:
     """Texts to an Arrow table; it makes its batches by itself."""
-    from actors.encoder import ModelConfig, load_encoder
+    from actors.config import ModelConfig
+    from actors.encoder import load_encoder
 
     config = ModelConfig(
         name=load.folder,

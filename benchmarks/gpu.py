@@ -33,7 +33,8 @@ from typing import Any
 
 import torch
 
-from actors.encoder import Encoder, ModelConfig, load_encoder
+from actors.config import ModelConfig
+from actors.encoder import Encoder, load_encoder
 from actors.tokenizer import TextTokenizer
 from benchmarks.measure import Transformer, matmul_rate, peak_memory, timed
 from benchmarks.options import some_of

@@ -35,7 +35,8 @@ import pyarrow.parquet as pq
 
 from benchmarks.report import machine
 from pipelines.cluster import ray_session
-from pipelines.config import RunConfig, load_config
+from pipelines.config import load_config
+from pipelines.config_pairs import RunConfig
 from pipelines.embed_corpus import embed_corpus
 from pipelines.index import open_index
 from pipelines.records import Counts

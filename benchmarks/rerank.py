@@ -22,8 +22,9 @@ import torch
 from sentence_transformers import CrossEncoder
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
+from actors.config import RerankerConfig
 from actors.model_location import locate
-from actors.reranker import RerankerConfig, load_reranker
+from actors.reranker import load_reranker
 from benchmarks.report import write
 from benchmarks.texts import texts
 

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 
 from actors.model_files import resolve_model
 from pipelines import run as run_module
-from pipelines.config import RunConfig, parse_config
+from pipelines.config import parse_config
+from pipelines.config_pairs import RunConfig
 from pipelines.done_records import DoneRecords
 from pipelines.embed_corpus import embed_corpus
 from pipelines.layout import digests_folder, done_path
@@ -28,7 +29,7 @@ from pipelines.records import Done, EncoderRecord, FileRecord
 from pipelines.request import Request
 from pipelines.source import Source
 from pipelines.storage import Store, open_store
-from pipelines.tasks import Task, next_task_of
+from pipelines.tasks import Task
 
 _FILE = FileRecord(path="data/run/000000-0000000000-aaaa.parquet", rows=9, bytes=9, sha256="0" * 64)
 _ENCODER = EncoderRecord(

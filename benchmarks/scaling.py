@@ -34,7 +34,8 @@ from pipelines import data_path
 from pipelines.cli import silent
 from pipelines.cluster import ray_session
 from pipelines.commit import commit
-from pipelines.config import RunConfig, parse_config
+from pipelines.config import parse_config
+from pipelines.config_pairs import RunConfig
 from pipelines.config_sections import RayConfig
 from pipelines.done_records import DoneRecords
 from pipelines.plan import plan_run, todo_table, unit_of
@@ -44,7 +45,7 @@ from pipelines.run_numbers import utilisation
 from pipelines.slices import Slice, SliceReader
 from pipelines.source import Source
 from pipelines.storage import open_store
-from pipelines.tasks import Task, next_task_of
+from pipelines.tasks import Task
 
 _UNITS = 4
 _DOCUMENTS = 20  # of a slice

@@ -97,7 +97,8 @@ def ours_app(replicas: int, cache_bytes: int = 0) -> Any:
 
 @cache
 def _encoder() -> Any:
-    from actors.encoder import ModelConfig, load_encoder
+    from actors.config import ModelConfig
+    from actors.encoder import load_encoder
 
     return load_encoder(ModelConfig(name=MODEL, outputs=("dense",)))
 

@@ -17,7 +17,7 @@ import yaml
 from actors.errors import ConfigError
 from actors.model_files import resolve_model
 from actors.rerank.checkpoint import resolve_reranker
-from pipelines.cli import exit_with_one_line, log_to_stderr
+from pipelines.cli import StackTraces, exit_with_one_line, log_to_stderr, new_app
 from pipelines.endpoint.config import EndpointConfig, parse_endpoint_config
 from pipelines.endpoint.guard import read_keys
 from pipelines.endpoint.space import model_to_load, searched_index, space_of
@@ -88,13 +88,13 @@ def _searched(config: EndpointConfig) -> str:
     )
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = new_app()
 
 
 @app.command()
 def main(
     file: Annotated[Path, typer.Argument(help="A Serve config file, or a RayService manifest.")],
-    verbose: Annotated[bool, typer.Option("--verbose", help="Stack traces of errors.")] = False,
+    verbose: StackTraces = False,
 ) -> None:
     """Check a Serve config file before it is deployed; exit code 0: it would start, 2: not."""
     with log_to_stderr("text") as log, exit_with_one_line(log, verbose=verbose):

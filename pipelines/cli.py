@@ -1,4 +1,4 @@
-"""What every command says on stderr, and what it does with an error: a line, a remedy, a code."""
+"""What commands have in common: options, what they say on stderr, and how an error ends them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -26,8 +27,63 @@ INTERRUPTED = 130
 LogFormat = Literal["text", "json"]
 Event = Literal["start", "progress", "warning", "done", "error", "interrupted"]
 
+ConfigFile = Annotated[
+    Path, typer.Argument(help="A YAML file, such as those in conf/.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set a key of CONFIG, as in slice.documents=500; the value is YAML. May be repeated. "
+        "python -m pipelines.config lists every key.",
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(help="Only the first N documents; the same as --set source.limit=N.", metavar="N"),
+]
+Fresh = Annotated[
+    bool,
+    typer.Option(
+        "--fresh",
+        help="Start over beside what is committed: a new generation that replaces the live one "
+        "when it is complete.",
+    ),
+]
+ReplayRejects = Annotated[
+    bool, typer.Option("--replay-rejects", help="Try again what was rejected for now.")
+]
+LogFormatOption = Annotated[
+    LogFormat,
+    typer.Option(
+        help="What stderr says: text (a live line on a terminal, else a line every 10 s), or "
+        "json (the same numbers as objects, one a line; errors too)."
+    ),
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", help="Also Ray's own log, and stack traces of errors.")
+]
+StackTraces = Annotated[bool, typer.Option("--verbose", help="Stack traces of errors.")]
+IndexUri = Annotated[str, typer.Argument(help="The index: a local path or s3://...")]
+Generation = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="This generation, whichever is live.", show_default=False),
+]
+RerankTop = Annotated[int, typer.Option(help="How many the reranker reads.", min=1)]
+
 _OURS = re.compile(r"\nactors\.errors\.\w+: (.+)$")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def new_app() -> typer.Typer:
+    """An application for one command; its errors are lines, not typer's panels."""
+    return typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def with_limit(overrides: list[str] | None, limit: int | None) -> list[str]:
+    """--set's values, and --limit as one of them."""
+    return [*(overrides or []), *([f"source.limit={limit}"] if limit is not None else [])]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.errors import EmbedError
-from pipelines.config import AnyRunConfig
+from pipelines.config_pairs import AnyRunConfig
 from pipelines.context import RunContext
 from pipelines.duplicates import find_duplicates, read_columns
 from pipelines.generations import highest_generation, read_manifest

@@ -16,7 +16,7 @@ import typer
 
 from actors.errors import IndexStateError
 from actors.fingerprint import fingerprint
-from pipelines.cli import exit_with_one_line
+from pipelines.cli import IndexUri, exit_with_one_line, new_app
 from pipelines.compaction import Limits, LiveView, Outputs, in_numbers, reasons
 from pipelines.compaction_run import refuse_unfinished, write_compacted
 from pipelines.generations import committed_by, publications, publish
@@ -74,7 +74,7 @@ def _run_id(live: Manifest) -> str:
     return fingerprint({"compacts": live.generation, "run_id": live.run_id})[:16]
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = new_app()
 
 _EPILOG = (
     "Exit codes: 0 done, or nothing to do; 1 it failed, and the live generation is the one before; "
@@ -85,7 +85,7 @@ _EPILOG = (
 
 @app.command(epilog=_EPILOG)
 def main(
-    uri: Annotated[str, typer.Argument(help="The index: a local path or s3://...")],
+    uri: IndexUri,
     min_dead: Annotated[
         float, typer.Option(help="Worth it at this share of dead rows.", min=0, max=1)
     ] = _DEFAULT.min_dead,

@@ -1,23 +1,34 @@
-"""The sections of a run's configuration, each with its keys.
+"""The sections of configuration files, each with its keys.
 
 The docstrings of sections and fields are the documentation users read: `make docs` after a change.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from actors.config import OUTPUTS
-from pipelines.config_base import Character, Count, Section, Share
-from pipelines.config_search import QualityFloor
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Character = Annotated[str, Field(min_length=1, max_length=1)]
+Mode = Literal["dense", "sparse", "colbert", "hybrid", "rrf"]
 
 OUTPUT_COLUMNS = (
     *("doc_id", "passage_id", "passage_no", "text", "title", "n_tokens", "truncated"),
     *("char_start", "char_end", "passage_hash", "input_ids", *OUTPUTS),
 )
 """Names that a metadata column cannot have."""
+
+
+class Section(BaseModel):
+    """A part of the configuration; frozen, so that what was validated stays valid."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Columns(Section):
@@ -89,7 +100,7 @@ class SourceConfig(Section):
     csv: CsvConfig = CsvConfig()
     limit: Count | None = None
     """Only the first N documents in plan order."""
-    storage_options: dict[str, Any] = Field(default_factory=dict)
+    storage_options: dict[str, Any] = {}
     """Passed to fsspec (keys, endpoint); never stored with the index."""
 
     @field_validator("uri", mode="before")
@@ -122,7 +133,7 @@ class IndexConfig(Section):
     colbert_storage: Literal["values", "bytes"] = "values"
     """Of ColBERT vectors. "values": readable by every Parquet reader; "bytes": raw fp16, many times
     faster to write."""
-    storage_options: dict[str, Any] = Field(default_factory=dict)
+    storage_options: dict[str, Any] = {}
     """Passed to fsspec (keys, endpoint); never stored with the index."""
 
 
@@ -190,6 +201,78 @@ class RayConfig(Section):
         return self
 
 
+class SearchConfig(Section):
+    """How an index is searched: search_index, evaluate_index and the endpoint; never part of what
+    decides what is in it.
+    """
+
+    weights: tuple[Weight, Weight, Weight] = (1.0, 1.0, 1.0)
+    """Of dense, sparse and ColBERT scores in hybrid: their weighted mean, over the outputs the
+    index has. FlagEmbedding's default; its documentation uses [0.4, 0.2, 0.4]."""
+    rrf_k: Count = 60
+    """Reciprocal rank fusion adds 1 / (rrf_k + rank) over the outputs."""
+    rrf_depth: Count = 1000
+    """So many of each output, passages or documents, take part in it; no more are found."""
+    candidates: Count | None = None
+    """ColBERT, hybrid and rrf score only the best so many of dense and of sparse; every passage
+    when not given."""
+    shards: Count | None = None
+    """Search actors that share the passages; one on each machine of the cluster when not given."""
+    gpus_per_shard: Annotated[float, Field(ge=0)] = 0
+    """GPUs of a search actor, also a fraction: dense and ColBERT vectors are then held and scored
+    there."""
+    cpus_per_shard: Count | None = None
+    """CPUs of a search actor, and the threads it scores with; half of its machine's when not
+    given."""
+    max_memory_bytes: Count | None = None
+    """A search that needs more on a machine is refused; what is free there when not given."""
+    folder: str | None = None
+    """Where each machine keeps the vectors in a form that can be mapped; packvec/search in the
+    user's cache when not given."""
+
+    @field_validator("weights")
+    @classmethod
+    def _check_weights(cls, weights: tuple[float, ...]) -> tuple[float, ...]:
+        if not sum(weights):
+            raise ValueError("a weight other than 0")
+        return weights
+
+
+class EvaluateConfig(Section):
+    """Judged queries, and how evaluate_index measures what a search of them finds."""
+
+    queries: str | None = None
+    """JSON lines with `_id` and `text`; the dataset's own when not given and source.format is
+    beir."""
+    qrels: str | None = None
+    """Judgements: query-id, corpus-id and score between tabs, with a header or without (BEIR's), or
+    TREC's four columns; the dataset's own when not given and source.format is beir."""
+    split: str = "test"
+    """Of a BEIR dataset: which of its qrels/."""
+    modes: Annotated[tuple[Mode, ...], Field(min_length=1)] | None = None
+    """Ways to search; all that the index's outputs allow when not given."""
+    depth: Annotated[int, Field(ge=100)] = 1000
+    """Documents of each query that are looked at; R@100 needs 100."""
+    bm25: Literal["words", "tokens"] | None = "words"
+    """BM25 beside them: of words, or of the model's tokens, for languages without spaces; null:
+    none. It needs the texts in the index."""
+    ignore_identical_ids: bool = False
+    """A document with the id of its query is no result, as BEIR has it in ArguAna and Quora."""
+    out: str = "out/evaluation"
+    """The folder for eval.json, eval.html and a TREC run file of each mode."""
+
+
+class QualityFloor(Section):
+    """A measure that must not be lower."""
+
+    mode: Mode = "dense"
+    """How it is searched."""
+    measure: Literal["nDCG@10", "R@100", "RR@10", "AP"] = "nDCG@10"
+    """RR@10 is MRR@10, AP is MAP, of the judged queries that `evaluate` names."""
+    least: Share
+    """Mean over the queries."""
+
+
 class GateConfig(Section):
     """What a new generation must be like to be published; one that is not is committed, but not
     live: the exit code is 3, and it may be published by hand.
@@ -217,3 +300,19 @@ class GateConfig(Section):
     """Means that the judged queries of `evaluate` must reach, as in [{mode: dense, measure:
     nDCG@10, least: 0.6}]; measures: nDCG@10, R@100, RR@10, AP. They are searched on the command's
     machine, or on the cluster that ray.address names."""
+
+
+class ServedIndex(Section):
+    """The index whose space the endpoint's vectors must live in."""
+
+    uri: str
+    """A local path, s3://, gs://, az:// or abfs://."""
+    storage_options: dict[str, Any] = {}
+    """Passed to fsspec (keys, endpoint)."""
+    generation: Count | None = None
+    """This generation; when not given, the one that is live when the endpoint is deployed."""
+
+
+def absolute_uri(path: str) -> str:
+    """A local path from the root on; a URI as it is."""
+    return path if "://" in path else str(Path(path).expanduser().absolute())

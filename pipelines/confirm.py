@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from actors.errors import ConfigError
 from actors.model_files import ModelFiles
-from pipelines.config import RunConfig
+from pipelines.config_pairs import RunConfig
 from pipelines.estimate import Estimate
 from pipelines.estimate_text import byte_count
 from pipelines.formats.base import compression_of

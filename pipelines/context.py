@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipelines.config import AnyRunConfig, RunConfig
+from pipelines.config_pairs import AnyRunConfig, RunConfig
 from pipelines.engine import Engine
 from pipelines.gate import check_gate
 from pipelines.listing import Listing

@@ -11,8 +11,7 @@ from typing import Any
 import fsspec
 import numpy as np
 
-from pipelines.config import absolute_uri
-from pipelines.config_sections import SourceConfig
+from pipelines.config_sections import SourceConfig, absolute_uri
 from pipelines.formats.base import Access, compression_of
 from pipelines.formats.parquet_files import ChunkSize, text_sizes
 from pipelines.listing import SourceFile, is_http

@@ -19,7 +19,7 @@ import ray.data
 
 from actors.errors import DeviceError
 from pipelines.cluster import Pool, has_room, pool_for, ray_session, refuse_local_index
-from pipelines.config import AnyRunConfig
+from pipelines.config_pairs import AnyRunConfig
 from pipelines.config_sections import RayConfig
 from pipelines.engine import EncodeJob, read_slices, slice_encoder, slice_reader
 from pipelines.index import Index

@@ -6,7 +6,7 @@ import json
 
 from actors.model_files import resolve_model
 from pipelines.cli import LogFormat
-from pipelines.config import RunConfig
+from pipelines.config_pairs import RunConfig
 from pipelines.estimate import estimate_run
 from pipelines.source import Source
 from pipelines.speed import Speed, recall_speed

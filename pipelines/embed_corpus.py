@@ -13,8 +13,15 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli import ask_on_terminal, exit_with_one_line, log_to_stderr, silent
-from pipelines.config import RunConfig, load_config
+from pipelines import cli
+from pipelines.cli import (
+    ask_on_terminal,
+    exit_with_one_line,
+    log_to_stderr,
+    silent,
+)
+from pipelines.config import load_config
+from pipelines.config_pairs import RunConfig
 from pipelines.context import RunContext
 from pipelines.dry_run import dry_run
 from pipelines.engine import Engine
@@ -22,7 +29,6 @@ from pipelines.permit import Permit
 from pipelines.progress import Progress
 from pipelines.records import Manifest
 from pipelines.run import run_next
-from pipelines.run_options import ConfigFile, Fresh, Limit, LogFormatOption, Verbose, with_limit
 from pipelines.tasks import next_embed_task
 
 
@@ -59,7 +65,7 @@ def embed_corpus(
         return manifest
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = cli.new_app()
 
 _EPILOG = (
     "Exit codes: 0 done, or already committed; 1 the run failed; 2 the request cannot be started "
@@ -72,22 +78,11 @@ _EPILOG = (
 
 @app.command(epilog=_EPILOG)
 def main(
-    config: ConfigFile,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Set a key of CONFIG, as in slice.documents=500; the value is YAML. May be "
-            "repeated. python -m pipelines.config lists every key.",
-        ),
-    ] = None,
-    limit: Limit = None,
-    fresh: Fresh = False,
-    replay_rejects: Annotated[
-        bool,
-        typer.Option("--replay-rejects", help="Embed again what was rejected for now."),
-    ] = False,
+    config: cli.ConfigFile,
+    overrides: cli.Overrides = None,
+    limit: cli.Limit = None,
+    fresh: cli.Fresh = False,
+    replay_rejects: cli.ReplayRejects = False,
     dry: Annotated[
         bool,
         typer.Option(
@@ -111,8 +106,8 @@ def main(
     yes: Annotated[
         bool, typer.Option("--yes", help="Start also what is larger than confirm_bytes.")
     ] = False,
-    log_format: LogFormatOption = "text",
-    verbose: Verbose = False,
+    log_format: cli.LogFormatOption = "text",
+    verbose: cli.Verbose = False,
 ) -> None:
     """Embed the documents CONFIG names and commit them as an index.
 
@@ -121,7 +116,7 @@ def main(
     with log_to_stderr(log_format) as log:
         progress = Progress(log)
         with exit_with_one_line(log, verbose=verbose, kept=progress.kept):
-            run = load_config(config, with_limit(overrides, limit))
+            run = load_config(config, cli.with_limit(overrides, limit))
             if dry:
                 typer.echo(dry_run(run, tokens_per_second, actors, log_format))
                 return

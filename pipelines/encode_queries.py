@@ -23,8 +23,9 @@ import typer
 
 from actors.encoder import Encoder, load_encoder
 from actors.errors import ConfigError, EncodeError, SourceError, StorageError
-from pipelines.cli import exit_with_one_line, log_to_stderr
-from pipelines.config import RunConfig, load_config
+from pipelines.cli import Overrides, StackTraces, exit_with_one_line, log_to_stderr, new_app
+from pipelines.config import load_config
+from pipelines.config_pairs import RunConfig
 from pipelines.config_sections import SourceConfig
 from pipelines.formats.registry import FORMATS
 from pipelines.output import PartWriter, stored_rows
@@ -219,7 +220,7 @@ def _options_named() -> Iterator[None]:
         raise type(error)(*texts) from error
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = new_app()
 
 _EPILOG = (
     "Exit codes: 0 done; 1 it failed, or rows were left out (the others are in OUT); 2 the request "
@@ -245,12 +246,9 @@ def main(
     format: Annotated[
         str, typer.Option(help="The format; auto: by extension, else by how the file begins.")
     ] = "auto",
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set a key of CONFIG. May be repeated."),
-    ] = None,
+    overrides: Overrides = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if there is one.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Stack traces of errors.")] = False,
+    verbose: StackTraces = False,
 ) -> None:
     """Encode QUERIES with the model, outputs and query instruction of CONFIG, without Ray.
 

@@ -17,7 +17,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from actors.encoded import TokenEncoder
-from pipelines.config import AnyRunConfig
+from pipelines.config_pairs import AnyRunConfig
 from pipelines.done_records import read_done
 from pipelines.encode_slices import SliceEncoder
 from pipelines.index import Index

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from actors.model_files import ModelFiles
 from pipelines.blocks import DocumentBlock
-from pipelines.config import AnyRunConfig, RunConfig
+from pipelines.config_pairs import AnyRunConfig, RunConfig
 from pipelines.corpus_sample import Budget, CorpusSample, take_sample
 from pipelines.estimate_text import describe
 from pipelines.formats.base import BATCH_DOCUMENTS, DocumentBatch

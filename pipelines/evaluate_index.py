@@ -17,8 +17,9 @@ from rich.console import Console
 
 from actors.config import RerankerConfig
 from actors.errors import SourceError, StorageError
-from pipelines.cli import Log, exit_with_one_line, log_to_stderr
-from pipelines.config import RunConfig, load_config
+from pipelines import cli
+from pipelines.config import load_config
+from pipelines.config_pairs import RunConfig
 from pipelines.embed_corpus import embed_corpus
 from pipelines.evaluation.dataset import read_judged
 from pipelines.evaluation.evaluate import (
@@ -53,7 +54,7 @@ def evaluate_index(
     *,
     generation: int | None = None,
     second: SecondStage | None = None,
-    log: Log | None = None,
+    log: cli.Log | None = None,
 ) -> tuple[Evaluated, Index]:
     """Evaluate the live generation, or one by its number; embed the corpus where there is none.
 
@@ -106,24 +107,14 @@ def _remove_runs_of_before(folder: Path) -> None:
             (folder / f"{mode.name}.run").unlink(missing_ok=True)
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = cli.new_app()
 
 
 @app.command()
 def main(
-    config: Annotated[Path, typer.Argument(help="A run's configuration, such as conf/beir.yaml.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Set a key of CONFIG, as in evaluate.qrels=qrels.tsv. May be repeated.",
-        ),
-    ] = None,
-    generation: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="This generation, whichever is live.", show_default=False),
-    ] = None,
+    config: cli.ConfigFile,
+    overrides: cli.Overrides = None,
+    generation: cli.Generation = None,
     against: Annotated[
         list[str] | None,
         typer.Option(
@@ -149,18 +140,14 @@ def main(
             show_default=False,
         ),
     ] = None,
-    rerank_top: Annotated[
-        int, typer.Option(help="How many the reranker reads.", min=1)
-    ] = DEFAULT_RERANK_TOP,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", help="Also Ray's own log, and stack traces of errors.")
-    ] = False,
+    rerank_top: cli.RerankTop = DEFAULT_RERANK_TOP,
+    verbose: cli.Verbose = False,
 ) -> None:
     """Search the judged queries of CONFIG in every mode; print measures, write a report of them.
 
     Embeds the corpus first where the index is missing.
     """
-    with log_to_stderr("text") as log, exit_with_one_line(log, verbose=verbose):
+    with cli.log_to_stderr("text") as log, cli.exit_with_one_line(log, verbose=verbose):
         run = load_config(config, overrides or [])
         judged = read_judged(*judged_files(run), run.source.storage_options)
         others = read_against(against or [], judged)

@@ -22,7 +22,7 @@ from actors.encoder import Encoder, load_encoder
 from actors.errors import IndexStateError
 from actors.model_location import locate
 from actors.token_names import TokenNames
-from pipelines.config_search import Mode
+from pipelines.config_sections import Mode
 from pipelines.explore_charts import (
     align,
     alignment_chart,

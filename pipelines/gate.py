@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.errors import ConfigError
-from pipelines.config import RunConfig
+from pipelines.config_pairs import RunConfig
 from pipelines.config_sections import GateConfig
 from pipelines.generations import read_chain
 from pipelines.index import Index

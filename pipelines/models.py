@@ -24,7 +24,7 @@ from actors.registry import (
     record_of,
     reranker_record,
 )
-from pipelines.cli import exit_with_one_line
+from pipelines.cli import exit_with_one_line, new_app
 
 
 def table() -> Iterator[str]:
@@ -80,7 +80,7 @@ def _text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = new_app()
 
 
 @app.command()

@@ -21,7 +21,7 @@ from actors.model_files import ModelFiles
 from actors.tokenizer import TOKENS_COLUMN
 from actors.tokenizer_files import non_lexical_ids
 from actors.vectors import fixed_size_lists, sparse_vectors
-from pipelines.config import RunConfig
+from pipelines.config_pairs import RunConfig
 from pipelines.output import VECTOR_COLUMNS, PartWriter, stored_rows
 
 _VECTOR_BYTES = 8 << 20

@@ -12,7 +12,7 @@ from actors.model_files import ModelFiles
 from actors.tokenizer import TOKENS_COLUMN, TextTokenizer, TokenizedTexts
 from pipelines.blocks import BlockBuilder, Fault, Rows, hash_of
 from pipelines.chunking import Chunker
-from pipelines.config import RunConfig
+from pipelines.config_pairs import RunConfig
 from pipelines.schemas import HASH
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from actors.model_files import ModelFiles
-from pipelines.config import RunConfig
+from pipelines.config_pairs import RunConfig
 from pipelines.confirm import confirm, could_exceed
 from pipelines.estimate import estimate_run
 from pipelines.progress import Progress

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.errors import SourceChangedError
-from pipelines.config import AnyRunConfig
+from pipelines.config_pairs import AnyRunConfig
 from pipelines.formats.base import Piece
 from pipelines.layout import plan_path, units_path
 from pipelines.listing import SourceFile

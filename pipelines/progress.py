@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from pipelines.cli import Log
-from pipelines.config import RunConfig
+from pipelines.config_pairs import RunConfig
 from pipelines.progress_text import line, summary
 from pipelines.records import Done
 from pipelines.speed import remember_speed

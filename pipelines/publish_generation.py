@@ -17,7 +17,7 @@ import pyarrow as pa
 import typer
 
 from actors.errors import IndexStateError, StorageError
-from pipelines.cli import exit_with_one_line
+from pipelines.cli import IndexUri, exit_with_one_line, new_app
 from pipelines.generations import (
     committed_generations,
     publications,
@@ -136,7 +136,7 @@ def _row(*cells: str) -> str:
     return f"{number:>10}  {parent:>6}  {ended:19}  {figures}  {state:13}  {notes}".rstrip()
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = new_app()
 
 _EPILOG = (
     "Exit codes: 0 it is live; 2 it is not there, it cannot be read, or another publication came "
@@ -146,7 +146,7 @@ _EPILOG = (
 
 @app.command(epilog=_EPILOG)
 def main(
-    uri: Annotated[str, typer.Argument(help="The index: a local path or s3://...")],
+    uri: IndexUri,
     number: Annotated[
         int | None, typer.Argument(metavar="N", help="The generation that shall be live.")
     ] = None,

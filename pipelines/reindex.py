@@ -11,21 +11,21 @@ source it does nothing, and a run that died is gone on with.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from actors.errors import ConfigError
 from actors.model_files import resolve_model
+from pipelines import cli
 from pipelines.cli import (
-    LogFormat,
     ask_on_terminal,
     exit_with_one_line,
     log_to_stderr,
     silent,
 )
-from pipelines.config import RunConfig, load_config
+from pipelines.config import load_config
+from pipelines.config_pairs import RunConfig
 from pipelines.context import RunContext
 from pipelines.embed_corpus import embed_corpus
 from pipelines.engine import Engine
@@ -118,7 +118,7 @@ def _confirm_everything(
     )
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = cli.new_app()
 
 _EPILOG = (
     "Exit codes: 0 done, or nothing to do; 1 the run failed, the same command goes on with it; 2 "
@@ -129,13 +129,8 @@ _EPILOG = (
 
 @app.command(epilog=_EPILOG)
 def main(
-    config: Annotated[
-        Path, typer.Argument(help="A YAML file, such as those in conf/.", show_default=False)
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set a key of CONFIG. May be repeated."),
-    ] = None,
+    config: cli.ConfigFile,
+    overrides: cli.Overrides = None,
     no_publish: Annotated[
         bool,
         typer.Option(
@@ -158,12 +153,8 @@ def main(
             "model, outputs or chunking have become others.",
         ),
     ] = False,
-    log_format: Annotated[
-        LogFormat, typer.Option(help="What stderr says: text, or json (one object a line).")
-    ] = "text",
-    verbose: Annotated[
-        bool, typer.Option("--verbose", help="Also Ray's own log, and stack traces of errors.")
-    ] = False,
+    log_format: cli.LogFormatOption = "text",
+    verbose: cli.Verbose = False,
 ) -> None:
     """Embed what is new or changed in the documents CONFIG names, and delete what is gone."""
     with log_to_stderr(log_format) as log:

@@ -14,8 +14,7 @@ from actors.encoded import SCORE
 from actors.fingerprint import fingerprint, score_parts, space_parts
 from actors.model_files import ModelFiles
 from actors.rerank.checkpoint import RerankerFiles
-from pipelines.config import AnyRunConfig, RunConfig
-from pipelines.config_pairs import PairsConfig
+from pipelines.config_pairs import AnyRunConfig, PairsConfig, RunConfig
 from pipelines.config_sections import ChunkConfig
 
 

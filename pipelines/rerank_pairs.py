@@ -14,14 +14,13 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli import exit_with_one_line, log_to_stderr, silent
+from pipelines import cli
 from pipelines.config import parse_as, read_yaml
 from pipelines.config_pairs import PairsConfig
 from pipelines.context import RunContext
 from pipelines.progress import Progress
 from pipelines.records import Manifest
 from pipelines.run import run_next
-from pipelines.run_options import ConfigFile, Fresh, Limit, LogFormatOption, Verbose, with_limit
 from pipelines.tasks import next_embed_task
 
 
@@ -40,7 +39,7 @@ def rerank_pairs(
     Raises:
         EmbedError: one of its kinds, each with a remedy; nothing staged is ever lost.
     """
-    with progress or Progress(silent()) as progress:
+    with progress or Progress(cli.silent()) as progress:
         context = RunContext.of(config, progress, verbose=verbose)
         manifest, anything = run_next(
             context, lambda: next_embed_task(context, fresh=fresh, replay=replay_rejects)
@@ -50,7 +49,7 @@ def rerank_pairs(
         return manifest
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = cli.new_app()
 
 _EPILOG = (
     "Exit codes: 0 done, or already committed; 1 the run failed; 2 the request cannot be started "
@@ -62,7 +61,7 @@ _EPILOG = (
 
 @app.command(epilog=_EPILOG)
 def main(
-    config: ConfigFile,
+    config: cli.ConfigFile,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -72,24 +71,21 @@ def main(
             "repeated. docs/rerank-configuration.md lists every key.",
         ),
     ] = None,
-    limit: Limit = None,
-    fresh: Fresh = False,
-    replay_rejects: Annotated[
-        bool,
-        typer.Option("--replay-rejects", help="Score again what was rejected for now."),
-    ] = False,
-    log_format: LogFormatOption = "text",
-    verbose: Verbose = False,
+    limit: cli.Limit = None,
+    fresh: cli.Fresh = False,
+    replay_rejects: cli.ReplayRejects = False,
+    log_format: cli.LogFormatOption = "text",
+    verbose: cli.Verbose = False,
 ) -> None:
     """Score the pairs CONFIG names and commit them: a row a pair, with its score.
 
     The same command again goes on where an interrupted or failed run stopped.
     """
-    with log_to_stderr(log_format) as log:
+    with cli.log_to_stderr(log_format) as log:
         progress = Progress(log)
-        with exit_with_one_line(log, verbose=verbose, kept=progress.kept):
+        with cli.exit_with_one_line(log, verbose=verbose, kept=progress.kept):
             pairs = parse_as(
-                PairsConfig, read_yaml(config, with_limit(overrides, limit)), where=str(config)
+                PairsConfig, read_yaml(config, cli.with_limit(overrides, limit)), where=str(config)
             )
             rerank_pairs(
                 pairs,

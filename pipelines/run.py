@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from actors.errors import GateError
 from actors.model_files import resolve_model
 from pipelines.commit import commit
-from pipelines.config import RunConfig
+from pipelines.config_pairs import RunConfig
 from pipelines.context import RunContext
 from pipelines.done_records import DoneRecords
 from pipelines.engine import EncodeJob

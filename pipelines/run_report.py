@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from actors.encoded import SCORE
-from pipelines.config import AnyRunConfig
+from pipelines.config_pairs import AnyRunConfig
 from pipelines.done_records import read_done
 from pipelines.estimate_text import byte_count
 from pipelines.html_report import Block, Chart, Facts, Note, Section, Table, page

@@ -20,9 +20,10 @@ from rich.console import Console
 from actors.config import RerankerConfig
 from actors.errors import ConfigError
 from actors.search.fusion import Level
-from pipelines.cli import exit_with_one_line, log_to_stderr
-from pipelines.config import RunConfig, override
-from pipelines.config_search import Mode
+from pipelines import cli
+from pipelines.config import override
+from pipelines.config_pairs import RunConfig
+from pipelines.config_sections import Mode
 from pipelines.index import Index, open_index
 from pipelines.search.answer_text import answers_text
 from pipelines.search.answers import Hit, find
@@ -92,12 +93,12 @@ def search_index(
     return mode, found
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = cli.new_app()
 
 
 @app.command()
 def main(
-    uri: Annotated[str, typer.Argument(help="The index: a local path or s3://...")],
+    uri: cli.IndexUri,
     queries: Annotated[
         list[str], typer.Argument(metavar="QUERY...", help="What to look for.", show_default=False)
     ],
@@ -124,14 +125,9 @@ def main(
             show_default=False,
         ),
     ] = None,
-    rerank_top: Annotated[
-        int, typer.Option(help="How many the reranker reads.", min=1)
-    ] = DEFAULT_RERANK_TOP,
+    rerank_top: cli.RerankTop = DEFAULT_RERANK_TOP,
     whole: Annotated[bool, typer.Option("--whole", help="Whole passages, no excerpts.")] = False,
-    generation: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="This generation, whichever is live.", show_default=False),
-    ] = None,
+    generation: cli.Generation = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -144,10 +140,10 @@ def main(
     output_format: Annotated[
         Literal["text", "json"], typer.Option("--format", help="json: one object a query, a line.")
     ] = "text",
-    verbose: Annotated[bool, typer.Option("--verbose", help="Stack traces of errors.")] = False,
+    verbose: cli.StackTraces = False,
 ) -> None:
     """Find the passages of an index that answer each QUERY, by comparing all of them."""
-    with log_to_stderr("text") as log, exit_with_one_line(log, verbose=verbose):
+    with cli.log_to_stderr("text") as log, cli.exit_with_one_line(log, verbose=verbose):
         index = open_index(uri, generation=generation)
         space = read_space(uri, generation=index.info.generation)
         config = override(space.run, overrides or [])

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.encoded import SCORE
-from pipelines.cli import exit_with_one_line
+from pipelines.cli import Generation, IndexUri, exit_with_one_line, new_app
 from pipelines.generations import live_generation
 from pipelines.index import Index, open_index
 from pipelines.output import COMPUTED_COLUMNS
@@ -62,17 +62,14 @@ def _cell(name: str, value: Any, text_width: int) -> str:
     return text if len(text) <= text_width else f"{text[: text_width - 1]}…"
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = new_app()
 
 
 @app.command()
 def main(
-    uri: Annotated[str, typer.Argument(help="The index: a local path or s3://...")],
+    uri: IndexUri,
     rows: Annotated[int, typer.Option(help="How many rows.", min=0)] = 5,
-    generation: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="This generation, whichever is live.", show_default=False),
-    ] = None,
+    generation: Generation = None,
 ) -> None:
     """Show where an index is, what it holds, and a few of its rows."""
     with exit_with_one_line():

@@ -17,8 +17,7 @@ import fsspec
 import pyarrow as pa
 
 from actors.errors import EmbedError, SourceError, UnreadableUnitError
-from pipelines.config import absolute_uri
-from pipelines.config_sections import Columns, SourceConfig
+from pipelines.config_sections import Columns, SourceConfig, absolute_uri
 from pipelines.formats.base import Access, DocumentBatch, FileFacts, Format, Piece, check_present
 from pipelines.formats.registry import FORMATS, choose_format
 from pipelines.listing import Found, Listing, SourceFile, common_folder, find_files

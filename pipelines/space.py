@@ -12,7 +12,8 @@ from actors.encoded import SCORE
 from actors.errors import IndexStateError
 from actors.fingerprint import fingerprint, space_parts
 from actors.model_files import resolve_model
-from pipelines.config import RunConfig, parse_config
+from pipelines.config import parse_config
+from pipelines.config_pairs import RunConfig
 from pipelines.generations import live_generation, read_manifest
 from pipelines.plan import load_plan
 from pipelines.records import Manifest

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.config import RunConfig
+from pipelines.config_pairs import RunConfig
 
 _MOST = 100  # machines and models
 

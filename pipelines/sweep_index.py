@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from actors.errors import IndexStateError
-from pipelines.cli import exit_with_one_line
+from pipelines.cli import IndexUri, exit_with_one_line, new_app
 from pipelines.garbage import KEEP_ALL, MANIFESTS, Garbage, find_garbage, known_of
 from pipelines.generations import live_generation
 from pipelines.lease import Lease, hold_lease
@@ -64,7 +64,7 @@ def _remove(lease: Lease, garbage: Garbage) -> None:
             lease.store.delete_many(file.path for file in files[first : first + batch])
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = new_app()
 
 _EPILOG = "Exit codes: 0 done; 1 it failed; 2 there is no index, or a run is writing it."
 _SHOWN = 100
@@ -72,7 +72,7 @@ _SHOWN = 100
 
 @app.command(epilog=_EPILOG)
 def main(
-    uri: Annotated[str, typer.Argument(help="The index: a local path or s3://...")],
+    uri: IndexUri,
     days: Annotated[
         int, typer.Option(help="Leave everything younger than N days.", metavar="N", min=1)
     ] = 1,

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import typer
 
 from actors.errors import StorageError
-from pipelines.cli import exit_with_one_line
+from pipelines.cli import IndexUri, exit_with_one_line, new_app
 from pipelines.committed import Generation, Problems, chain_of, one_line, read_committed
 from pipelines.records import FileRecord
 from pipelines.storage import Store, open_store
@@ -88,7 +88,7 @@ def _check_deletions(
             problems.add(path, "parts of the generation or its ancestors", part)
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = new_app()
 
 _EPILOG = (
     "Exit codes: 0 everything is as its manifests say; 1 something is not: each problem is a line "
@@ -98,7 +98,7 @@ _EPILOG = (
 
 @app.command(epilog=_EPILOG)
 def main(
-    uri: Annotated[str, typer.Argument(help="The index: a local path or s3://...")],
+    uri: IndexUri,
     deep: Annotated[
         bool,
         typer.Option(

@@ -14,8 +14,7 @@ from actors.errors import ConfigError
 from actors.model_files import resolve_model
 from actors.rerank.checkpoint import resolve_reranker
 from pipelines.blocks import BlockBuilder
-from pipelines.config import AnyRunConfig, RunConfig
-from pipelines.config_pairs import PairsConfig
+from pipelines.config_pairs import AnyRunConfig, PairsConfig, RunConfig
 from pipelines.pair_rows import pair_blocks
 from pipelines.passage_rows import passage_blocks
 from pipelines.request import Request

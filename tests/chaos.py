@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from pipelines.done_records import read_done
 from pipelines.index import open_index
-from pipelines.last_words import read_words
+from pipelines.last_words import read_journal
 from pipelines.layout import slice_name
 from pipelines.storage import open_store
 from pipelines.verify_index import verify
@@ -159,7 +159,7 @@ def encoded_again(index: Path) -> int:
     done = {slice_name(d.unit, d.first_document): d for d in read_done(store, run_id)}
     return sum(
         stop
-        for words in read_words(store, run_id).values()
+        for words in read_journal(store, run_id).values()
         for name, (_, stop) in words.at.items()
         if done[name].encoder.worker != words.worker
     )

@@ -25,7 +25,7 @@ from conftest import config_for
 from ray.cluster_utils import Cluster
 
 from pipelines import data_path, watch
-from pipelines.config import RunConfig
+from pipelines.config_pairs import RunConfig
 from pipelines.config_sections import RayConfig
 from pipelines.done_records import read_done
 from pipelines.embed_corpus import embed_corpus

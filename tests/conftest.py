@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 from s3_server import s3_bucket, s3_endpoint
 
-from pipelines.config import RunConfig, parse_config
+from pipelines.config import parse_config
+from pipelines.config_pairs import RunConfig
 
 __all__ = ["config_for", "s3_bucket", "s3_endpoint"]
 

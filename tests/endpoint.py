@@ -12,9 +12,9 @@ import httpx
 from conftest import ROOT
 from prometheus_client.metrics_core import Metric
 
-from actors.config import ModelConfig
+from actors.config import ModelConfig, RerankerConfig
 from actors.encoder import Encoder, load_encoder
-from actors.reranker import Reranker, RerankerConfig, load_reranker
+from actors.reranker import Reranker, load_reranker
 from pipelines.endpoint.api import create_api
 from pipelines.endpoint.config import parse_endpoint_config
 from pipelines.endpoint.rerank_service import RerankService

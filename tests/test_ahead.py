@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from actors.encoded import EncodedBatch
-from pipelines.ahead import EncoderTurns, Spent
+from pipelines.ahead import EncoderQueue, Spent
 
 BATCH_BYTES = 8_000
 
@@ -40,13 +40,13 @@ def eventually(condition):
 
 
 def test_run_gives_the_batches_in_order():
-    assert starts(EncoderTurns().run(batches(20), Spent())) == [*range(20)]
-    assert starts(EncoderTurns().run(batches(0), Spent())) == []
+    assert starts(EncoderQueue().run(batches(20), Spent())) == [*range(20)]
+    assert starts(EncoderQueue().run(batches(0), Spent())) == []
 
 
 def test_run_is_ahead_by_so_many_bytes_and_no_more():
     log = []
-    found = EncoderTurns(3 * BATCH_BYTES).run(batches(50, log), Spent())
+    found = EncoderQueue(3 * BATCH_BYTES).run(batches(50, log), Spent())
     next(found)
     eventually(lambda: len(log) >= 5)  # one taken, three that fit, one that does not
     time.sleep(0.05)
@@ -55,11 +55,11 @@ def test_run_is_ahead_by_so_many_bytes_and_no_more():
 
 
 def test_run_of_batches_larger_than_the_bound_goes_on():
-    assert starts(EncoderTurns(1).run(batches(5), Spent())) == [*range(5)]
+    assert starts(EncoderQueue(1).run(batches(5), Spent())) == [*range(5)]
 
 
 def test_the_slice_that_came_first_has_the_encoder_to_its_end():
-    turns, log = EncoderTurns(), []
+    turns, log = EncoderQueue(), []
     first = turns.run(batches(10, log, "first", 0.005), Spent())
     next(first)
     second = turns.run(batches(10, log, "second"), Spent())
@@ -69,7 +69,7 @@ def test_the_slice_that_came_first_has_the_encoder_to_its_end():
 
 
 def test_a_slice_that_is_far_ahead_lets_the_next_one_pass():
-    turns, log = EncoderTurns(BATCH_BYTES), []
+    turns, log = EncoderQueue(BATCH_BYTES), []
     first = turns.run(batches(10, log, "first"), Spent())
     next(first)  # and nobody writes more of it
     assert starts(turns.run(batches(4, log, "second"), Spent())) == [*range(4)]
@@ -82,7 +82,7 @@ def test_what_encoding_raises_is_raised_after_what_it_gave():
         yield batch(0)
         raise ValueError("poison")
 
-    turns = EncoderTurns()
+    turns = EncoderQueue()
     found = turns.run(fails(), Spent())
     assert next(found).start == 0
     with pytest.raises(ValueError, match="poison"):
@@ -92,7 +92,7 @@ def test_what_encoding_raises_is_raised_after_what_it_gave():
 
 @pytest.mark.parametrize("bound", [1, 1 << 30])
 def test_a_reader_that_stops_ends_the_encoding(bound):
-    turns, log = EncoderTurns(bound), []
+    turns, log = EncoderQueue(bound), []
     found = turns.run(batches(1000, log, seconds=0.001), Spent())
     next(found)
     found.close()
@@ -104,7 +104,7 @@ def test_a_reader_that_stops_ends_the_encoding(bound):
 
 
 def test_many_slices_at_once_lose_nothing():
-    turns, found = EncoderTurns(2 * BATCH_BYTES), {}
+    turns, found = EncoderQueue(2 * BATCH_BYTES), {}
 
     def one(i):
         found[i] = starts(turns.run(batches(30 + i), Spent()))
@@ -119,7 +119,7 @@ def test_many_slices_at_once_lose_nothing():
 
 def test_spent_tells_encoding_from_waiting():
     spent, began = Spent(), time.monotonic()
-    for _ in EncoderTurns(1).run(batches(5, seconds=0.01), spent):
+    for _ in EncoderQueue(1).run(batches(5, seconds=0.01), spent):
         time.sleep(0.03)
     written = 5 * 0.03
     assert spent.encoding >= 0.05

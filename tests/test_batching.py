@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.batching import Batcher, ForwardStats
-from actors.encoder import EncodedBatch
+from actors.encoded import EncodedBatch
 from actors.errors import EncodeError, ModelError
 from actors.packing import PackedBatch
 from actors.text_vectors import TextVectors

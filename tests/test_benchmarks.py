@@ -15,7 +15,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from actors.encoder import ModelConfig, load_encoder
+from actors.config import ModelConfig
+from actors.encoder import load_encoder
 from actors.model_location import locate
 from actors.tokenizer import TextTokenizer
 from benchmarks import gpu

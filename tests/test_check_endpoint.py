@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 from actors.config import ModelConfig
 from actors.errors import IndexStateError
 from pipelines.check_endpoint import IMPORT_PATH, app
+from pipelines.config_sections import ServedIndex
 from pipelines.embed_corpus import embed_corpus
-from pipelines.endpoint.config import ServedIndex, parse_endpoint_config
+from pipelines.endpoint.config import parse_endpoint_config
 from pipelines.endpoint.space import model_to_load, space_of
 from pipelines.index import open_index
 from pipelines.space import check_same_space

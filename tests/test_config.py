@@ -9,7 +9,8 @@ import yaml
 
 from actors.config import ModelConfig
 from actors.errors import ConfigError
-from pipelines.config import RunConfig, load_config, parse_config
+from pipelines.config import load_config, parse_config
+from pipelines.config_pairs import RunConfig
 
 ROOT = Path(__file__).parents[1]
 RUNS = sorted(

@@ -13,12 +13,19 @@ import yaml
 from conftest import ROOT
 
 from actors.errors import ConfigError
-from pipelines.config import RunConfig, load_config, parse_config
-from pipelines.config_docs import Entry, annotated_yaml, entries, markdown
+from pipelines.config import load_config, parse_config
+from pipelines.config_docs import Entry, entries
+from pipelines.config_docs import markdown as page
+from pipelines.config_main import INTRO, annotated_yaml
+from pipelines.config_pairs import RunConfig
 
 REQUIRED = {"source.uri": "docs.parquet", "index.uri": "out/index", "model.name": "m"}
 FILLED = [f"{key}={value}" for key, value in REQUIRED.items()]
-ENTRIES = list(entries())
+ENTRIES = list(entries(RunConfig))
+
+
+def markdown() -> str:
+    return page(RunConfig, INTRO)
 
 
 def flat(tree: dict[str, Any], path: str = "") -> dict[str, Any]:

@@ -49,7 +49,7 @@ from pipelines.records import Done, Manifest
 from pipelines.request import Request
 from pipelines.source import Source
 from pipelines.storage import Store, open_store
-from pipelines.tasks import Task, next_task_of
+from pipelines.tasks import Task
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -17,8 +17,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.config import OUTPUTS
-from actors.encoder import EncodedBatch, Encoder, ModelConfig, load_encoder
+from actors.config import OUTPUTS, ModelConfig
+from actors.encoded import EncodedBatch
+from actors.encoder import Encoder, load_encoder
 from actors.errors import DeviceError, EncodeError, ModelError
 from actors.packed_bert import PackedBert
 from actors.packing import PackedBatch

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from endpoint import RERANKER, Client, endpoint, tiny_encoder, tiny_reranker
 
+from actors.config import RerankerConfig
 from actors.errors import ModelError
-from actors.reranker import RerankerConfig, load_reranker, logistic
+from actors.reranker import load_reranker, logistic
 from pipelines.endpoint.answers import TRUNCATED_HEADER
 from pipelines.endpoint.config import parse_endpoint_config
 from pipelines.endpoint.metrics import EndpointMetrics

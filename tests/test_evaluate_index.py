@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from actors.encoder import load_encoder
 from actors.errors import ConfigError, EmbedError, GateError
-from pipelines.config import RunConfig, load_config
+from pipelines.config import load_config
+from pipelines.config_pairs import RunConfig
 from pipelines.embed_corpus import embed_corpus
 from pipelines.evaluate_index import app, evaluate_index
 from pipelines.evaluation.dataset import read_judged

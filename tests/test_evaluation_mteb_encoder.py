@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from actors.encoder import ModelConfig, load_encoder
+from actors.config import ModelConfig
+from actors.encoder import load_encoder
 from actors.errors import ConfigError
 from pipelines.evaluation.dataset import beir_files, read_judged
 from pipelines.evaluation.metrics import mean_of, measure

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 from generations_by_hand import History
 
-from actors.encoder import Encoder, ModelConfig, load_encoder
+from actors.config import ModelConfig
+from actors.encoder import Encoder, load_encoder
 from actors.errors import ConfigError, IndexStateError
 from actors.model_location import locate
 from actors.scoring import colbert_pairs

@@ -26,14 +26,15 @@ from test_embed_corpus import _planned
 from actors.encoder import Encoder
 from actors.errors import EmbedError, LeaseHeldError
 from actors.packing import PackedBatch
-from pipelines import blocks, data_path, encode_slices, last_words, read_slices, slices, work
+from pipelines import blocks, data_path, encode_slices, last_words, slices, work
 from pipelines.cli import Log, exit_with_one_line
 from pipelines.commit import commit
 from pipelines.done_records import read_done
 from pipelines.embed_corpus import embed_corpus
 from pipelines.encode_slices import SliceEncoder
+from pipelines.engine import read_slices
 from pipelines.index import open_index
-from pipelines.last_words import read_words
+from pipelines.last_words import read_journal
 from pipelines.lease import hold_lease
 from pipelines.records import Done
 from pipelines.storage import open_store
@@ -108,7 +109,7 @@ def test_passage_that_kills_its_actor_every_time_is_rejected_alone(
     assert (reject["doc_id"], reject["position"]) == (articles["id"][8].as_py(), 8)
     assert reject["detail"].startswith("passage 0: the process died 1 times")
     # One for each death and the one that lives.
-    processes = len(read_words(open_store(config.index.uri), manifest.run_id))
+    processes = len(read_journal(open_store(config.index.uri), manifest.run_id))
     assert 3 <= processes <= 4
     assert_whole(config.index.uri)
 

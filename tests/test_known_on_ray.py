@@ -11,7 +11,8 @@ from pipelines.embed_corpus import embed_corpus
 from pipelines.generations import read_chain
 from pipelines.index import Index, open_index
 from pipelines.inventory import Numbering, inventory
-from pipelines.known_on_ray import buckets_for, gather, put_known
+from pipelines.known_on_ray import buckets_for, put_known
+from pipelines.mentions import gather
 from pipelines.reindex import reindex
 
 

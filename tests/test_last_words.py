@@ -18,12 +18,12 @@ from pipelines.last_words import (
     MOST_DEATHS,
     MOST_STARTS,
     PIECES,
-    LastWords,
-    Turns,
-    describe_words,
+    CrashJournal,
+    SliceSlots,
+    describe_journal,
     is_hopeless,
     pieces,
-    read_words,
+    read_journal,
 )
 from pipelines.storage import open_store
 
@@ -36,7 +36,7 @@ def store(tmp_path):
 
 
 def one(store, session="s1", worker="host:1"):
-    words = LastWords(store, "run", session, worker)
+    words = CrashJournal(store, "run", session, worker)
     words.loaded()
     return words
 
@@ -153,7 +153,7 @@ def test_words_said_by_many_threads_are_the_last_ones(store):
 
     with ThreadPoolExecutor(8) as pool:
         [*pool.map(work, range(8))]
-    [said] = read_words(store, "run").values()
+    [said] = read_journal(store, "run").values()
     assert (said.worker, said.at) == ("host:1", {})
 
 
@@ -170,15 +170,15 @@ def test_deaths_beyond_what_one_run_may_take_stop_it_naming_the_slice(store):
 
 def test_processes_that_die_before_they_have_a_model_end_the_run(store):
     for _ in range(2 * MOST_STARTS):
-        LastWords(store, "run", "s1", "host:1", actors=2)
-    LastWords(store, "run", "s2", "host:1", actors=2)  # another try starts anew
+        CrashJournal(store, "run", "s1", "host:1", actors=2)
+    CrashJournal(store, "run", "s2", "host:1", actors=2)  # another try starts anew
     with pytest.raises(EmbedError, match=f"{2 * MOST_STARTS} more processes died over it"):
-        LastWords(store, "run", "s1", "host:1", actors=2)
+        CrashJournal(store, "run", "s1", "host:1", actors=2)
 
 
 def test_processes_that_die_loading_now_and_then_end_nothing(store):
     for _ in range(3 * MOST_STARTS):
-        LastWords(store, "run", "s1", "host:1")
+        CrashJournal(store, "run", "s1", "host:1")
         one(store)
 
 
@@ -188,19 +188,19 @@ def test_processes_that_had_a_model_do_not_count_as_failed_starts(store):
 
 
 def test_describe_words_names_slices_and_workers_of_the_session(store):
-    assert describe_words(store, "run", "s1") == ""
+    assert describe_journal(store, "run", "s1") == ""
     for session in ("s1", "s2"):
         words = one(store, session, f"h:{session}")
         with pytest.raises(SystemExit), words.announced(SLICE, (0, 1), careful=True):
             raise SystemExit
-    assert describe_words(store, "run", "s1") == f" (last begun: slice {SLICE} in h:s1)"
+    assert describe_journal(store, "run", "s1") == f" (last begun: slice {SLICE} in h:s1)"
 
 
 # Turns
 
 
 def test_turns_alone_waits_for_the_others_and_keeps_them_out():
-    turns, inside, seen = Turns(3), Counter(), []
+    turns, inside, seen = SliceSlots(3), Counter(), []
 
     def work(number):
         alone = number % 3 == 0

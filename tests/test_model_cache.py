@@ -14,7 +14,8 @@ import pytest
 from conftest import ROOT
 from s3_server import KEY, SECRET, Fault, S3Server, s3_server  # noqa: F401
 
-from actors.encoder import ModelConfig, load_encoder
+from actors.config import ModelConfig
+from actors.encoder import load_encoder
 from actors.errors import ModelError
 from actors.model_cache import local_copy
 from actors.model_files import resolve_model

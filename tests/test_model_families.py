@@ -16,7 +16,8 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.encoder import Encoder, ModelConfig, load_encoder
+from actors.config import ModelConfig
+from actors.encoder import Encoder, load_encoder
 
 MODELS = ROOT / "tests/data/oracle/models"
 NAMES = (

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pytest
 
 from actors import backbone, linear
-from actors.encoder import Encoder, ModelConfig, load_encoder
+from actors.config import ModelConfig
+from actors.encoder import Encoder, load_encoder
 from actors.model_files import resolve_model
 from actors.tokenizer import TextTokenizer
 

@@ -12,10 +12,11 @@ import torch
 from conftest import ROOT
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from actors.encoder import Encoder, ModelConfig, load_encoder
+from actors.config import ModelConfig, RerankerConfig
+from actors.encoder import Encoder, load_encoder
 from actors.errors import ModelError
 from actors.model_files import resolve_model
-from actors.reranker import Reranker, RerankerConfig, load_reranker
+from actors.reranker import Reranker, load_reranker
 
 BERT = ROOT / "tests/data/oracle/models/bge-small-en-v1.5"
 CODE = """

@@ -19,7 +19,7 @@ from pipelines.schemas import FOR_NOW
 from pipelines.slices import SliceReader
 from pipelines.source import Source
 from pipelines.storage import open_store
-from pipelines.tasks import Task, next_task_of
+from pipelines.tasks import Task
 
 BAD = (3, 4, 9, 17)
 

@@ -19,9 +19,9 @@ from actors.errors import EmbedError, IndexStateError, SourceError
 from actors.pair_scorer import PairScorer
 from actors.reranker import load_reranker
 from pipelines.compact_index import app as compact
-from pipelines.config import RunConfig, parse_as, read_yaml
+from pipelines.config import parse_as, read_yaml
 from pipelines.config_docs import markdown
-from pipelines.config_pairs import _INTRO, PairsConfig
+from pipelines.config_pairs import _INTRO, PairsConfig, RunConfig
 from pipelines.done_records import read_done
 from pipelines.embed_corpus import embed_corpus
 from pipelines.evaluation.evaluate import modes_of

@@ -16,13 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, BertConfig
 
+from actors.config import RerankerConfig
 from actors.errors import EncodeError, ModelError
 from actors.packing import pack
 from actors.registry import RERANKERS, reranker_record
 from actors.rerank import scorers
 from actors.rerank.checkpoint import resolve_reranker
 from actors.rerank.scorers import Spans, compressed
-from actors.reranker import Reranker, RerankerConfig, _dtype, load_reranker
+from actors.reranker import Reranker, _dtype, load_reranker
 
 ORACLE = Path(__file__).parent / "data" / "oracle"
 MODELS = ORACLE / "models"

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import actors.search.scored_rows
-from actors.encoder import Encoder, ModelConfig, load_encoder
+from actors.config import ModelConfig
+from actors.encoder import Encoder, load_encoder
 from actors.errors import EncodeError, ModelError
 from actors.scoring import (
     colbert_matrix,

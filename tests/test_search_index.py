@@ -17,13 +17,12 @@ from small_index import EXACT, History
 from test_search_shard import naive_score
 from typer.testing import CliRunner
 
-from actors.config import OUTPUTS, ModelConfig
+from actors.config import OUTPUTS, ModelConfig, RerankerConfig
 from actors.encoder import Encoder, load_encoder
 from actors.errors import ConfigError, IndexStateError, StorageError
-from actors.reranker import RerankerConfig, load_reranker
+from actors.reranker import load_reranker
 from actors.tokenizer import encoder_input
-from pipelines.config_search import SearchConfig
-from pipelines.config_sections import RayConfig
+from pipelines.config_sections import RayConfig, SearchConfig
 from pipelines.index import Index, open_index
 from pipelines.search import memory, shard_files
 from pipelines.search.answer_text import excerpt, printable

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from actors.encoder import ModelConfig, load_encoder
+from actors.config import ModelConfig
+from actors.encoder import load_encoder
 from actors.errors import ModelError
 from actors.fingerprint import fingerprint, space_parts
 from actors.forward import Forward

@@ -9,12 +9,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pipelines.read_slices import read_slices
 
 from actors.errors import ConfigError
 from actors.model_files import resolve_model
 from actors.tiny_model import ensure_tiny_m3
 from actors.tokenizer import TextTokenizer
+from pipelines.engine import read_slices
 from pipelines.passage_rows import passage_blocks
 from pipelines.plan import todo_table
 from pipelines.schemas import REJECTS_SCHEMA

@@ -11,7 +11,7 @@ from actors.model_files import resolve_model
 from pipelines.request import Request
 from pipelines.source import Source
 from pipelines.storage import open_store
-from pipelines.tasks import Task, next_task_of
+from pipelines.tasks import Task
 
 
 @pytest.fixture

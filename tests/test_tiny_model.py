@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from actors.config import OUTPUTS
-from actors.encoder import ModelConfig, load_encoder
+from actors.config import OUTPUTS, ModelConfig
+from actors.encoder import load_encoder
 from actors.tiny_model import HIDDEN, ensure_tiny_m3
 
 ROOT = Path(__file__).parent.parent

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.encoder import EncodedBatch
+from actors.encoded import EncodedBatch
 from pipelines import vector_sources
 from pipelines.output import side_by_side, stored_vectors
 from pipelines.schemas import HASH

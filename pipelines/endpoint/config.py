@@ -5,28 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from actors.config import OUTPUTS, ModelConfig, Output, RerankerConfig
-from actors.errors import ConfigError
-from pipelines.config import describe_invalid
-from pipelines.config_base import Count, Section
-from pipelines.config_keys import refuse_unknown_keys
-from pipelines.config_search import SearchConfig
-from pipelines.config_sections import ChunkConfig
+from pipelines.config import parse_as
+from pipelines.config_sections import ChunkConfig, Count, SearchConfig, Section, ServedIndex
 
 Kind = Literal["query", "passage"]
-
-
-class ServedIndex(Section):
-    """The index whose space the endpoint's vectors must live in."""
-
-    uri: str
-    """A local path, s3://, gs://, az:// or abfs://."""
-    storage_options: dict[str, Any] = Field(default_factory=dict)
-    """Passed to fsspec (keys, endpoint)."""
-    generation: Count | None = None
-    """This generation; when not given, the one that is live when the endpoint is deployed."""
 
 
 class Limits(Section):
@@ -172,12 +157,7 @@ def parse_endpoint_config(raw: Mapping[str, Any]) -> EndpointConfig:
     Raises:
         ConfigError: an unknown key or a value of the wrong type.
     """
-    where = "args"
-    refuse_unknown_keys(raw, EndpointConfig, where)
-    try:
-        return EndpointConfig.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError(describe_invalid(error, where)) from None
+    return parse_as(EndpointConfig, raw, "args")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from actors.config import Output
 from actors.search.fusion import Level
-from pipelines.config_search import Mode
+from pipelines.config_sections import Mode
 from pipelines.endpoint.native import Body, Weight
 
 MOST_QUERIES = 64

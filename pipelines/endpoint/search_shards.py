@@ -20,7 +20,7 @@ from ray.serve.handle import DeploymentHandle
 
 from actors.config import Output
 from pipelines.cluster import refuse_local_index
-from pipelines.config_search import SearchConfig
+from pipelines.config_sections import SearchConfig
 from pipelines.endpoint.config import EndpointConfig
 from pipelines.endpoint.search_service import ShardDownError
 from pipelines.endpoint.space import searched_index

@@ -6,8 +6,8 @@ import dataclasses
 
 from actors.config import OUTPUTS, ModelConfig, Output
 from actors.errors import IndexStateError
-from pipelines.config_sections import ChunkConfig
-from pipelines.endpoint.config import EndpointConfig, ServedIndex
+from pipelines.config_sections import ChunkConfig, ServedIndex
+from pipelines.endpoint.config import EndpointConfig
 from pipelines.index import Index, open_index
 from pipelines.space import IndexSpace, read_space
 

@@ -18,7 +18,7 @@ from typing import Any
 import fsspec
 
 from actors.errors import SourceError
-from pipelines.config import absolute_uri
+from pipelines.config_sections import absolute_uri
 from pipelines.retries import fetched
 from pipelines.storage_faults import FAULTS, fault_of
 

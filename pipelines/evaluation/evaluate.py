@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 from actors.errors import ConfigError
 from actors.model_files import resolve_model
 from actors.tokenizer import encoder_input
-from pipelines.config import RunConfig, absolute_uri
-from pipelines.config_search import Mode
+from pipelines.config_pairs import RunConfig
+from pipelines.config_sections import Mode, absolute_uri
 from pipelines.evaluation.bm25 import K1, B, bm25_rankings, encoder_tokens
 from pipelines.evaluation.dataset import (
     JudgedQueries,

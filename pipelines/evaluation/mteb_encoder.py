@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from actors.encoder import Encoder, ModelConfig, load_encoder
+from actors.config import ModelConfig
+from actors.encoder import Encoder, load_encoder
 from actors.errors import ConfigError
 from actors.tokenizer import encoder_input
 from pipelines.evaluation.extras import extra

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from actors.config import RerankerConfig
-from pipelines.config import RunConfig
-from pipelines.config_search import Mode
+from pipelines.config_pairs import RunConfig
+from pipelines.config_sections import Mode
 from pipelines.evaluation.dataset import Rankings
 from pipelines.index import Index
 from pipelines.search.answers import RERANK, find

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.search.fusion import Level
-from pipelines.config_search import Mode
+from pipelines.config_sections import Mode
 from pipelines.search.searcher import Searcher
 
 RERANK = "rerank"

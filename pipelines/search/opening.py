@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from actors.config import Output
-from pipelines.config_search import SearchConfig
-from pipelines.config_sections import RayConfig
+from pipelines.config_sections import RayConfig, SearchConfig
 from pipelines.index import Index
 from pipelines.search.memory import check_fits, needed
 from pipelines.search.searcher import Searcher, ShardCalls

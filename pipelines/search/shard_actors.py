@@ -12,8 +12,7 @@ import ray
 
 from actors.config import Output
 from pipelines.cluster import ray_session, refuse_local_index
-from pipelines.config_search import SearchConfig
-from pipelines.config_sections import RayConfig
+from pipelines.config_sections import RayConfig, SearchConfig
 from pipelines.index import Index
 from pipelines.search.opening import check, n_shards, request
 from pipelines.search.searcher import ShardCalls
