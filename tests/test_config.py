@@ -92,7 +92,7 @@ def test_load_config_is_frozen(minimal):
         (changed("chunk", overlp=5), "chunk.overlp", "Did you mean 'overlap'?"),
         (changed("slice", document=5), "slice.document", "Did you mean 'documents'?"),
         (changed("ray", actor=5), "ray.actor", "Did you mean 'actors'?"),
-        (changed("ray", zzz=5), "ray.zzz", "Expected one of: address, actors, "),
+        (changed("ray", zzz=5), "ray.zzz", "Expected one of: engine, address, actors, "),
         (MINIMAL | {7: 1}, "7", "Expected one of: source, index, "),
     ],
 )
