@@ -18,7 +18,7 @@ from pipelines.listing import SourceFile, is_http
 from pipelines.source import Unit
 
 _FOOTERS = 256
-_THREADS = 32
+_SIZE_THREADS = 32
 _UNKNOWN_BYTES = 64 << 20  # a guess; what a server does not say of any file
 
 
@@ -73,7 +73,7 @@ def _row_group_sizes(config: SourceConfig, access: Access, units: Sequence[Unit]
     def look(file: SourceFile) -> list[ChunkSize]:
         return text_sizes(access, file, config.columns.text)
 
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(_SIZE_THREADS) as pool:
         groups = dict(zip(looked_at, pool.map(look, looked_at), strict=True))
     chunks = [chunk for sizes in groups.values() for chunk in sizes]
     stored = max(sum(file.size for file in looked_at), 1)

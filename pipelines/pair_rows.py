@@ -35,7 +35,7 @@ class PairRows:
     def faults(self, documents: pa.Table) -> list[Fault | None]:
         """A pair needs an id and two texts, with or without a word in them."""
         columns = (documents[name].to_pylist() for name in ("doc_id", self._query, "text"))
-        faults = [_fault(*row) for row in zip(*columns, strict=True)]
+        faults = [_pair_fault(*row) for row in zip(*columns, strict=True)]
         if self._refuses:
             good = [row for row, fault in enumerate(faults) if fault is None]
             cut = self._tokens(documents.take(pa.array(good, pa.int64()))).truncated
@@ -75,7 +75,7 @@ def pair_blocks(config: PairsConfig, files: RerankerFiles) -> BlockBuilder:
     return BlockBuilder(PairRows(config, files), config.source.columns.copied)
 
 
-def _fault(pair_id: str | None, query: str | None, passage: str | None) -> Fault | None:
+def _pair_fault(pair_id: str | None, query: str | None, passage: str | None) -> Fault | None:
     if not pair_id:
         return "missing_id", ""
     if query is None:
