@@ -27,7 +27,7 @@ from actors.config import Output
 from actors.encoded import EncodedBatch
 from actors.errors import EncodeError, ModelError
 from actors.text_vectors import TextVectors, rows_of
-from actors.tokenizer import TokenizedTexts
+from actors.tokens.tokenizer import TokenizedTexts
 
 Text = TypeVar("Text")
 Item = TypeVar("Item", bound="Waiting")

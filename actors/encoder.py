@@ -16,25 +16,25 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from actors.backbone import (
+from actors.config import ModelConfig, Output
+from actors.encoded import EncodedBatch, EncoderInfo
+from actors.errors import EncodeError, ModelError
+from actors.fingerprint import fingerprint, space_parts
+from actors.models.files import ModelFiles, resolve_model
+from actors.network.backbone import (
     TORCH_DTYPES,
     fastest,
     load_backbone,
     resolve_device,
     resolve_dtype,
 )
-from actors.batch_runner import device_errors
-from actors.config import ModelConfig, Output
-from actors.encoded import EncodedBatch, EncoderInfo
-from actors.errors import EncodeError, ModelError
-from actors.fingerprint import fingerprint, space_parts
-from actors.forward import Forward, WindowVectors
-from actors.heads import OutputHeads, load_head
-from actors.icl import query_tokenizer
-from actors.micro_batches import micro_batches
-from actors.model_files import ModelFiles, resolve_model
-from actors.tokenizer import TOKENS_COLUMN, TextTokenizer, TokenizedTexts
-from actors.tokenizer_files import non_lexical_ids
+from actors.network.batch_runner import device_errors
+from actors.network.forward import Forward, WindowVectors
+from actors.network.heads import OutputHeads, load_head
+from actors.network.micro_batches import micro_batches
+from actors.tokens.icl import query_tokenizer
+from actors.tokens.tokenizer import TOKENS_COLUMN, TextTokenizer, TokenizedTexts
+from actors.tokens.tokenizer_files import non_lexical_ids
 from actors.vectors import to_arrow
 
 __all__ = ["EncodedBatch", "Encoder", "EncoderInfo", "ModelConfig", "load_encoder"]

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from actors.config import ModelConfig, RerankerConfig
-from actors.model_files import ModelFiles
-from actors.rerank.checkpoint import RerankerFiles
-from actors.rerank.pairs import prompt_of
-from actors.tokenizer_files import non_lexical_ids
+from actors.models.files import ModelFiles
+from actors.models.reranker_files import RerankerFiles
+from actors.tokens.pairs import prompt_of
+from actors.tokens.tokenizer_files import non_lexical_ids
 
 # Keys of config.json that say who wrote it and how, not what the model computes.
 _NOISE = frozenset(

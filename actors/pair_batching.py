@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from actors.batching import RequestQueue, Waiting, answer, failure
-from actors.micro_batches import next_stop
-from actors.rerank.pair_tokens import PairTokens
+from actors.network.micro_batches import next_stop
 from actors.reranker import Reranker
+from actors.tokens.pair_tokens import PairTokens
 
 # Characters of passages that are tokenised in one go; the query's come on top, since it is
 # tokenised again each time.

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from actors.batch_runner import device_errors
 from actors.config import ComputeDtype, RerankerConfig
 from actors.encoded import SCORE, EncodedBatch
 from actors.fingerprint import fingerprint, score_parts
-from actors.micro_batches import micro_batches
-from actors.rerank.checkpoint import resolve_reranker
-from actors.rerank.pair_tokens import PairTokens
+from actors.models.reranker_files import resolve_reranker
+from actors.network.batch_runner import device_errors
+from actors.network.micro_batches import micro_batches
 from actors.reranker import Reranker, load_reranker
+from actors.tokens.pair_tokens import PairTokens
 from actors.vectors import fixed_size_lists
 
 _WINDOW_BATCHES = 8  # to choose equally long ones from (batch_runner.py)

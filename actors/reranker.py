@@ -15,16 +15,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from actors.backbone import TORCH_DTYPES, resolve_device, resolve_dtype
-from actors.batch_runner import BatchRunner
 from actors.config import ComputeDtype, RerankerConfig, RerankerKind
 from actors.errors import EncodeError, ModelError
-from actors.micro_batches import TokenRows
-from actors.packing import pack
-from actors.rerank.checkpoint import RerankerFiles, resolve_reranker
-from actors.rerank.pair_tokens import PairShape, PairTokens
-from actors.rerank.pairs import Pair, PairTokenizer, PromptedPairs, load_pair_tokenizer
-from actors.rerank.scorers import PairModel, Spans, encoder_scorer, layers_scorer, llm_scorer
+from actors.models.reranker_files import RerankerFiles, resolve_reranker
+from actors.network.backbone import TORCH_DTYPES, resolve_device, resolve_dtype
+from actors.network.batch_runner import BatchRunner
+from actors.network.micro_batches import TokenRows
+from actors.network.packing import pack
+from actors.network.pair_scores import PairModel, Spans, encoder_scorer, layers_scorer, llm_scorer
+from actors.tokens.pair_tokens import PairShape, PairTokens
+from actors.tokens.pairs import Pair, PairTokenizer, PromptedPairs, load_pair_tokenizer
 
 __all__ = ["Reranker", "RerankerConfig", "RerankerInfo", "load_reranker", "logistic"]
 

@@ -25,6 +25,7 @@ from actors.vectors import Column, SparseVectors, TokenVectors
 if TYPE_CHECKING:
     import torch
 
+
 Weights: TypeAlias = tuple[float, float, float]
 _Scores = TypeVar("_Scores", np.ndarray, "torch.Tensor")
 
@@ -119,13 +120,13 @@ def pair_scores(
 
 
 def _matrix(output: Output, queries: Column, passages: Column) -> np.ndarray:
-    from actors.search.scored_rows import score_matrix  # late: torch
+    from actors.search.rows import score_matrix  # late: torch
 
     return score_matrix(output, queries, passages)
 
 
 def _pairs(output: Output, queries: Column, passages: Column) -> np.ndarray:
-    from actors.search.scored_rows import ROW_PAIRS  # late: torch
+    from actors.search.rows import ROW_PAIRS  # late: torch
 
     if len(queries) != len(passages):
         raise ValueError(

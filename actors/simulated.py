@@ -17,8 +17,8 @@ import pyarrow as pa
 from actors.config import ModelConfig, Output
 from actors.encoded import EncodedBatch, EncoderInfo
 from actors.fingerprint import fingerprint, space_parts
-from actors.micro_batches import micro_batches
-from actors.model_files import ModelFiles, resolve_model
+from actors.models.files import ModelFiles, resolve_model
+from actors.network.micro_batches import micro_batches
 from actors.vectors import fixed_size_lists, sparse_column, token_column
 
 _BATCH_TOKENS = 16_384  # as on a GPU
@@ -145,6 +145,8 @@ def load_simulated(config: ModelConfig) -> SimulatedEncoder:
 
 
 def _colbert_dim(files: ModelFiles, hidden: int) -> int:
-    from actors.heads import load_head  # late: torch is what this module is meant to do without
+    from actors.network.heads import (
+        load_head,  # late: torch is what this module is meant to do without
+    )
 
     return load_head(files.heads["colbert"], hidden, out_features=None).out_features

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from actors.errors import ModelError
-from actors.tokenizer_files import load_tokenizer
+from actors.tokens.tokenizer_files import load_tokenizer
 from actors.vectors import Column, SparseVectors
 
 

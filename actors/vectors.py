@@ -16,7 +16,8 @@ import pyarrow as pa
 from actors.errors import EncodeError
 
 if TYPE_CHECKING:
-    from actors.heads import Vectors
+    from actors.network.heads import Vectors
+
 
 Column: TypeAlias = Any  # pa.Array | pa.ChunkedArray: pyarrow has no types
 

@@ -14,8 +14,8 @@ import psutil
 import pyarrow as pa
 
 from actors.config import ModelConfig
-from pipelines.config_pairs import RunConfig
-from pipelines.slices import Slice, SliceReader
+from pipelines.config import RunConfig
+from pipelines.passages.slices import Slice, SliceReader
 from pipelines.source import Source
 
 

@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from actors.tokenizer import TextTokenizer
+from actors.tokens.tokenizer import TextTokenizer
 from benchmarks.encode_worker import Load, request_of
 from benchmarks.measure import Transformer
 from benchmarks.options import some_of

@@ -14,12 +14,11 @@ import pyarrow.parquet as pq
 from benchmarks import bare
 from benchmarks.reindex import Corpus
 from benchmarks.wide_model import make_wide_model
-from pipelines.config import load_config
-from pipelines.config_pairs import RunConfig
-from pipelines.done_records import read_done
+from pipelines.config import RunConfig, load_config
 from pipelines.embed_corpus import embed_corpus
-from pipelines.run_numbers import utilisation
-from pipelines.storage import open_store
+from pipelines.plan.plan import read_done
+from pipelines.reports.run_numbers import utilisation
+from pipelines.store import open_store
 
 _ROOT = Path(__file__).parent.parent
 

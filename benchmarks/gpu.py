@@ -35,7 +35,7 @@ import torch
 
 from actors.config import ModelConfig
 from actors.encoder import Encoder, load_encoder
-from actors.tokenizer import TextTokenizer
+from actors.tokens.tokenizer import TextTokenizer
 from benchmarks.measure import Transformer, matmul_rate, peak_memory, timed
 from benchmarks.options import some_of
 from benchmarks.padded import Padded

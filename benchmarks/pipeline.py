@@ -29,7 +29,7 @@ from typing import Any
 
 from benchmarks.end_to_end import Bench, Row
 from benchmarks.facts import read_result, write_result
-from pipelines.cluster import ray_session
+from pipelines.cluster.ray_cluster import ray_session
 
 _ROOT = Path(__file__).parent.parent
 _ARTICLES = _ROOT / "conf/data/simplewiki-1200.parquet"

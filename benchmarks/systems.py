@@ -29,7 +29,7 @@ def naive() -> Any:
     from pydantic import BaseModel
     from sentence_transformers import SentenceTransformer
 
-    from actors.model_location import locate
+    from actors.models.location import locate
 
     class Texts(BaseModel):
         texts: list[str]

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from actors.config import ModelConfig
-from actors.model_files import COLBERT_HEAD, SPARSE_HEAD, resolve_model
+from actors.models.files import COLBERT_HEAD, SPARSE_HEAD, resolve_model
 
 DIM = 1024
 

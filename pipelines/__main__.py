@@ -28,7 +28,7 @@ COMMANDS = {
     "publish": ("pipelines.publish_generation", "Make a generation live, or roll back to one."),
     "check-endpoint": ("pipelines.check_endpoint", "Check the configuration of an endpoint."),
     "models": ("pipelines.models", "List the models that are known."),
-    "config": ("pipelines.config_main", "Print every configuration key with its meaning."),
+    "config": ("pipelines.config.__main__", "Print every configuration key with its meaning."),
 }
 """Name -> (module, what it does in one line). Each module has its own Typer application, `app`."""
 

@@ -15,14 +15,13 @@ import typer
 import yaml
 
 from actors.errors import ConfigError
-from actors.model_files import resolve_model
-from actors.rerank.checkpoint import resolve_reranker
-from pipelines.cli import StackTraces, exit_with_one_line, log_to_stderr, new_app
+from actors.models.files import resolve_model
+from actors.models.reranker_files import resolve_reranker
 from pipelines.endpoint.config import EndpointConfig, parse_endpoint_config
 from pipelines.endpoint.guard import read_keys
-from pipelines.endpoint.space import model_to_load, searched_index, space_of
-from pipelines.search.memory import needed
-from pipelines.space import check_same_space
+from pipelines.search.shards import needed
+from pipelines.search.space import check_same_space, model_to_load, searched_index, space_of
+from pipelines.terminal.cli import StackTraces, exit_with_one_line, log_to_stderr, new_app
 
 IMPORT_PATH = "pipelines.endpoint.deployment:build"
 

@@ -16,13 +16,13 @@ import typer
 
 from actors.errors import IndexStateError
 from actors.fingerprint import fingerprint
-from pipelines.cli import IndexUri, exit_with_one_line, new_app
-from pipelines.compaction import Limits, LiveView, Outputs, in_numbers, reasons
-from pipelines.compaction_run import refuse_unfinished, write_compacted
-from pipelines.generations import committed_by, publications, publish
-from pipelines.lease import hold_lease
-from pipelines.records import Manifest
-from pipelines.storage import Store, open_store
+from pipelines.index.generations import committed_by, publications, publish
+from pipelines.index.lease import hold_lease
+from pipelines.index.records import Manifest
+from pipelines.maintain.compact_run import refuse_unfinished, write_compacted
+from pipelines.maintain.compaction import Limits, LiveView, Outputs, in_numbers, reasons
+from pipelines.store.store import Store, open_store
+from pipelines.terminal.cli import IndexUri, exit_with_one_line, new_app
 
 _DEFAULT = Limits()
 

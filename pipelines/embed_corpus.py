@@ -13,23 +13,17 @@ from typing import Annotated
 
 import typer
 
-from pipelines import cli
-from pipelines.cli import (
-    ask_on_terminal,
-    exit_with_one_line,
-    log_to_stderr,
-    silent,
-)
-from pipelines.config import load_config
-from pipelines.config_pairs import RunConfig
-from pipelines.context import RunContext
-from pipelines.dry_run import dry_run
-from pipelines.engine import Engine
-from pipelines.permit import Permit
-from pipelines.progress import Progress
-from pipelines.records import Manifest
-from pipelines.run import run_next
-from pipelines.tasks import next_embed_task
+from pipelines.config.loading import load_config
+from pipelines.config.run import RunConfig
+from pipelines.estimate.confirm import Permit, dry_run
+from pipelines.index.records import Manifest
+from pipelines.run.context import RunContext
+from pipelines.run.engine import Engine
+from pipelines.run.runner import run_next
+from pipelines.run.tasks import next_embed_task
+from pipelines.terminal import cli
+from pipelines.terminal.cli import ask_on_terminal, exit_with_one_line, log_to_stderr, silent
+from pipelines.terminal.progress import Progress
 
 
 def embed_corpus(

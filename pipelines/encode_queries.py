@@ -23,13 +23,20 @@ import typer
 
 from actors.encoder import Encoder, load_encoder
 from actors.errors import ConfigError, EncodeError, SourceError, StorageError
-from pipelines.cli import Overrides, StackTraces, exit_with_one_line, log_to_stderr, new_app
-from pipelines.config import load_config
-from pipelines.config_pairs import RunConfig
-from pipelines.config_sections import SourceConfig
-from pipelines.formats.registry import FORMATS
-from pipelines.output import PartWriter, stored_rows
-from pipelines.source import Source, Unit
+from pipelines.config.loading import load_config
+from pipelines.config.run import RunConfig
+from pipelines.config.sections import SourceConfig
+from pipelines.index.parts import PartWriter, stored_rows
+from pipelines.source.formats.registry import FORMATS
+from pipelines.source.source import Source
+from pipelines.source.units import Unit
+from pipelines.terminal.cli import (
+    Overrides,
+    StackTraces,
+    exit_with_one_line,
+    log_to_stderr,
+    new_app,
+)
 
 QUERY_SCHEMA = pa.schema(
     {

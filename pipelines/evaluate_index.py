@@ -17,9 +17,8 @@ from rich.console import Console
 
 from actors.config import RerankerConfig
 from actors.errors import SourceError, StorageError
-from pipelines import cli
-from pipelines.config import load_config
-from pipelines.config_pairs import RunConfig
+from pipelines.config.loading import load_config
+from pipelines.config.run import RunConfig
 from pipelines.embed_corpus import embed_corpus
 from pipelines.evaluation.dataset import read_judged
 from pipelines.evaluation.evaluate import (
@@ -32,21 +31,17 @@ from pipelines.evaluation.evaluate import (
     texts_of,
 )
 from pipelines.evaluation.ranking import SecondStage
-from pipelines.evaluation.report_html import Documents, documents_shown, evaluation_page
-from pipelines.evaluation.results import (
-    comparison_table,
-    read_evaluation,
-    table,
-    unknown_said,
-)
-from pipelines.evaluation.trec_runs import read_against, with_runs, write_run
-from pipelines.generations import live_generation
-from pipelines.index import Index, open_index
-from pipelines.local_files import local_disk
-from pipelines.progress import Progress
-from pipelines.search.reranking import check_can_rerank
+from pipelines.evaluation.report import Documents, documents_shown, evaluation_page
+from pipelines.evaluation.results import comparison_table, read_evaluation, table, unknown_said
+from pipelines.evaluation.runs import read_against, with_runs, write_run
+from pipelines.index.generations import live_generation
+from pipelines.index.reader import Index, open_index
+from pipelines.search.answers import check_can_rerank
 from pipelines.search_index import DEFAULT_RERANK_TOP
-from pipelines.storage import open_store
+from pipelines.store.files import local_disk
+from pipelines.store.store import open_store
+from pipelines.terminal import cli
+from pipelines.terminal.progress import Progress
 
 
 def evaluate_index(

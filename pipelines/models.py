@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from actors.errors import ModelError
-from actors.registry import (
+from actors.models.registry import (
     MODELS,
     RERANKERS,
     KnownModel,
@@ -24,7 +24,7 @@ from actors.registry import (
     record_of,
     reranker_record,
 )
-from pipelines.cli import exit_with_one_line, new_app
+from pipelines.terminal.cli import exit_with_one_line, new_app
 
 
 def table() -> Iterator[str]:

@@ -17,18 +17,18 @@ import pyarrow as pa
 import typer
 
 from actors.errors import IndexStateError, StorageError
-from pipelines.cli import IndexUri, exit_with_one_line, new_app
-from pipelines.generations import (
+from pipelines.index.generations import (
     committed_generations,
     publications,
     publish_next,
     read_chain,
     read_manifest,
 )
-from pipelines.index import Index
-from pipelines.records import Manifest
-from pipelines.run_report import read_report
-from pipelines.storage import Store, open_store
+from pipelines.index.reader import Index
+from pipelines.index.records import Manifest
+from pipelines.reports.run_report import read_report
+from pipelines.store.store import Store, open_store
+from pipelines.terminal.cli import IndexUri, exit_with_one_line, new_app
 
 
 @dataclass(frozen=True)

@@ -16,30 +16,25 @@ from typing import Annotated
 import typer
 
 from actors.errors import ConfigError
-from actors.model_files import resolve_model
-from pipelines import cli
-from pipelines.cli import (
-    ask_on_terminal,
-    exit_with_one_line,
-    log_to_stderr,
-    silent,
-)
-from pipelines.config import load_config
-from pipelines.config_pairs import RunConfig
-from pipelines.context import RunContext
+from actors.models.files import resolve_model
+from pipelines.config.loading import load_config
+from pipelines.config.run import RunConfig
 from pipelines.embed_corpus import embed_corpus
-from pipelines.engine import Engine
-from pipelines.estimate import estimate_run
-from pipelines.estimate_text import in_short
-from pipelines.generations import read_manifest
-from pipelines.inventory import plan_of
-from pipelines.permit import Permit
-from pipelines.progress import Progress
-from pipelines.records import Manifest
-from pipelines.request import differences
-from pipelines.run import run_next
-from pipelines.speed import recall_speed
-from pipelines.tasks import describe_reindex, live_number, next_reindex_task
+from pipelines.estimate.confirm import Permit
+from pipelines.estimate.estimate import estimate_run
+from pipelines.estimate.speed import recall_speed
+from pipelines.index.generations import read_manifest
+from pipelines.index.records import Manifest
+from pipelines.plan.inventory import plan_of
+from pipelines.plan.request import differences
+from pipelines.run.context import RunContext
+from pipelines.run.engine import Engine
+from pipelines.run.runner import run_next
+from pipelines.run.tasks import describe_reindex, live_number, next_reindex_task
+from pipelines.terminal import cli
+from pipelines.terminal.cli import ask_on_terminal, exit_with_one_line, log_to_stderr, silent
+from pipelines.terminal.progress import Progress
+from pipelines.terminal.text import in_short
 
 
 def reindex(

@@ -14,14 +14,14 @@ from typing import Annotated
 
 import typer
 
-from pipelines import cli
-from pipelines.config import parse_as, read_yaml
-from pipelines.config_pairs import PairsConfig
-from pipelines.context import RunContext
-from pipelines.progress import Progress
-from pipelines.records import Manifest
-from pipelines.run import run_next
-from pipelines.tasks import next_embed_task
+from pipelines.config.loading import parse_as, read_yaml
+from pipelines.config.run import PairsConfig
+from pipelines.index.records import Manifest
+from pipelines.run.context import RunContext
+from pipelines.run.runner import run_next
+from pipelines.run.tasks import next_embed_task
+from pipelines.terminal import cli
+from pipelines.terminal.progress import Progress
 
 
 def rerank_pairs(

@@ -20,18 +20,16 @@ from rich.console import Console
 from actors.config import RerankerConfig
 from actors.errors import ConfigError
 from actors.search.fusion import Level
-from pipelines import cli
-from pipelines.config import override
-from pipelines.config_pairs import RunConfig
-from pipelines.config_sections import Mode
-from pipelines.index import Index, open_index
-from pipelines.search.answer_text import answers_text
-from pipelines.search.answers import Hit, find
+from pipelines.config.loading import override
+from pipelines.config.run import RunConfig
+from pipelines.config.sections import Mode
+from pipelines.index.reader import Index, open_index
+from pipelines.search.answers import Hit, answers_text, check_can_rerank, find, rerank
 from pipelines.search.opening import open_searcher
-from pipelines.search.reranking import check_can_rerank, rerank
 from pipelines.search.searcher import outputs_for
+from pipelines.search.space import check_same_space, read_space
 from pipelines.show_index import in_short
-from pipelines.space import check_same_space, read_space
+from pipelines.terminal import cli
 
 DEFAULT_TOP = 10
 DEFAULT_RERANK_TOP = 100

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.encoded import SCORE
-from pipelines.cli import Generation, IndexUri, exit_with_one_line, new_app
-from pipelines.generations import live_generation
-from pipelines.index import Index, open_index
-from pipelines.output import COMPUTED_COLUMNS
+from pipelines.index.generations import live_generation
+from pipelines.index.parts import COMPUTED_COLUMNS
+from pipelines.index.reader import Index, open_index
+from pipelines.terminal.cli import Generation, IndexUri, exit_with_one_line, new_app
 
 _SHOWN = ("passage_id", "text", "n_tokens", *COMPUTED_COLUMNS)
 _OTHERS_WIDTH = 70  # columns a terminal needs for everything but the text

@@ -15,13 +15,19 @@ from typing import Annotated
 import typer
 
 from actors.errors import IndexStateError
-from pipelines.cli import IndexUri, exit_with_one_line, new_app
-from pipelines.garbage import KEEP_ALL, MANIFESTS, Garbage, find_garbage, known_of
-from pipelines.generations import live_generation
-from pipelines.lease import Lease, hold_lease
-from pipelines.retention import Retention
-from pipelines.storage import Store, open_store
-from pipelines.stored_files import StoredFile
+from pipelines.index.generations import live_generation
+from pipelines.index.lease import Lease, hold_lease
+from pipelines.maintain.garbage import (
+    KEEP_ALL,
+    MANIFESTS,
+    Garbage,
+    Retention,
+    find_garbage,
+    known_of,
+)
+from pipelines.store.files import StoredFile
+from pipelines.store.store import Store, open_store
+from pipelines.terminal.cli import IndexUri, exit_with_one_line, new_app
 
 _BATCH = 1000
 

@@ -16,11 +16,11 @@ import pyarrow.compute as pc
 import typer
 
 from actors.errors import StorageError
-from pipelines.cli import IndexUri, exit_with_one_line, new_app
-from pipelines.committed import Generation, Problems, chain_of, one_line, read_committed
-from pipelines.records import FileRecord
-from pipelines.storage import Store, open_store
-from pipelines.verify_deep import check_deep
+from pipelines.index.records import FileRecord
+from pipelines.maintain.audit import Generation, Problems, chain_of, one_line, read_committed
+from pipelines.maintain.verify import check_deep
+from pipelines.store.store import Store, open_store
+from pipelines.terminal.cli import IndexUri, exit_with_one_line, new_app
 
 _THREADS = 32
 

@@ -26,11 +26,11 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from pipelines.done_records import read_done
+from pipelines.encode.crash_journal import read_journal
 from pipelines.index import open_index
-from pipelines.last_words import read_journal
-from pipelines.layout import slice_name
-from pipelines.storage import open_store
+from pipelines.index.layout import slice_name
+from pipelines.plan.plan import read_done
+from pipelines.store import open_store
 from pipelines.verify_index import verify
 
 ROOT = Path(__file__).parent.parent

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from chaos import ROOT, SETTINGS, Chaos, largest_difference, rows_of
 
 from pipelines.index import open_index
-from pipelines.storage import open_store
+from pipelines.store import open_store
 from pipelines.verify_index import verify
 
 ARTICLES = ROOT / "conf/data/simplewiki-1200.parquet"

@@ -24,14 +24,15 @@ import ray.cloudpickle
 from conftest import config_for
 from ray.cluster_utils import Cluster
 
-from pipelines import data_path, watch
-from pipelines.config_pairs import RunConfig
-from pipelines.config_sections import RayConfig
-from pipelines.done_records import read_done
+from pipelines.cluster import watch
+from pipelines.config import RunConfig
+from pipelines.config.sections import RayConfig
 from pipelines.embed_corpus import embed_corpus
-from pipelines.encode_slices import SliceEncoder
-from pipelines.slices import Slice
-from pipelines.storage import open_store
+from pipelines.encode.slice_encoder import SliceEncoder
+from pipelines.passages.slices import Slice
+from pipelines.plan.plan import read_done
+from pipelines.run import on_ray as data_path
+from pipelines.store import open_store
 
 MIB = 1 << 20
 NODE = {"num_cpus": 2, "num_gpus": 1, "object_store_memory": 100 * MIB}

@@ -19,8 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from s3_server import s3_bucket, s3_endpoint
 
-from pipelines.config import parse_config
-from pipelines.config_pairs import RunConfig
+from pipelines.config import RunConfig, parse_config
 
 __all__ = ["config_for", "s3_bucket", "s3_endpoint"]
 
@@ -59,7 +58,7 @@ def without_ray() -> Iterator[None]:
 def _empty_pages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """report.html takes 0.3 s to draw, and runs in tests are many: few ask for `pages`."""
     if "pages" not in request.fixturenames:
-        monkeypatch.setattr("pipelines.run_report.run_page", lambda _: "")
+        monkeypatch.setattr("pipelines.reports.run_report.run_page", lambda _: "")
 
 
 @pytest.fixture

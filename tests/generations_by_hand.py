@@ -12,12 +12,26 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.generations import publish
-from pipelines.layout import generation_path, manifest_path, new_nonce, plan_path, slice_name
-from pipelines.output import ColbertStorage, PartWriter, describe_file, stored_rows, write_table
-from pipelines.records import Counts, FileRecord, Manifest, ModelRecord, Plan, TableRecord, Tables
-from pipelines.schemas import DELETIONS_SCHEMA, FILES_SCHEMA, LEDGER_SCHEMA, PASSAGE_SCHEMA
-from pipelines.storage import Store
+from pipelines.index.generations import publish
+from pipelines.index.layout import generation_path, manifest_path, new_nonce, plan_path, slice_name
+from pipelines.index.parts import (
+    ColbertStorage,
+    PartWriter,
+    describe_file,
+    stored_rows,
+    write_table,
+)
+from pipelines.index.records import (
+    Counts,
+    FileRecord,
+    Manifest,
+    ModelRecord,
+    Plan,
+    TableRecord,
+    Tables,
+)
+from pipelines.index.schemas import DELETIONS_SCHEMA, FILES_SCHEMA, LEDGER_SCHEMA, PASSAGE_SCHEMA
+from pipelines.store import Store
 
 DIM = 4
 Doc = tuple[str, ...]

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from pipelines.in_process import InProcessEngine
+from pipelines.run.in_process import InProcessEngine
 
 
 def without_ray(monkeypatch: Any) -> None:
     """Let runs of this test stay in this process."""
-    monkeypatch.setattr("pipelines.context.engine_of", lambda _: InProcessEngine())
+    monkeypatch.setattr("pipelines.run.context.engine_of", lambda _: InProcessEngine())
 
 
 @contextmanager

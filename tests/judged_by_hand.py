@@ -9,7 +9,7 @@ from generations_by_hand import History
 
 from pipelines.evaluation.dataset import JudgedQueries
 from pipelines.evaluation.results import DatasetFacts, Evaluation, IndexFacts, evaluate_modes
-from pipelines.storage import open_store
+from pipelines.store import open_store
 
 QRELS = {f"q{i}": {f"d{i}": 1} for i in range(8)} | {"ü": {"d0": 2, "d9": 1}}
 GOOD = {query: dict.fromkeys(judged, 1.0) for query, judged in QRELS.items()}

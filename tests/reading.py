@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from actors.errors import UnreadableUnitError
-from pipelines.config_sections import SourceConfig
+from pipelines.config.sections import SourceConfig
 from pipelines.source import Source
 
 COMPRESS = {

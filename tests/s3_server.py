@@ -17,7 +17,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from pipelines.storage import Store
+from pipelines.store import Store
 
 KEY, SECRET, REGION = "testing", "testing", "us-east-1"
 

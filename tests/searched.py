@@ -10,7 +10,7 @@ from small_index import History
 
 from actors.config import OUTPUTS, Output
 from actors.encoder import Encoder, load_encoder
-from pipelines.config_sections import SearchConfig
+from pipelines.config.sections import SearchConfig
 from pipelines.index import Index
 from pipelines.search.opening import request
 from pipelines.search.searcher import Searcher, ShardCalls

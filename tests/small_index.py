@@ -19,16 +19,16 @@ from conftest import config_for
 
 from actors.encoded import EncodedBatch
 from actors.encoder import load_encoder
-from pipelines.cli import silent
-from pipelines.context import RunContext
-from pipelines.generations import live_generation
-from pipelines.in_process import InProcessEngine
 from pipelines.index import Index, open_index
-from pipelines.progress import Progress
-from pipelines.records import Manifest
-from pipelines.run import run_next
-from pipelines.storage import open_store
-from pipelines.tasks import Task, next_embed_task, next_reindex_task
+from pipelines.index.generations import live_generation
+from pipelines.index.records import Manifest
+from pipelines.run.context import RunContext
+from pipelines.run.in_process import InProcessEngine
+from pipelines.run.runner import run_next
+from pipelines.run.tasks import Task, next_embed_task, next_reindex_task
+from pipelines.store import open_store
+from pipelines.terminal.cli import silent
+from pipelines.terminal.progress import Progress
 
 POISON = "qqqq"
 EXACT = {"name": "builtin:tiny-m3", "max_length": 128, "dtype": "float32", "device": "cpu"}

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from actors.encoded import EncodedBatch
-from pipelines.ahead import EncoderQueue, Spent
+from pipelines.encode.overlap import EncoderQueue, Spent
 
 BATCH_BYTES = 8_000
 

@@ -20,7 +20,7 @@ import pytest
 from conftest import config_for
 from in_process import ray_left_out
 
-from pipelines.config_pairs import RunConfig
+from pipelines.config import RunConfig
 from pipelines.embed_corpus import embed_corpus
 from pipelines.index import open_index
 

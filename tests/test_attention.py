@@ -13,9 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors import attention
-from actors.capped_attention import AttentionRule
-from actors.packing import PackedBatch, pack
+from actors.network import attention
+from actors.network.capped_attention import AttentionRule
+from actors.network.packing import PackedBatch, pack
 
 HEADS, HEAD_DIM = 3, 8
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=8)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from actors import attention
-from actors.backbone import TORCH_DTYPES, load_backbone, resolve_device, resolve_dtype
 from actors.config import ModelConfig
 from actors.errors import ModelError
-from actors.model_files import ModelFiles, resolve_model
+from actors.models.files import ModelFiles, resolve_model
+from actors.network import attention
+from actors.network.backbone import TORCH_DTYPES, load_backbone, resolve_device, resolve_dtype
 
 BERT = Path(__file__).parent / "data" / "oracle" / "models" / "bge-small-en-v1.5"
 CPU = torch.device("cpu")

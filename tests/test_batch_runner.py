@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from actors import batch_runner
-from actors.batch_runner import SingleThreads, keep_freed_blocks
+from actors.network import batch_runner
+from actors.network.batch_runner import SingleThreads, keep_freed_blocks
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from actors.batching import Batcher, ForwardStats
 from actors.encoded import EncodedBatch
 from actors.errors import EncodeError, ModelError
-from actors.packing import PackedBatch
+from actors.network.packing import PackedBatch
 from actors.text_vectors import TextVectors
 
 BUDGET = 64

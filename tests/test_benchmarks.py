@@ -17,8 +17,8 @@ from conftest import ROOT
 
 from actors.config import ModelConfig
 from actors.encoder import load_encoder
-from actors.model_location import locate
-from actors.tokenizer import TextTokenizer
+from actors.models.location import locate
+from actors.tokens.tokenizer import TextTokenizer
 from benchmarks import gpu
 from benchmarks.encode_worker import Probe
 from benchmarks.measure import Transformer, matmul_rate

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors import attention, capped_attention
-from actors.capped_attention import AttentionRule, attend_flex
-from actors.packing import PackedBatch, pack
+from actors.network import attention, capped_attention
+from actors.network.capped_attention import AttentionRule, attend_flex
+from actors.network.packing import PackedBatch, pack
 
 HEADS, HEAD_DIM = 4, 8
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=6)

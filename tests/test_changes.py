@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from actors.errors import IndexStateError
-from pipelines.changes import Changes
-from pipelines.generations import publish
 from pipelines.index import open_index
-from pipelines.layout import manifest_path
-from pipelines.storage import Store, open_store
+from pipelines.index.changes import Changes
+from pipelines.index.generations import publish
+from pipelines.index.layout import manifest_path
+from pipelines.store import Store, open_store
 from pipelines.verify_index import verify
 
 A: Doc = ("Ants", "a0", "a1", "a2")

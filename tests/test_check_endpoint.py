@@ -16,12 +16,11 @@ from typer.testing import CliRunner
 from actors.config import ModelConfig
 from actors.errors import IndexStateError
 from pipelines.check_endpoint import IMPORT_PATH, app
-from pipelines.config_sections import ServedIndex
+from pipelines.config.sections import ServedIndex
 from pipelines.embed_corpus import embed_corpus
 from pipelines.endpoint.config import parse_endpoint_config
-from pipelines.endpoint.space import model_to_load, space_of
 from pipelines.index import open_index
-from pipelines.space import check_same_space
+from pipelines.search.space import check_same_space, model_to_load, space_of
 
 MODEL = {"name": "builtin:tiny-m3", "max_length": 128}
 

@@ -15,11 +15,11 @@ from tokenizers.models import Unigram
 from tokenizers.pre_tokenizers import Metaspace
 
 from actors.errors import ConfigError
-from actors.prompts import Prompt
-from actors.tiny_model import ensure_tiny_m3
-from actors.tokenizer import TextTokenizer, encoder_input
-from pipelines.chunking import Chunker, Passages
-from pipelines.config_sections import ChunkConfig
+from actors.models.prompts import Prompt
+from actors.models.tiny import ensure_tiny_m3
+from actors.tokens.tokenizer import TextTokenizer, encoder_input
+from pipelines.config.sections import ChunkConfig
+from pipelines.passages.chunker import Chunker, Passages
 
 MAX_LENGTH = 64
 BARE = Tokenizer.from_file(str(ensure_tiny_m3() / "tokenizer.json"))

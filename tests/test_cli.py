@@ -27,8 +27,8 @@ from actors.errors import (
     SourceError,
     StorageError,
 )
-from pipelines.cli import Log, exit_with_one_line, find_cause, log_to_stderr, silent
 from pipelines.embed_corpus import app
+from pipelines.terminal.cli import Log, exit_with_one_line, find_cause, log_to_stderr, silent
 
 
 def run(error, capsys, **options):
@@ -177,7 +177,7 @@ def test_log_text_is_printed_as_it_is_however_narrow_the_terminal(capfd):
 
 def test_log_says_the_projects_own_warnings_in_its_format(capfd):
     with log_to_stderr("json") as log:
-        logging.getLogger("pipelines.lease").warning("waiting for %s", "a beat")
+        logging.getLogger("pipelines.index.lease").warning("waiting for %s", "a beat")
         assert not log.console.is_interactive
     record = json.loads(capfd.readouterr().err)
     assert (record["event"], record["message"]) == ("warning", "waiting for a beat")

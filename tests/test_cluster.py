@@ -8,9 +8,9 @@ import pytest
 import ray
 
 from actors.errors import ConfigError, StorageError
-from pipelines.cluster import Pool, has_room, pool_for, ray_session, refuse_local_index
-from pipelines.config_sections import RayConfig
-from pipelines.storage import open_store
+from pipelines.cluster.ray_cluster import Pool, has_room, pool_for, ray_session, refuse_local_index
+from pipelines.config.sections import RayConfig
+from pipelines.store import open_store
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

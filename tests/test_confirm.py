@@ -10,7 +10,7 @@ import pytest
 from test_estimate import corpus_of, estimate_of, planned, rows
 
 from actors.errors import ConfigError
-from pipelines.confirm import confirm, could_exceed
+from pipelines.estimate.confirm import confirm, could_exceed
 
 __all__ = ["rows"]
 

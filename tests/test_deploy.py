@@ -16,9 +16,8 @@ import yaml
 from ray.dashboard.modules.job.cli import submit as ray_job_submit
 
 from pipelines import embed_corpus, reindex, show_index
-from pipelines.cluster import pool_for
-from pipelines.config import load_config, parse_config
-from pipelines.config_pairs import RunConfig
+from pipelines.cluster.ray_cluster import pool_for
+from pipelines.config import RunConfig, load_config, parse_config
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "conf/deploy"

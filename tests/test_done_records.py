@@ -6,10 +6,10 @@ import pytest
 from s3_server import s3_bucket, s3_server  # noqa: F401
 from test_plan import done_of, unit_with
 
-from pipelines import done_records
-from pipelines.done_records import DoneRecords, read_done
-from pipelines.layout import digests_folder, done_folder, done_path, unreadable_path
-from pipelines.storage import Store, open_store
+from pipelines.index.layout import digests_folder, done_folder, done_path, unreadable_path
+from pipelines.plan import plan as done_records
+from pipelines.plan.plan import DoneRecords, read_done
+from pipelines.store import Store, open_store
 
 UNITS = [unit_with(3000, number) for number in range(4)]
 RECORDS = [done_of(unit, first, 1000) for unit in UNITS for first in (0, 1000, 2000)]

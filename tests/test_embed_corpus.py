@@ -33,23 +33,22 @@ from test_metrics import scraped, values
 
 from actors.encoder import load_encoder
 from actors.errors import EmbedError, IndexStateError, SourceChangedError
-from actors.model_files import resolve_model
-from pipelines import run as module
-from pipelines.cli import Log
-from pipelines.cluster import pool_for
-from pipelines.data_path import receipts
-from pipelines.done_records import read_done
+from actors.models.files import resolve_model
+from pipelines.cluster.ray_cluster import pool_for
 from pipelines.embed_corpus import embed_corpus
 from pipelines.index import open_index
-from pipelines.layout import publication_path
-from pipelines.lease import hold_lease
-from pipelines.plan import Run, plan_run, todo_table
-from pipelines.progress import Progress
-from pipelines.records import Done, Manifest
-from pipelines.request import Request
+from pipelines.index.layout import publication_path
+from pipelines.index.lease import hold_lease
+from pipelines.index.records import Done, Manifest
+from pipelines.plan.plan import Run, plan_run, read_done, todo_table
+from pipelines.plan.request import Request
+from pipelines.run import runner as module
+from pipelines.run.on_ray import receipts
+from pipelines.run.tasks import Task
 from pipelines.source import Source
-from pipelines.storage import Store, open_store
-from pipelines.tasks import Task
+from pipelines.store import Store, open_store
+from pipelines.terminal.cli import Log
+from pipelines.terminal.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -20,7 +20,7 @@ from conftest import ROOT
 from typer.testing import CliRunner
 
 from actors.encoder import Encoder, load_encoder
-from actors.forward import Forward
+from actors.network.forward import Forward
 from pipelines import encode_queries as module
 from pipelines.config import load_config
 from pipelines.encode_queries import app

@@ -17,20 +17,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from actors import forward
 from actors.encoder import load_encoder
 from actors.errors import DeviceError, ModelError
-from actors.model_files import resolve_model
-from pipelines.done_records import read_done
-from pipelines.encode_slices import SliceEncoder
-from pipelines.layout import done_path
-from pipelines.output import VECTOR_COLUMNS
-from pipelines.records import Done
-from pipelines.request import Request
-from pipelines.schemas import LEDGER_SCHEMA, REJECTS_SCHEMA
-from pipelines.slices import SliceReader
+from actors.models.files import resolve_model
+from actors.network import forward
+from pipelines.encode.slice_encoder import SliceEncoder
+from pipelines.index.layout import done_path
+from pipelines.index.parts import VECTOR_COLUMNS
+from pipelines.index.records import Done
+from pipelines.index.schemas import LEDGER_SCHEMA, REJECTS_SCHEMA
+from pipelines.passages.slices import SliceReader
+from pipelines.plan.plan import read_done
+from pipelines.plan.request import Request
 from pipelines.source import Source
-from pipelines.storage import open_store
+from pipelines.store import open_store
 
 RUN = "0123456789abcdef"
 EXACT = {"name": "builtin:tiny-m3", "max_length": 128, "dtype": "float32", "device": "cpu"}

@@ -21,9 +21,9 @@ from actors.config import OUTPUTS, ModelConfig
 from actors.encoded import EncodedBatch
 from actors.encoder import Encoder, load_encoder
 from actors.errors import DeviceError, EncodeError, ModelError
-from actors.packed_bert import PackedBert
-from actors.packing import PackedBatch
-from actors.tokenizer import TextTokenizer
+from actors.network.packed_bert import PackedBert
+from actors.network.packing import PackedBatch
+from actors.tokens.tokenizer import TextTokenizer
 
 MODELS = Path(__file__).parent / "data" / "oracle" / "models"
 M3 = str(MODELS / "bge-m3")

@@ -17,8 +17,8 @@ import pytest
 from endpoint import OUTPUTS, Client, endpoint, tiny_encoder
 
 from actors.scoring import pair_scores
-from actors.tokenizer import encoder_input
-from pipelines.endpoint.answers import ARROW, TRUNCATED_HEADER
+from actors.tokens.tokenizer import encoder_input
+from pipelines.endpoint.route_parts import ARROW, TRUNCATED_HEADER
 from pipelines.endpoint.texts import Text
 
 TEXTS = ["what is ray", "an engine for many machines"]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.text_vectors import TextVectors
-from pipelines.endpoint.cache import VectorCache
+from pipelines.endpoint.service import VectorCache
 
 
 def vectors(value: float, dim: int = 8) -> TextVectors:

@@ -11,7 +11,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from actors.config import RerankerConfig
 from actors.errors import ConfigError
-from pipelines.config_docs import entries, markdown
+from pipelines.config.docs import entries, markdown
 from pipelines.endpoint.config import _INTRO, EndpointConfig, parse_endpoint_config
 
 MODEL = {"name": "m"}

@@ -17,10 +17,10 @@ from endpoint import RERANKER, Client, endpoint, tiny_encoder, tiny_reranker
 from actors.config import RerankerConfig
 from actors.errors import ModelError
 from actors.reranker import load_reranker, logistic
-from pipelines.endpoint.answers import TRUNCATED_HEADER
 from pipelines.endpoint.config import parse_endpoint_config
 from pipelines.endpoint.metrics import EndpointMetrics
 from pipelines.endpoint.rerank_service import RerankService
+from pipelines.endpoint.route_parts import TRUNCATED_HEADER
 
 QUERY = "what is ray"
 TEXTS = ["a flat fish", "an engine for many machines", "", "Ray is a distributed engine.", "你好"]

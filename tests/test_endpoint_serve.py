@@ -42,7 +42,7 @@ from schemathesis.specs.openapi.checks import (
 
 from actors.encoder import load_encoder
 from actors.errors import ConfigError, IndexStateError
-from pipelines.config_sections import RayConfig, SearchConfig
+from pipelines.config.sections import RayConfig, SearchConfig
 from pipelines.embed_corpus import embed_corpus
 from pipelines.endpoint.deployment import build
 from pipelines.index import open_index

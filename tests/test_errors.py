@@ -19,8 +19,8 @@ from s3_server import Fault, S3Server, s3_server  # noqa: F401
 from typer.testing import CliRunner
 
 from pipelines.embed_corpus import app
-from pipelines.lease import hold_lease
-from pipelines.storage import open_store
+from pipelines.index.lease import hold_lease
+from pipelines.store import open_store
 
 S3 = {"key": "testing", "secret": "testing"}
 CLOSED = {"endpoint_url": "http://127.0.0.1:9", "region_name": "us-east-1"}
@@ -65,7 +65,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, invoke: Any) -> Any:
         Path("run.yaml").write_text(yaml.safe_dump(raw))
         with monkeypatch.context() as patch:
             patch.setattr(ray, "init", never)
-            patch.setattr("pipelines.run.ray_session", never)
+            patch.setattr("pipelines.run.runner.ray_session", never)
             return invoke("run.yaml", *options)
 
     return make

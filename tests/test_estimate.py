@@ -19,16 +19,16 @@ from conftest import CORPUS, config_for
 from reading import http_place
 
 from actors.encoder import load_encoder
-from actors.model_files import resolve_model
-from pipelines.blocks import BlockBuilder
-from pipelines.corpus_sample import Budget
-from pipelines.encode_slices import SliceEncoder
-from pipelines.estimate import Estimate, estimate_run
-from pipelines.estimate_text import byte_count, describe
-from pipelines.passage_rows import passage_blocks
-from pipelines.slices import SliceReader
+from actors.models.files import resolve_model
+from pipelines.encode.slice_encoder import SliceEncoder
+from pipelines.estimate.estimate import Estimate, estimate_run
+from pipelines.estimate.sample import Budget
+from pipelines.estimate.speed import Speed
+from pipelines.passages.blocks import BlockBuilder
+from pipelines.passages.rows import passage_blocks
+from pipelines.passages.slices import SliceReader
 from pipelines.source import Source
-from pipelines.speed import Speed
+from pipelines.terminal.text import byte_count, describe
 
 SMALL = Budget(documents=300, characters=250_000, read_bytes=500_000, compressed_bytes=150_000)
 """Far less than the 1,200 articles (1 MB)."""
@@ -418,8 +418,8 @@ def test_byte_count_has_three_digits_and_a_unit(size, text):
 
 def test_estimating_starts_neither_ray_nor_an_encoder():
     code = (
-        "import sys; from pipelines.estimate import estimate_run; print([m for m in sys.modules "
-        "if m == 'ray' or m.startswith(('transformers', 'actors.encoder', 'actors.backbone'))])"
+        "import sys; from pipelines.estimate.estimate import estimate_run; print([m for m in sys.modules "
+        "if m == 'ray' or m.startswith(('transformers', 'actors.encoder', 'actors.network.backbone'))])"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

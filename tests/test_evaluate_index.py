@@ -16,18 +16,17 @@ from typer.testing import CliRunner
 
 from actors.encoder import load_encoder
 from actors.errors import ConfigError, EmbedError, GateError
-from pipelines.config import load_config
-from pipelines.config_pairs import RunConfig
+from pipelines.config import RunConfig, load_config
 from pipelines.embed_corpus import embed_corpus
 from pipelines.evaluate_index import app, evaluate_index
 from pipelines.evaluation.dataset import read_judged
 from pipelines.evaluation.evaluate import BM25, Evaluated, judged_files
 from pipelines.evaluation.results import read_evaluation
-from pipelines.evaluation.trec_runs import read_trec_run
-from pipelines.generations import live_generation
+from pipelines.evaluation.runs import read_trec_run
 from pipelines.index import Index, open_index
+from pipelines.index.generations import live_generation
 from pipelines.search.searcher import MODES
-from pipelines.storage import open_store
+from pipelines.store import open_store
 
 SMALL = ROOT / "tests/data/xquad-en"
 WHOLE = ROOT.parent / "shared/data/xquad/en"
@@ -246,7 +245,7 @@ def test_command_whose_reranker_cannot_rerank_says_so_before_it_embeds(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delattr("pipelines.evaluate_index.embed_corpus")
+    monkeypatch.delattr("pipelines.embed_corpus.embed_corpus")
     code, _, error = run_command(*arguments, "--set", f"index.uri={tmp_path}/new")
     assert code == 2
     assert said in error

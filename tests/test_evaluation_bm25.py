@@ -15,7 +15,7 @@ from conftest import ROOT
 from actors.errors import ConfigError
 from pipelines.evaluation.bm25 import K1, B, bm25_rankings, encoder_tokens
 from pipelines.evaluation.dataset import beir_files, read_judged
-from pipelines.evaluation.metrics import mean_of, measure
+from pipelines.evaluation.measures import mean_of, measure
 
 TEXTS = [
     "The cat sat on the mat",

@@ -8,8 +8,8 @@ import pytest
 from judged_by_hand import GOOD, POOR, evaluation, evaluation_of_files
 
 from actors.errors import ConfigError, SourceError
-from pipelines.evaluation.report_html import look_at
-from pipelines.html_report import Chart, Note, Section, Table
+from pipelines.evaluation.report import look_at
+from pipelines.reports.html import Chart, Note, Section, Table
 
 
 def written(folder: Path, found, name: str = "eval.json") -> str:

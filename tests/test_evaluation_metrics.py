@@ -10,13 +10,7 @@ import pytest
 import scipy.stats
 
 from actors.errors import ConfigError
-from pipelines.evaluation.metrics import (
-    MEASURES,
-    PerQuery,
-    first_relevant,
-    mean_of,
-    measure,
-)
+from pipelines.evaluation.measures import MEASURES, PerQuery, first_relevant, mean_of, measure
 
 
 def ranked(*documents, score=None):

@@ -14,7 +14,7 @@ from actors.config import ModelConfig
 from actors.encoder import load_encoder
 from actors.errors import ConfigError
 from pipelines.evaluation.dataset import beir_files, read_judged
-from pipelines.evaluation.metrics import mean_of, measure
+from pipelines.evaluation.measures import mean_of, measure
 from pipelines.evaluation.mteb_encoder import MtebEncoder, load_mteb_encoder
 
 XQUAD = ROOT / "tests/data/xquad-en"

@@ -9,7 +9,7 @@ from judged_by_hand import GOOD, POOR, QRELS, evaluation
 
 from pipelines.evaluation.charts import gains_chart, lengths_chart, lengths_of_relevant
 from pipelines.evaluation.dataset import JudgedQueries
-from pipelines.evaluation.report_html import Documents, documents_shown, evaluation_page
+from pipelines.evaluation.report import Documents, documents_shown, evaluation_page
 
 EVIL = "<script>alert('x')</script> & \"ünicode\" $x$"
 JUDGED = JudgedQueries({query: f"{EVIL} {query}?" for query in QRELS}, QRELS)

@@ -9,7 +9,7 @@ from judged_by_hand import GOOD, POOR, QRELS, evaluation
 from rich.console import Console
 
 from actors.errors import ConfigError, SourceError
-from pipelines.evaluation.metrics import MEASURES, compare, mean_of, measure
+from pipelines.evaluation.measures import MEASURES, compare, mean_of, measure
 from pipelines.evaluation.results import (
     compare_evaluations,
     comparison_table,

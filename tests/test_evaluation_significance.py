@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from actors.errors import ConfigError
-from pipelines.evaluation.metrics import (
+from pipelines.evaluation.measures import (
     MEASURES,
     PerQuery,
     compare,

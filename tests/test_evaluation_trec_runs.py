@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from actors.errors import SourceError
-from pipelines.evaluation.metrics import measure
-from pipelines.evaluation.trec_runs import read_trec_run, write_run
+from pipelines.evaluation.measures import measure
+from pipelines.evaluation.runs import read_trec_run, write_run
 
 RANKINGS = {
     "q1": {"z": 0.75, "a": 0.5, "m n": 0.5, "b": 0.5, "c": -1.0},

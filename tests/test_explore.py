@@ -18,8 +18,8 @@ from actors.scoring import colbert_matrix, dense_matrix
 from actors.token_names import TokenNames
 from pipelines.embed_corpus import embed_corpus
 from pipelines.explore import Exploration, explore
-from pipelines.explore_charts import Alignment, Topics, alignment_chart, topics_chart
-from pipelines.html_report import Chart, Note, Table
+from pipelines.explore.charts import Alignment, Topics, alignment_chart, topics_chart
+from pipelines.reports.html import Chart, Note, Table
 
 
 def embedded(folder: Path, articles: pa.Table, outputs: list[str], **sections) -> Exploration:

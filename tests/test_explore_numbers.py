@@ -14,12 +14,12 @@ from generations_by_hand import History
 from actors.config import ModelConfig
 from actors.encoder import Encoder, load_encoder
 from actors.errors import ConfigError, IndexStateError
-from actors.model_location import locate
+from actors.models.location import locate
 from actors.scoring import colbert_pairs
 from actors.token_names import TokenNames
 from actors.vectors import fixed_size_lists
-from pipelines.config_sections import ChunkConfig
-from pipelines.explore_charts import (
+from pipelines.config.sections import ChunkConfig
+from pipelines.explore.charts import (
     Alignment,
     align,
     columns_shown,
@@ -28,7 +28,7 @@ from pipelines.explore_charts import (
     read_sample,
 )
 from pipelines.index import open_index
-from pipelines.storage import open_store
+from pipelines.store import open_store
 
 M3 = ModelConfig(
     name="builtin:tiny-m3", outputs=("colbert",), dtype="float32", device="cpu", max_length=32

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from actors.errors import ModelError
-from actors.families import FAMILIES, family_of
+from actors.models.families import FAMILIES, family_of
 
 
 @pytest.mark.parametrize(

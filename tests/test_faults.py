@@ -25,19 +25,23 @@ from test_embed_corpus import _planned
 
 from actors.encoder import Encoder
 from actors.errors import EmbedError, LeaseHeldError
-from actors.packing import PackedBatch
-from pipelines import blocks, data_path, encode_slices, last_words, slices, work
-from pipelines.cli import Log, exit_with_one_line
-from pipelines.commit import commit
-from pipelines.done_records import read_done
+from actors.network.packing import PackedBatch
 from pipelines.embed_corpus import embed_corpus
-from pipelines.encode_slices import SliceEncoder
-from pipelines.engine import read_slices
+from pipelines.encode import crash_journal as last_words
+from pipelines.encode import slice_encoder as encode_slices
+from pipelines.encode.crash_journal import read_journal
+from pipelines.encode.slice_encoder import SliceEncoder
 from pipelines.index import open_index
-from pipelines.last_words import read_journal
-from pipelines.lease import hold_lease
-from pipelines.records import Done
-from pipelines.storage import open_store
+from pipelines.index.lease import hold_lease
+from pipelines.index.records import Done
+from pipelines.passages import blocks, slices
+from pipelines.plan.plan import read_done
+from pipelines.run import job as work
+from pipelines.run import on_ray as data_path
+from pipelines.run.commit import commit
+from pipelines.run.engine import read_slices
+from pipelines.store import open_store
+from pipelines.terminal.cli import Log, exit_with_one_line
 from pipelines.verify_index import verify
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -206,7 +210,7 @@ def test_actor_and_reader_killed_from_outside_cost_nothing(
             if pid in names:
                 os.kill(pid, signal.SIGKILL)
 
-    monkeypatch.setattr("pipelines.metrics.RunMetrics.update", kill_some)
+    monkeypatch.setattr("pipelines.run.on_ray.RunMetrics.update", kill_some)
     manifest = embed_corpus(config)
     assert len(killed) == 3
     assert (manifest.counts.documents, manifest.counts.rejects) == (30, {})

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from actors.config import OUTPUTS, ModelConfig
 from actors.encoder import load_encoder
 from actors.fingerprint import file_sha256, fingerprint, space_parts
-from actors.model_files import resolve_model
+from actors.models.files import resolve_model
 
 MODELS = Path(__file__).parent / "data" / "oracle" / "models"
 M3 = MODELS / "bge-m3"

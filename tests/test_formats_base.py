@@ -12,18 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reading import http_place
 
-from pipelines.formats import base
-from pipelines.formats.base import (
+from pipelines.source.formats import base
+from pipelines.source.formats.base import (
     Access,
     DocumentBatch,
-    Piece,
     Record,
     compression_of,
     derived_id,
     to_batch,
     to_batches,
 )
-from pipelines.listing import SourceFile, describe_file
+from pipelines.source.listing import describe_file
+from pipelines.source.units import Piece, SourceFile
 
 RECORDS = [
     Record(str(i), f"text {i}", None, ("m",))

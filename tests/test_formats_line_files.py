@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from reading import COMPRESS, column, documents, ids_before_the_break, place, source_of
 
 from actors.errors import SourceError, UnreadableUnitError
-from pipelines.formats import base, line_files
+from pipelines.source.formats import base, line_files
 
 __all__ = ["place"]
 

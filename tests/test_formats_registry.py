@@ -11,7 +11,7 @@ import pytest
 from reading import column, documents, place, source_of
 
 from actors.errors import SourceError
-from pipelines.formats.registry import FORMATS, extension_of
+from pipelines.source.formats.registry import FORMATS, extension_of
 
 __all__ = ["place"]
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.config import OUTPUTS, Output
-from actors.forward import Forward, WindowVectors
-from actors.heads import OutputHeads
-from actors.packing import PackedBatch
+from actors.network.forward import Forward, WindowVectors
+from actors.network.heads import OutputHeads
+from actors.network.packing import PackedBatch
 
 CPU = torch.device("cpu")
 WIDE = 4

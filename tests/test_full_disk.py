@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from actors.errors import StorageError
-from pipelines.local_files import scratch_folder
-from pipelines.storage import open_store
+from pipelines.store import open_store
+from pipelines.store.files import scratch_folder
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,7 +9,7 @@ import pytest
 from generations_by_hand import manifest_of
 
 from actors.errors import IndexStateError
-from pipelines.generations import (
+from pipelines.index.generations import (
     committed_generations,
     highest_generation,
     live_generation,
@@ -18,8 +18,8 @@ from pipelines.generations import (
     publish_next,
     read_manifest,
 )
-from pipelines.layout import manifest_path, publication_path
-from pipelines.storage import open_store
+from pipelines.index.layout import manifest_path, publication_path
+from pipelines.store import open_store
 
 
 @pytest.fixture(params=["local", "s3"])

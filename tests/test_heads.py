@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from actors import linear
 from actors.config import OUTPUTS
 from actors.errors import ModelError
-from actors.heads import OutputHeads, Vectors, load_head
-from actors.packing import PackedBatch, pack
+from actors.network import linear
+from actors.network.heads import OutputHeads, Vectors, load_head
+from actors.network.packing import PackedBatch, pack
 from actors.vectors import to_arrow
 
 HIDDEN = 8

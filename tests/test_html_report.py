@@ -8,7 +8,7 @@ import pytest
 from html_pages import Parsed
 from matplotlib.figure import Figure
 
-from pipelines.html_report import (
+from pipelines.reports.html import (
     CARD,
     INK,
     LINE,

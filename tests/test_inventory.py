@@ -3,12 +3,11 @@
 import numpy as np
 import pyarrow as pa
 
-from pipelines.formats.base import Piece
-from pipelines.inventory import Numbering, unchanged_units, units_now
-from pipelines.known_documents import NOT_READ_AS
-from pipelines.listing import Listing, SourceFile
-from pipelines.schemas import reject_table
+from pipelines.index.schemas import reject_table
+from pipelines.plan.inventory import Numbering, unchanged_units, units_now
+from pipelines.plan.known import NOT_READ_AS
 from pipelines.source import Unit
+from pipelines.source.units import Listing, Piece, SourceFile
 
 
 def file_of(name, etag="1"):

@@ -8,16 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.known_documents import (
-    NOT_READ_AS,
-    Bucket,
-    IdSet,
-    KnownDocuments,
-    bucket_of,
-    id_hashes,
-)
-from pipelines.mentions import Mentions, resolve
-from pipelines.schemas import DELETIONS_SCHEMA, HASH, LEDGER_SCHEMA, UNCHANGED_SCHEMA
+from pipelines.index.schemas import DELETIONS_SCHEMA, HASH, LEDGER_SCHEMA, UNCHANGED_SCHEMA
+from pipelines.plan.known import NOT_READ_AS, Bucket, IdSet, KnownDocuments, bucket_of, id_hashes
+from pipelines.plan.mentions import Mentions, resolve
 
 PARTS = ["data/a.parquet", "data/b.parquet"]
 

@@ -6,14 +6,14 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import config_for
 
-from pipelines import known_on_ray
 from pipelines.embed_corpus import embed_corpus
-from pipelines.generations import read_chain
 from pipelines.index import Index, open_index
-from pipelines.inventory import Numbering, inventory
-from pipelines.known_on_ray import buckets_for, put_known
-from pipelines.mentions import gather
+from pipelines.index.generations import read_chain
+from pipelines.plan.inventory import Numbering, inventory
+from pipelines.plan.mentions import gather
 from pipelines.reindex import reindex
+from pipelines.run import on_ray as known_on_ray
+from pipelines.run.on_ray import buckets_for, put_known
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.errors import EmbedError
-from pipelines.last_words import (
+from pipelines.encode.crash_journal import (
     DEATHS_ALONE,
     MOST_DEATHS,
     MOST_STARTS,
@@ -25,7 +25,7 @@ from pipelines.last_words import (
     pieces,
     read_journal,
 )
-from pipelines.storage import open_store
+from pipelines.store import open_store
 
 SLICE = "000001-0000000000"
 

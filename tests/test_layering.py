@@ -57,13 +57,13 @@ def test_importing_what_the_driver_needs_loads_no_torch() -> None:
     loaded = loaded_after(
         "actors.config",
         "actors.errors",
-        "actors.families",
+        "actors.models.families",
         "actors.fingerprint",
-        "actors.micro_batches",
-        "actors.model_files",
+        "actors.network.micro_batches",
+        "actors.models.files",
         "actors.scoring",
         "actors.search.fusion",
-        "actors.tokenizer",
+        "actors.tokens.tokenizer",
     )
     assert "tokenizers" in loaded
     assert not loaded & {"torch", "transformers", *FORBIDDEN}
@@ -85,7 +85,7 @@ def test_importing_the_endpoints_routes_loads_no_ray() -> None:
 
 def test_importing_the_entry_points_loads_no_matplotlib() -> None:
     """Only the end of a run draws."""
-    loaded = loaded_after("pipelines.embed_corpus", "pipelines.reindex", "pipelines.html_report")
+    loaded = loaded_after("pipelines.embed_corpus", "pipelines.reindex", "pipelines.reports.html")
     assert "matplotlib" not in loaded
 
 

@@ -16,8 +16,8 @@ import pytest
 from s3_server import s3_bucket, s3_endpoint  # noqa: F401
 
 from actors.errors import IndexStateError, LeaseHeldError, StorageError
-from pipelines.lease import Owner, hold_lease
-from pipelines.storage import Store, open_store
+from pipelines.index.lease import Owner, hold_lease
+from pipelines.store import Store, open_store
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,7 +69,7 @@ def leave_lease(store: Store, epoch: int = 1, **changes: object) -> Owner:
 def child_with_lease(store: Store, run_id: str = "run-child"):
     """A process that holds the lease until it is killed."""
     script = (
-        "import pickle, sys; from pipelines.lease import hold_lease\n"
+        "import pickle, sys; from pipelines.index.lease import hold_lease\n"
         "store = pickle.loads(bytes.fromhex(sys.argv[1]))\n"
         "with hold_lease(store, sys.argv[2]):\n"
         "    print('held', flush=True); sys.stdin.readline()\n"

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from actors import linear
-from actors.linear import prepared, steady_rows
+from actors.network import linear
+from actors.network.linear import prepared, steady_rows
 
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 """Of numbers of about 1; one step of the half types is 2^-8 and 2^-11."""

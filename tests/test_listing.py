@@ -10,7 +10,7 @@ import pytest
 from reading import column, documents, http_place, place, source_of
 
 from actors.errors import SourceChangedError, SourceError
-from pipelines.listing import common_folder, describe_file, find_files, is_http, is_local
+from pipelines.source.listing import common_folder, describe_file, find_files, is_http, is_local
 
 __all__ = ["place"]
 

@@ -10,8 +10,8 @@ import pytest
 import ray
 from test_progress import receipt
 
-from pipelines.metrics import RunMetrics
-from pipelines.records import FileRecord
+from pipelines.index.records import FileRecord
+from pipelines.run.on_ray import RunMetrics
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

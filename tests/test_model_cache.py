@@ -17,8 +17,8 @@ from s3_server import KEY, SECRET, Fault, S3Server, s3_server  # noqa: F401
 from actors.config import ModelConfig
 from actors.encoder import load_encoder
 from actors.errors import ModelError
-from actors.model_cache import local_copy
-from actors.model_files import resolve_model
+from actors.models.cache import local_copy
+from actors.models.files import resolve_model
 
 BERT = ROOT / "tests/data/oracle/models/bge-small-en-v1.5"
 
@@ -64,7 +64,7 @@ def test_local_copy_again_downloads_nothing(stored: str, s3_server: S3Server) ->
 def test_local_copy_of_threads_and_processes_is_downloaded_once(
     stored: str, s3_server: S3Server
 ) -> None:
-    code = f"from actors.model_cache import local_copy; local_copy({stored!r})"
+    code = f"from actors.models.cache import local_copy; local_copy({stored!r})"
     processes = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) for _ in range(2)]
     threads = [threading.Thread(target=local_copy, args=(stored,)) for _ in range(3)]
     for thread in threads:

@@ -11,7 +11,7 @@ import pytest
 
 from actors.config import OUTPUTS, ModelConfig
 from actors.errors import ModelError
-from actors.model_files import resolve_model
+from actors.models.files import resolve_model
 
 MODELS = Path(__file__).parent / "data" / "oracle" / "models"
 M3 = MODELS / "bge-m3"

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from actors import registry
 from actors.config import ModelConfig
 from actors.errors import ModelError
-from actors.model_files import ModelFiles, resolve_model
-from actors.registry import MODELS, KnownModel
+from actors.models import registry
+from actors.models.files import ModelFiles, resolve_model
+from actors.models.registry import MODELS, KnownModel
 
 BERT = ROOT / "tests/data/oracle/models/bge-small-en-v1.5"
 ZH = "为这个句子生成表示以用于检索相关文章："

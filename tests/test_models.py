@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 from typer.testing import CliRunner
 
-from actors.registry import MODELS, RERANKERS, KnownModel
+from actors.models.registry import MODELS, RERANKERS, KnownModel
 from pipelines.models import app, describe, table
 
 

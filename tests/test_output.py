@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.output import (
+from pipelines.index.parts import (
     VECTOR_COLUMNS,
     PartWriter,
     colbert_from_bytes,
@@ -22,7 +22,7 @@ from pipelines.output import (
     stored_rows,
     write_table,
 )
-from pipelines.storage import open_store
+from pipelines.store import open_store
 
 MIB = 1 << 20
 VALUE_TYPES = {"float16": pa.float16(), "float32": pa.float32()}

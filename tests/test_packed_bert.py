@@ -15,12 +15,12 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from actors import linear
-from actors.backbone import fastest, load_backbone, run
 from actors.config import ModelConfig
-from actors.model_files import ModelFiles, resolve_model
-from actors.packed_bert import PackedBert, can_take
-from actors.packing import PackedBatch, pack
+from actors.models.files import ModelFiles, resolve_model
+from actors.network import linear
+from actors.network.backbone import fastest, load_backbone, run
+from actors.network.packed_bert import PackedBert, can_take
+from actors.network.packing import PackedBatch, pack
 
 MODELS = Path(__file__).parent / "data" / "oracle" / "models"
 CPU = torch.device("cpu")

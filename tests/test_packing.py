@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.micro_batches import TokenRows, micro_batches, next_stop
-from actors.packing import pack
+from actors.network.micro_batches import TokenRows, micro_batches, next_stop
+from actors.network.packing import pack
 
 CPU = torch.device("cpu")
 PASSAGES = st.lists(

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from actors.errors import EncodeError, ModelError
 from actors.pair_batching import PairBatcher
-from actors.rerank.pair_tokens import PairTokens
 from actors.reranker import Reranker
+from actors.tokens.pair_tokens import PairTokens
 
 
 class Slow:

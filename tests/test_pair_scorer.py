@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from actors.config import RerankerConfig
 from actors.errors import ModelError
 from actors.fingerprint import score_parts
+from actors.models.reranker_files import resolve_reranker
 from actors.pair_scorer import PairScorer, load_pair_scorer
-from actors.rerank.checkpoint import resolve_reranker
-from actors.rerank.pair_tokens import PAIR_TOKENS_TYPE, PairTokens
-from actors.rerank.pairs import load_pair_tokenizer
 from actors.reranker import Reranker, load_reranker
+from actors.tokens.pair_tokens import PAIR_TOKENS_TYPE, PairTokens
+from actors.tokens.pairs import load_pair_tokenizer
 
 MODELS = Path(__file__).parent / "data/oracle/models"
 words = st.text("abc déß你好 \n.", max_size=30)

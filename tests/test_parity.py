@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from actors import backbone, linear
 from actors.config import ModelConfig
 from actors.encoder import Encoder, load_encoder
-from actors.model_files import resolve_model
-from actors.tokenizer import TextTokenizer
+from actors.models.files import resolve_model
+from actors.network import backbone, linear
+from actors.tokens.tokenizer import TextTokenizer
 
 ORACLE = Path(__file__).parent / "data" / "oracle"
 EXPECTED = json.loads((ORACLE / "expected.json").read_text(encoding="utf-8"))

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from actors.errors import ConfigError
 from pipelines.embed_corpus import app, embed_corpus
-from pipelines.permit import Permit
+from pipelines.estimate.confirm import Permit
 
 pytestmark = pytest.mark.usefixtures("without_ray")
 

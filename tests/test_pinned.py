@@ -15,12 +15,12 @@ from in_process import ray_left_out
 from reading import place, source_of  # noqa: F401
 
 from actors.errors import SourceChangedError
-from pipelines import run as module
-from pipelines.cli import find_cause
 from pipelines.embed_corpus import embed_corpus
-from pipelines.generations import live_generation
 from pipelines.index import open_index
-from pipelines.storage import open_store
+from pipelines.index.generations import live_generation
+from pipelines.run import runner as module
+from pipelines.store import open_store
+from pipelines.terminal.cli import find_cause
 
 N = 400  # several batches
 

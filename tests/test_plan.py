@@ -12,18 +12,24 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.errors import SourceChangedError
-from actors.model_files import resolve_model
-from actors.tiny_model import ensure_tiny_m3
+from actors.models.files import resolve_model
+from actors.models.tiny import ensure_tiny_m3
 from pipelines.config import parse_config
-from pipelines.done_records import read_done
-from pipelines.formats.base import Piece
-from pipelines.layout import done_path, plan_path, units_path, unreadable_path
-from pipelines.listing import Listing, SourceFile
-from pipelines.plan import TODO_SCHEMA, incomplete_units, load_plan, plan_run, todo_table, unit_of
-from pipelines.records import Done, EncoderRecord
-from pipelines.request import Request
+from pipelines.index.layout import done_path, plan_path, units_path, unreadable_path
+from pipelines.index.records import Done, EncoderRecord
+from pipelines.plan.plan import (
+    TODO_SCHEMA,
+    incomplete_units,
+    load_plan,
+    plan_run,
+    read_done,
+    todo_table,
+    unit_of,
+)
+from pipelines.plan.request import Request
 from pipelines.source import Source, Unit
-from pipelines.storage import open_store
+from pipelines.source.units import Listing, Piece, SourceFile
+from pipelines.store import open_store
 
 RAW = {
     "source": {"uri": "s3://docs/wiki", "columns": {"title": "title", "metadata": ["url"]}},

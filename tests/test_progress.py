@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipelines import progress as module
-from pipelines.cli import Log
-from pipelines.progress import Progress
-from pipelines.progress_text import duration, line, summary
-from pipelines.records import Done, EncoderRecord
+from pipelines.index.records import Done, EncoderRecord
+from pipelines.terminal import progress as module
+from pipelines.terminal.cli import Log
+from pipelines.terminal.progress import Progress
+from pipelines.terminal.text import duration, line, summary
 
 
 class Clock:

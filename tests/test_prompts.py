@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.errors import ModelError
-from actors.prompts import Prompt, examples_prefix, prompt_of
+from actors.models.prompts import Prompt, examples_prefix, prompt_of
 
 
 @given(instruction=st.text(min_size=1), text=st.text())

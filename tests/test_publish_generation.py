@@ -11,13 +11,13 @@ from typer.testing import CliRunner, Result
 
 import pipelines.publish_generation as module
 from actors.errors import IndexStateError
-from pipelines.generations import live_generation, publications, publish, read_chain
 from pipelines.index import open_index
-from pipelines.layout import generation_path, publication_path
-from pipelines.lease import hold_lease
+from pipelines.index.generations import live_generation, publications, publish, read_chain
+from pipelines.index.layout import generation_path, publication_path
+from pipelines.index.lease import hold_lease
+from pipelines.index.records import Manifest
 from pipelines.publish_generation import app, publish_generation
-from pipelines.records import Manifest
-from pipelines.storage import open_store
+from pipelines.store import open_store
 
 A: Doc = ("Ants", "a0", "a1")
 B: Doc = ("Bees", "b0")

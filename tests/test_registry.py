@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from actors.config import ModelConfig
-from actors.families import FAMILIES
-from actors.registry import MODELS, KnownModel, nearest_names, record_of
+from actors.models.families import FAMILIES
+from actors.models.registry import MODELS, KnownModel, nearest_names, record_of
 
 ROOT = Path(__file__).parent.parent
 BY_NAME = {record.name: record for record in MODELS}
@@ -243,7 +243,7 @@ def test_record_survives_the_way_to_a_worker_and_can_be_a_key() -> None:
 
 
 def test_importing_the_registry_loads_nothing_heavy() -> None:
-    code = "import sys, actors.registry; print(*sys.modules, sep='\\n')"
+    code = "import sys, actors.models.registry; print(*sys.modules, sep='\\n')"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -17,14 +17,14 @@ from typer.testing import CliRunner
 
 from actors.encoded import EncodedBatch
 from actors.errors import ConfigError, GateError, IndexStateError
-from pipelines import run as run_module
 from pipelines.embed_corpus import embed_corpus
-from pipelines.generations import live_generation, publish
+from pipelines.estimate.confirm import Permit
 from pipelines.index import open_index
-from pipelines.permit import Permit
+from pipelines.index.generations import live_generation, publish
 from pipelines.reindex import app, reindex
-from pipelines.run_report import read_report
-from pipelines.storage import open_store
+from pipelines.reports.run_report import read_report
+from pipelines.run import runner as run_module
+from pipelines.store import open_store
 from pipelines.verify_index import verify
 
 WORDS = ["river", "stone", "bridge", "winter", "garden", "harbour", "signal", "copper", "meadow"]

@@ -17,10 +17,10 @@ import pytest
 from in_process import ray_left_out
 
 from actors.errors import EmbedError
-from pipelines.config_pairs import RunConfig
+from pipelines.config import RunConfig
 from pipelines.embed_corpus import embed_corpus
 from pipelines.index import open_index
-from pipelines.records import Manifest
+from pipelines.index.records import Manifest
 
 SMALL = {
     "model": {"max_length": 64},

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 from actors.config import ModelConfig, RerankerConfig
 from actors.encoder import Encoder, load_encoder
 from actors.errors import ModelError
-from actors.model_files import resolve_model
+from actors.models.files import resolve_model
 from actors.reranker import Reranker, load_reranker
 
 BERT = ROOT / "tests/data/oracle/models/bge-small-en-v1.5"

@@ -8,18 +8,18 @@ import pytest
 import torch
 from in_process import ray_left_out
 
-from actors.model_files import resolve_model
+from actors.models.files import resolve_model
 from pipelines.embed_corpus import embed_corpus
-from pipelines.encode_slices import SliceEncoder
+from pipelines.encode.slice_encoder import SliceEncoder
 from pipelines.index import open_index
-from pipelines.inventory import inventory, read_again
-from pipelines.plan import plan_run
-from pipelines.request import Request
-from pipelines.schemas import FOR_NOW
-from pipelines.slices import SliceReader
+from pipelines.index.schemas import FOR_NOW
+from pipelines.passages.slices import SliceReader
+from pipelines.plan.inventory import inventory, read_again
+from pipelines.plan.plan import plan_run
+from pipelines.plan.request import Request
+from pipelines.run.tasks import Task
 from pipelines.source import Source
-from pipelines.storage import open_store
-from pipelines.tasks import Task
+from pipelines.store import open_store
 
 BAD = (3, 4, 9, 17)
 

@@ -19,20 +19,20 @@ from actors.errors import EmbedError, IndexStateError, SourceError
 from actors.pair_scorer import PairScorer
 from actors.reranker import load_reranker
 from pipelines.compact_index import app as compact
-from pipelines.config import parse_as, read_yaml
-from pipelines.config_docs import markdown
-from pipelines.config_pairs import _INTRO, PairsConfig, RunConfig
-from pipelines.done_records import read_done
+from pipelines.config import PairsConfig, RunConfig, parse_as, read_yaml
+from pipelines.config.docs import markdown
+from pipelines.config.run import _INTRO
 from pipelines.embed_corpus import embed_corpus
+from pipelines.estimate.confirm import Permit
 from pipelines.evaluation.evaluate import modes_of
-from pipelines.html_report import Note
 from pipelines.index import open_index
-from pipelines.permit import Permit
+from pipelines.plan.plan import read_done
 from pipelines.reindex import reindex
+from pipelines.reports.html import Note
+from pipelines.reports.run_report import read_run
 from pipelines.rerank_pairs import app, rerank_pairs
-from pipelines.run_report import read_run
-from pipelines.space import read_space
-from pipelines.storage import open_store
+from pipelines.search.space import read_space
+from pipelines.store import open_store
 from pipelines.verify_index import verify
 
 ORACLE = ROOT / "tests/data/oracle"

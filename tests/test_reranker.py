@@ -18,11 +18,11 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 
 from actors.config import RerankerConfig
 from actors.errors import EncodeError, ModelError
-from actors.packing import pack
-from actors.registry import RERANKERS, reranker_record
-from actors.rerank import scorers
-from actors.rerank.checkpoint import resolve_reranker
-from actors.rerank.scorers import Spans, compressed
+from actors.models.registry import RERANKERS, reranker_record
+from actors.models.reranker_files import resolve_reranker
+from actors.network import pair_scores as scorers
+from actors.network.packing import pack
+from actors.network.pair_scores import Spans, compressed
 from actors.reranker import Reranker, _dtype, load_reranker
 
 ORACLE = Path(__file__).parent / "data" / "oracle"

@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 from actors.errors import IndexStateError
 from pipelines.compact_index import compact
-from pipelines.generations import highest_generation, live_generation, publications, publish
 from pipelines.index import open_index
-from pipelines.retention import Published, Retention, expired
-from pipelines.storage import Store, open_store
+from pipelines.index.generations import highest_generation, live_generation, publications, publish
+from pipelines.maintain.garbage import Published, Retention, expired
+from pipelines.store import Store, open_store
 from pipelines.sweep_index import app, sweep
 from pipelines.verify_index import verify
 
@@ -172,7 +172,7 @@ def template(tmp_path_factory) -> History:
 
 
 def compact_all(history: History):
-    from pipelines.compaction import Limits
+    from pipelines.maintain.compaction import Limits
 
     return compact(history.store, Limits(small_bytes=0), force=True)
 

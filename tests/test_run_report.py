@@ -17,12 +17,12 @@ from in_process import ray_left_out
 from small_index import History
 
 from pipelines.compact_index import compact
-from pipelines.done_records import read_done
 from pipelines.embed_corpus import embed_corpus
-from pipelines.html_report import Note
 from pipelines.index import open_index
-from pipelines.records import Done, EncoderRecord, SliceTimes
-from pipelines.run_numbers import (
+from pipelines.index.records import Done, EncoderRecord, SliceTimes
+from pipelines.plan.plan import read_done
+from pipelines.reports.html import Note
+from pipelines.reports.run_numbers import (
     actor_times,
     padded_tokens,
     read_lengths,
@@ -30,7 +30,7 @@ from pipelines.run_numbers import (
     split_tries,
     utilisation,
 )
-from pipelines.run_report import RunReport, read_run, run_page, write_page
+from pipelines.reports.run_report import RunReport, read_run, run_page, write_page
 
 EVIL = "<script>alert(1)</script>"
 
@@ -170,7 +170,7 @@ def test_lengths_of_many_parts_are_of_some_and_say_so(
     run: RunReport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run.lengths.tokens
-    monkeypatch.setattr("pipelines.run_numbers._SAMPLED_PARTS", 2)
+    monkeypatch.setattr("pipelines.reports.run_numbers._SAMPLED_PARTS", 2)
     some = changed(run)
     assert (some.lengths.parts, some.lengths.of_parts) == (2, 4)
     assert some.lengths.tokens[0] == whole[0]
@@ -300,7 +300,7 @@ def test_run_whose_page_cannot_be_drawn_is_committed_with_a_warning(
     def fails(_: RunReport) -> str:
         raise RuntimeError("no such\nfont")
 
-    monkeypatch.setattr("pipelines.run_report.run_page", fails)
+    monkeypatch.setattr("pipelines.reports.run_report.run_page", fails)
     pq.write_table(articles.slice(0, 3), tmp_path / "docs.parquet")
     config = config_for(tmp_path / "docs.parquet", index={"uri": str(tmp_path / "index")})
     with caplog.at_level(logging.WARNING, "pipelines"):

@@ -21,16 +21,15 @@ from actors.config import OUTPUTS, ModelConfig, RerankerConfig
 from actors.encoder import Encoder, load_encoder
 from actors.errors import ConfigError, IndexStateError, StorageError
 from actors.reranker import load_reranker
-from actors.tokenizer import encoder_input
-from pipelines.config_sections import RayConfig, SearchConfig
+from actors.tokens.tokenizer import encoder_input
+from pipelines.config.sections import RayConfig, SearchConfig
 from pipelines.index import Index, open_index
-from pipelines.search import memory, shard_files
-from pipelines.search.answer_text import excerpt, printable
-from pipelines.search.answers import Hit, find
-from pipelines.search.blocks import in_blocks
+from pipelines.search import shard_files
+from pipelines.search import shards as memory
+from pipelines.search.answers import Hit, excerpt, find, printable
 from pipelines.search.opening import open_searcher, request
 from pipelines.search.searcher import MODES, Searcher
-from pipelines.search.shard_files import ROWS, ShardFiles, shards_of
+from pipelines.search.shard_files import ROWS, ShardFiles, in_blocks, shards_of
 from pipelines.search.shard_host import ShardHost
 from pipelines.search_index import _plain as plain
 from pipelines.search_index import app, search_index
@@ -323,7 +322,7 @@ def test_blocks_hold_whole_documents_in_order_within_their_limits(
 
 @given(rows=st.lists(st.integers(0, 9), min_size=0, max_size=12), shards=st.integers(1, 5))
 def test_shards_are_runs_of_all_live_parts(rows: list[int], shards: int) -> None:
-    from pipelines.part_rows import Part
+    from pipelines.index.parts import Part
 
     parts = [Part(f"p{i}", n, ()) for i, n in enumerate(rows)]
     found = shards_of(parts, shards)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from actors.model_location import locate
+from actors.models.location import locate
 from pipelines.config import parse_config
 from pipelines.embed_corpus import embed_corpus
 from pipelines.index import open_index

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from pipelines.embed_corpus import embed_corpus
 from pipelines.index import open_index
 from pipelines.show_index import app, look
-from pipelines.storage import open_store
+from pipelines.store import open_store
 
 A: Doc = ("Ants", "a0", "a1", "a2")
 B: Doc = ("Bees", "b0")

@@ -16,14 +16,14 @@ from actors.config import ModelConfig
 from actors.encoder import load_encoder
 from actors.errors import ModelError
 from actors.fingerprint import fingerprint, space_parts
-from actors.forward import Forward
-from actors.model_files import resolve_model
+from actors.models.files import resolve_model
+from actors.network.forward import Forward
 from actors.simulated import SimulatedDevice, SimulatedEncoder, load_simulated
 from pipelines.embed_corpus import embed_corpus
 from pipelines.endpoint.config import parse_endpoint_config
 from pipelines.endpoint.deployment import _load
+from pipelines.estimate.speed import recall_speed, remember_speed
 from pipelines.index import open_index
-from pipelines.speed import recall_speed, remember_speed
 
 ALL = ("dense", "sparse", "colbert")
 TOKENS = pa.array([[0, 5, 2], [0, 7, 8, 9, 2], [0, 2], *[[0, *range(5, 60), 2]] * 20])
@@ -166,7 +166,7 @@ def test_a_speed_of_nothing_is_refused(speed):
 def test_without_colbert_no_torch_is_loaded():
     code = (
         "import sys; from actors.config import ModelConfig; "
-        "from pipelines.work import load_encoder; "
+        "from pipelines.run.job import load_encoder; "
         "c = ModelConfig(name='builtin:tiny-m3', outputs=('dense', 'sparse'),"
         " simulated_tokens_per_second=1e6); "
         "import pyarrow as pa; list(load_encoder(c).stream(pa.array([[1, 2]]))); "

@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.errors import ConfigError
-from actors.model_files import resolve_model
-from actors.tiny_model import ensure_tiny_m3
-from actors.tokenizer import TextTokenizer
-from pipelines.engine import read_slices
-from pipelines.passage_rows import passage_blocks
-from pipelines.plan import todo_table
-from pipelines.schemas import REJECTS_SCHEMA
-from pipelines.slices import Slice, SliceReader
+from actors.models.files import resolve_model
+from actors.models.tiny import ensure_tiny_m3
+from actors.tokens.tokenizer import TextTokenizer
+from pipelines.index.schemas import REJECTS_SCHEMA
+from pipelines.passages.rows import passage_blocks
+from pipelines.passages.slices import Slice, SliceReader
+from pipelines.plan.plan import todo_table
+from pipelines.run.engine import read_slices
 from pipelines.source import Source
 
 ROOT = Path(__file__).parents[1]
@@ -490,9 +490,9 @@ def test_reading_slices_imports_no_torch(open_corpus):
     script = (
         "import sys\n"
         "from pipelines.config import RunConfig\n"
-        "from pipelines.plan import todo_table\n"
+        "from pipelines.plan.plan import todo_table\n"
         "from pipelines.read_slices import read_slices\n"
-        "from pipelines.source import Source\n"
+        "from pipelines.source.source import Source\n"
         "config = RunConfig.model_validate_json(sys.stdin.read())\n"
         "source = Source(config.source)\n"
         "units = source.units(source.list_files())\n"

@@ -11,10 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.errors import SourceChangedError, SourceError, UnreadableUnitError
-from pipelines.config_sections import SourceConfig
-from pipelines.formats.base import Piece
-from pipelines.listing import Listing, SourceFile
+from pipelines.config.sections import SourceConfig
 from pipelines.source import Source, Unit
+from pipelines.source.units import Listing, Piece, SourceFile
 
 
 def table(n, first=0):

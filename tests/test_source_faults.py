@@ -17,8 +17,8 @@ from reading import http_place, source_of
 from tenacity import wait_random
 
 from actors.errors import SourceError, UnreadableUnitError
-from pipelines import retries
-from pipelines.formats import base
+from pipelines.source.formats import base
+from pipelines.store import faults as retries
 
 N = 1500
 READ_TIMEOUT = 0.5

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines.config import parse_config
-from pipelines.speed import Speed, recall_speed, remember_speed
+from pipelines.estimate.speed import Speed, recall_speed, remember_speed
 
 
 def config_of(**changes):

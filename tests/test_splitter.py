@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.tiny_model import ensure_tiny_m3
-from actors.tokenizer import TextTokenizer
-from pipelines.splitter import (
+from actors.models.tiny import ensure_tiny_m3
+from actors.tokens.tokenizer import TextTokenizer
+from pipelines.passages.splitter import (
     WindowCounter,
     halves,
     heading_sections,
@@ -131,7 +131,7 @@ def test_split_text_beyond_a_window_is_as_in_one(repeat, monkeypatch):
     )
     found = pieces_of(text, 40)
     assert len(text) > 8192 or repeat == 1
-    monkeypatch.setattr("pipelines.splitter._WINDOW_CHARACTERS", 10 * len(text))
+    monkeypatch.setattr("pipelines.passages.splitter._WINDOW_CHARACTERS", 10 * len(text))
     assert found == pieces_of(text, 40)
 
 

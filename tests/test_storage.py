@@ -17,8 +17,8 @@ import pytest
 from s3_server import Fault, s3_bucket, s3_endpoint, s3_server  # noqa: F401
 
 from actors.errors import StorageError
-from pipelines.storage import Store, open_store
-from pipelines.stored_files import remote_files_below
+from pipelines.store import Store, open_store
+from pipelines.store.files import remote_files_below
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,8 +16,8 @@ from s3_server import Fault, s3_bucket, s3_endpoint, s3_server  # noqa: F401
 from tenacity import wait_random
 
 from actors.errors import StorageError
-from pipelines import retries
-from pipelines.storage import open_store
+from pipelines.store import faults as retries
+from pipelines.store import open_store
 
 BIG = os.urandom(300_000)
 TABLE = pa.table({"x": list(range(20_000)), "y": [str(n) for n in range(20_000)]})

@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 from actors.errors import IndexStateError, LeaseHeldError
 from pipelines.embed_corpus import embed_corpus
 from pipelines.index import open_index
-from pipelines.lease import hold_lease
-from pipelines.storage import Store, open_store
+from pipelines.index.lease import hold_lease
+from pipelines.store import Store, open_store
 from pipelines.sweep_index import app, sweep
 from pipelines.verify_index import verify
 

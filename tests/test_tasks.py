@@ -7,11 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.errors import ConfigError, IndexStateError
-from actors.model_files import resolve_model
-from pipelines.request import Request
+from actors.models.files import resolve_model
+from pipelines.plan.request import Request
+from pipelines.run.tasks import Task
 from pipelines.source import Source
-from pipelines.storage import open_store
-from pipelines.tasks import Task
+from pipelines.store import open_store
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch
 
 from actors.config import OUTPUTS, ModelConfig
 from actors.encoder import load_encoder
-from actors.tiny_model import HIDDEN, ensure_tiny_m3
+from actors.models.tiny import HIDDEN, ensure_tiny_m3
 
 ROOT = Path(__file__).parent.parent
 
@@ -117,7 +117,7 @@ def test_tiny_model_loads_by_its_builtin_name_with_all_outputs(
 
 
 def test_tiny_model_every_printable_ascii_text_has_no_unknown_token(folder: Path) -> None:
-    from actors.tokenizer import TextTokenizer
+    from actors.tokens.tokenizer import TextTokenizer
 
     text = " ".join(chr(code) for code in range(33, 127))
     assert 3 not in TextTokenizer(folder, 512).tokenize([text, text.replace(" ", "")]).values

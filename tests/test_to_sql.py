@@ -9,7 +9,7 @@ from generations_by_hand import Doc, History
 
 from actors.errors import IndexStateError
 from pipelines.index import open_index
-from pipelines.storage import open_store
+from pipelines.store import open_store
 
 A: Doc = ("Ants", "a0", "a1", "a2")
 B: Doc = ("Bees", "b0")

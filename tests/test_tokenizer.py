@@ -18,10 +18,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import Unigram
 from tokenizers.pre_tokenizers import Metaspace
 
-from actors.prompts import Prompt
-from actors.tiny_model import ensure_tiny_m3
-from actors.tokenizer import TextTokenizer, TokenizedTexts, encoder_input
-from actors.tokenizer_files import non_lexical_ids
+from actors.models.prompts import Prompt
+from actors.models.tiny import ensure_tiny_m3
+from actors.tokens.tokenizer import TextTokenizer, TokenizedTexts, encoder_input
+from actors.tokens.tokenizer_files import non_lexical_ids
 
 MODELS = Path(__file__).parent / "data" / "oracle" / "models"
 M3 = MODELS / "bge-m3"

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.encoded import EncodedBatch
-from pipelines import vector_sources
-from pipelines.output import side_by_side, stored_vectors
-from pipelines.schemas import HASH
-from pipelines.storage import open_store
-from pipelines.vector_sources import VectorSources
+from pipelines.encode import reuse as vector_sources
+from pipelines.encode.reuse import VectorSources
+from pipelines.index.parts import side_by_side, stored_vectors
+from pipelines.index.schemas import HASH
+from pipelines.store import open_store
 
 DIM = 4
 TYPES = pa.schema(

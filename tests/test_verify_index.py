@@ -23,12 +23,12 @@ from test_replay import run_with_poison
 from typer.testing import CliRunner
 
 from actors.errors import IndexStateError
-from pipelines import verify_deep
 from pipelines.compact_index import compact
-from pipelines.compaction import Limits
 from pipelines.embed_corpus import embed_corpus
 from pipelines.index import open_index
-from pipelines.storage import open_store
+from pipelines.maintain import verify as verify_deep
+from pipelines.maintain.compaction import Limits
+from pipelines.store import open_store
 from pipelines.verify_index import app, verify
 
 TABLES = ("parts", "documents", "rejects", "deletions")

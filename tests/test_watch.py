@@ -9,7 +9,7 @@ from ray.data._internal.actor_autoscaler.autoscaling_actor_pool import ActorPool
 from ray.data._internal.execution.interfaces.op_runtime_metrics import OpRuntimeMetrics
 
 from actors.errors import EmbedError
-from pipelines.watch import PoolLostError, Watch
+from pipelines.cluster.watch import PoolLostError, Watch
 
 ALIVE = ActorPoolInfo(running=2, pending=0, restarting=0, active=2)
 

@@ -15,8 +15,7 @@ from s3_server import KEY, REGION, SECRET, S3Server, s3_server
 from typer.testing import CliRunner
 
 from pipelines import compact_index, verify_index
-from pipelines.config import parse_config
-from pipelines.config_pairs import RunConfig
+from pipelines.config import RunConfig, parse_config
 from pipelines.embed_corpus import embed_corpus
 from pipelines.index import open_index
 from pipelines.reindex import reindex

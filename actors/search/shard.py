@@ -19,18 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from actors.batch_runner import SingleThreads
 from actors.config import OUTPUTS, Output
+from actors.network.batch_runner import SingleThreads
 from actors.scoring import Weights, weighted_mean
 from actors.search.fusion import Best, Level, Ranking
-from actors.search.scored_rows import (
-    SCORED_ROWS,
-    Floats,
-    ScoredRows,
-    Scorer,
-    score_pairs,
-    segments,
-)
+from actors.search.rows import SCORED_ROWS, Floats, ScoredRows, Scorer, score_pairs, segments
 from actors.search.top_rows import TopRows
 
 _QUERIES, _LEAST_QUERIES = 512, 32

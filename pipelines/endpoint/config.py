@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from actors.config import OUTPUTS, ModelConfig, Output, RerankerConfig
-from pipelines.config import parse_as
-from pipelines.config_sections import ChunkConfig, Count, SearchConfig, Section, ServedIndex
+from pipelines.config.loading import parse_as
+from pipelines.config.sections import ChunkConfig, Count, SearchConfig, Section, ServedIndex
 
 Kind = Literal["query", "passage"]
 
@@ -161,6 +161,6 @@ def parse_endpoint_config(raw: Mapping[str, Any]) -> EndpointConfig:
 
 
 if __name__ == "__main__":
-    from pipelines.config_docs import markdown
+    from pipelines.config.docs import markdown
 
     print(markdown(EndpointConfig, _INTRO), end="")  # noqa: T201

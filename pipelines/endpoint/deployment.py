@@ -22,7 +22,7 @@ from ray.serve.config import BackpressureConfig
 
 from actors.encoder import Encoder, load_encoder
 from actors.reranker import load_reranker
-from pipelines.config_sections import ChunkConfig
+from pipelines.config.sections import ChunkConfig
 from pipelines.endpoint.api import create_api
 from pipelines.endpoint.config import EndpointConfig, parse_endpoint_config
 from pipelines.endpoint.guard import App, read_keys
@@ -30,8 +30,7 @@ from pipelines.endpoint.rerank_service import RerankService
 from pipelines.endpoint.search_service import SearchService
 from pipelines.endpoint.search_shards import ServedShards, bind_shards, open_shards
 from pipelines.endpoint.service import Service
-from pipelines.endpoint.space import model_to_load, space_of
-from pipelines.space import check_same_space
+from pipelines.search.space import check_same_space, model_to_load, space_of
 
 logger = logging.getLogger("ray.serve")
 

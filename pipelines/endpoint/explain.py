@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.text_vectors import TextVectors, rows_of
-from actors.tokenizer import Piece
+from actors.tokens.tokenizer import Piece
 from pipelines.endpoint.texts import TextReader
 
 Json = dict[str, Any]

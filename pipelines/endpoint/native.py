@@ -13,10 +13,17 @@ from starlette.responses import Response
 from actors.config import OUTPUTS, Output
 from actors.scoring import colbert_pairs, dense_pairs, sparse_pairs, weighted_mean
 from actors.text_vectors import TextVectors, columns_of
-from pipelines.endpoint.answers import ARROW, arrow_response, json_response, sparse_json
 from pipelines.endpoint.config import Kind
 from pipelines.endpoint.errors import ApiError, TextFault, documented_refusals
-from pipelines.endpoint.route_parts import all_vectors, check_dim, cut_dims
+from pipelines.endpoint.route_parts import (
+    ARROW,
+    all_vectors,
+    arrow_response,
+    check_dim,
+    cut_dims,
+    json_response,
+    sparse_json,
+)
 from pipelines.endpoint.service import Service
 from pipelines.endpoint.texts import Text
 

@@ -18,7 +18,6 @@ from starlette.responses import Response
 
 from actors.config import Output
 from actors.text_vectors import TextVectors
-from pipelines.endpoint.answers import json_response
 from pipelines.endpoint.config import Kind
 from pipelines.endpoint.errors import ApiError, documented_refusals
 from pipelines.endpoint.rerank_service import RerankService
@@ -27,6 +26,7 @@ from pipelines.endpoint.route_parts import (
     all_vectors,
     check_dim,
     cut_dims,
+    json_response,
     texts_of,
 )
 from pipelines.endpoint.service import Service

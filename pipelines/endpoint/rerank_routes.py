@@ -16,9 +16,9 @@ from starlette.responses import Response
 
 from actors.pair_batching import PairScores
 from actors.reranker import logistic
-from pipelines.endpoint.answers import TRUNCATED_HEADER
 from pipelines.endpoint.errors import ApiError, Shape, documented_refusals, route_path
 from pipelines.endpoint.rerank_service import RerankService
+from pipelines.endpoint.route_parts import TRUNCATED_HEADER
 
 _OFF = "this endpoint has no reranker: set reranker: {name: ...} in its args and deploy it again"
 _TRUNCATE = "Cut a pair that is too long, or refuse it; as configured if not given."

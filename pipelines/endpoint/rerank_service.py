@@ -18,10 +18,10 @@ import numpy as np
 from actors.errors import EncodeError, ModelError
 from actors.pair_batching import PairBatcher, PairScores
 from actors.reranker import Reranker
-from pipelines.endpoint.backlog import Backlog
 from pipelines.endpoint.config import EndpointConfig
 from pipelines.endpoint.errors import ApiError, TextFault, encoding_fault
 from pipelines.endpoint.metrics import EndpointMetrics
+from pipelines.endpoint.service import Backlog
 
 
 class RerankService:

@@ -21,10 +21,10 @@ import pyarrow as pa
 
 from actors.errors import IndexStateError
 from actors.text_vectors import TextVectors, columns_of
-from pipelines.config_sections import Mode
+from pipelines.config.sections import Mode
 from pipelines.endpoint.errors import ApiError, TextFault
 from pipelines.endpoint.explain import explain_hits, explain_query
-from pipelines.endpoint.search_bodies import SearchRequest, hit_body
+from pipelines.endpoint.search_routes import SearchRequest, hit_body
 from pipelines.endpoint.service import Service
 from pipelines.endpoint.texts import Text
 from pipelines.search.answers import Hit, find

@@ -19,16 +19,15 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from actors.config import Output
-from pipelines.cluster import refuse_local_index
-from pipelines.config_sections import SearchConfig
+from pipelines.cluster.ray_cluster import refuse_local_index
+from pipelines.config.sections import SearchConfig
 from pipelines.endpoint.config import EndpointConfig
 from pipelines.endpoint.search_service import ShardDownError
-from pipelines.endpoint.space import searched_index
-from pipelines.search.opening import check, n_shards, request
+from pipelines.search.opening import check, cpus_of, n_shards, request
 from pipelines.search.searcher import Searcher, ShardCalls
-from pipelines.search.shard_actors import cpus_of
 from pipelines.search.shard_files import ShardRequest
 from pipelines.search.shard_host import ShardHost
+from pipelines.search.space import searched_index
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,20 +10,132 @@ Knows no HTTP and no Ray.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+import time
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Generic, TypeVar
+
+from prometheus_client import Gauge
 
 from actors.batching import Batcher, Result
 from actors.config import Output
 from actors.encoder import Encoder
 from actors.errors import EncodeError
 from actors.text_vectors import TextVectors
-from pipelines.config_sections import ChunkConfig
-from pipelines.endpoint.backlog import Backlog
-from pipelines.endpoint.cache import VectorCache
-from pipelines.endpoint.config import EndpointConfig
+from pipelines.config.sections import ChunkConfig
+from pipelines.endpoint.config import EndpointConfig, Limits
 from pipelines.endpoint.errors import ApiError, TextFault, encoding_fault
 from pipelines.endpoint.metrics import EndpointMetrics
 from pipelines.endpoint.texts import Text, TextReader
+
+Key = TypeVar("Key")
+
+# Of an entry beside its arrays: objects, array headers, its place in the dict.
+_OVERHEAD = 600
+
+
+class VectorCache(Generic[Key]):
+    """Least recently used out first; used by one thread (the event loop's)."""
+
+    def __init__(self, max_bytes: int) -> None:
+        """0: keeps nothing."""
+        self._max_bytes = max_bytes
+        self._entries: OrderedDict[Key, tuple[TextVectors, int]] = OrderedDict()
+        self.nbytes = 0
+        """What it holds."""
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: Key, outputs: Collection[Output]) -> TextVectors | None:
+        """The vectors of a text, where all of these outputs are known."""
+        found = self._entries.get(key)
+        if found is None or not found[0].has(outputs):
+            return None
+        self._entries.move_to_end(key)
+        return found[0]
+
+    def put(self, key: Key, vectors: TextVectors, key_bytes: int) -> None:
+        """Keep a copy, unless it alone is larger than the cache."""
+        size = vectors.nbytes + key_bytes + _OVERHEAD
+        if size > self._max_bytes:
+            return
+        before = self._entries.pop(key, None)
+        self.nbytes += size - (before[1] if before else 0)
+        self._entries[key] = (vectors.copy(), size)
+        while self.nbytes > self._max_bytes:
+            _, (_, oldest) = self._entries.popitem(last=False)
+            self.nbytes -= oldest
+
+
+# How fast the queue has been emptied lately, in items a second, is a moving mean over so long.
+_RATE_SECONDS = 5.0
+
+
+class Backlog:
+    """What waits or is computed; of one event loop."""
+
+    def __init__(self, what: str, limits: Limits, gauge: Gauge) -> None:
+        """`what`: the items, in messages; `gauge`: always says how many there are."""
+        self._what, self._limits, self._gauge = what, limits, gauge
+        self.items = self._characters = 0
+        self._rate = _Rate()
+
+    @contextmanager
+    def holding(self, items: int, characters: int) -> Iterator[None]:
+        """Count them while they wait.
+
+        Raises:
+            ApiError: 429, too many would; an empty backlog takes any request.
+        """
+        self._refuse_if_full(items, characters)
+        self._add(items, characters)
+        try:
+            yield
+        finally:
+            self._add(-items, -characters)
+        self._rate.add(items)
+
+    def _refuse_if_full(self, items: int, characters: int) -> None:
+        limits = self._limits
+        if self.items and (
+            self.items + items > limits.max_queued_texts
+            or self._characters + characters > limits.max_queued_characters
+        ):
+            raise ApiError(
+                429,
+                "queue_full",
+                f"{self.items:,} {self._what} are waiting, at most {limits.max_queued_texts:,} may",
+                retry_after=self.items / max(self._rate.per_second(), 1.0),
+            )
+
+    def _add(self, items: int, characters: int) -> None:
+        self.items += items
+        self._characters += characters
+        self._gauge.set(self.items)
+
+
+class _Rate:
+    """Items a second, of the last seconds."""
+
+    def __init__(self) -> None:
+        self._items = 0.0
+        self._since = time.monotonic()
+
+    def add(self, items: int) -> None:
+        self._decay()
+        self._items += items
+
+    def per_second(self) -> float:
+        self._decay()
+        return self._items / _RATE_SECONDS
+
+    def _decay(self) -> None:
+        now = time.monotonic()
+        self._items *= 0.5 ** ((now - self._since) / _RATE_SECONDS)
+        self._since = now
+
 
 _WARM_UP = ("warm", "warm " * 64, "warm " * 1_024)
 

@@ -16,7 +16,6 @@ from starlette.responses import Response
 
 from actors.config import Output
 from actors.text_vectors import TextVectors
-from pipelines.endpoint.answers import json_response
 from pipelines.endpoint.config import Kind
 from pipelines.endpoint.errors import ApiError, documented_refusals
 from pipelines.endpoint.route_parts import (
@@ -24,6 +23,7 @@ from pipelines.endpoint.route_parts import (
     all_vectors,
     check_dim,
     cut_dims,
+    json_response,
     texts_of,
 )
 from pipelines.endpoint.service import Service

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from actors.encoder import Encoder
-from actors.tokenizer import Piece, TextTokenizer, TokenizedTexts, encoder_input
-from pipelines.chunking import Chunker
-from pipelines.config_sections import ChunkConfig
+from actors.tokens.tokenizer import Piece, TextTokenizer, TokenizedTexts, encoder_input
+from pipelines.config.sections import ChunkConfig
 from pipelines.endpoint.config import Kind
+from pipelines.passages.chunker import Chunker
 
 
 class Text(NamedTuple):

@@ -1,4 +1,4 @@
-"""How well an index answers judged queries: datasets, measures, statistics, reports.
+"""The quality of an index, measured with judged queries.
 
-Imports no Ray, and torch only where something is encoded.
+Rankings, measures, significance, comparison with BM25, and the report.
 """

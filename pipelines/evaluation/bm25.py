@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.tokenizer_files import load_tokenizer
+from actors.tokens.tokenizer_files import load_tokenizer
 from pipelines.evaluation.dataset import Rankings
 from pipelines.evaluation.extras import extra
 

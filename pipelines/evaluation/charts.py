@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipelines.evaluation.metrics import MEASURES, Comparison
+from pipelines.evaluation.measures import MEASURES, Comparison
 from pipelines.evaluation.results import Evaluation, ModeResult, in_words
-from pipelines.html_report import INK, MUTED, SERIES, Chart, new_figure, rows_of_bars, short_ticks
+from pipelines.reports.html import INK, MUTED, SERIES, Chart, new_figure, rows_of_bars, short_ticks
 
-if TYPE_CHECKING:  # imported late: matplotlib is only for those who draw
+if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
 
 _MOST_BARS = 360  # of sorted queries a screen shows no more
 _ROW_HEIGHT = 24

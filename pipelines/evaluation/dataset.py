@@ -18,9 +18,8 @@ from typing import Any
 import fsspec
 
 from actors.errors import SourceError
-from pipelines.config_sections import absolute_uri
-from pipelines.retries import fetched
-from pipelines.storage_faults import FAULTS, fault_of
+from pipelines.config.sections import absolute_uri
+from pipelines.store.faults import FAULTS, fault_of, fetched
 
 _HEADER = re.compile(r"(?i)score|rel|label|grade|judg")
 """What the last column of a first line says that is a header."""

@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.errors import ConfigError
-from actors.model_files import resolve_model
-from actors.tokenizer import encoder_input
-from pipelines.config_pairs import RunConfig
-from pipelines.config_sections import Mode, absolute_uri
+from actors.models.files import resolve_model
+from actors.tokens.tokenizer import encoder_input
+from pipelines.config.run import RunConfig
+from pipelines.config.sections import Mode, absolute_uri
 from pipelines.evaluation.bm25 import K1, B, bm25_rankings, encoder_tokens
 from pipelines.evaluation.dataset import (
     JudgedQueries,
@@ -33,10 +33,10 @@ from pipelines.evaluation.dataset import (
 from pipelines.evaluation.extras import extra
 from pipelines.evaluation.ranking import SecondStage, rank_judged
 from pipelines.evaluation.results import DatasetFacts, Evaluation, IndexFacts, evaluate_modes
-from pipelines.index import Index
+from pipelines.index.generations import check_vectors
+from pipelines.index.reader import Index
 from pipelines.search.answers import RERANK
 from pipelines.search.searcher import outputs_for
-from pipelines.space import check_vectors
 
 BM25 = "bm25"
 

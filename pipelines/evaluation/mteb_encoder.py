@@ -22,7 +22,7 @@ import pyarrow as pa
 from actors.config import ModelConfig
 from actors.encoder import Encoder, load_encoder
 from actors.errors import ConfigError
-from actors.tokenizer import encoder_input
+from actors.tokens.tokenizer import encoder_input
 from pipelines.evaluation.extras import extra
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")

@@ -15,18 +15,18 @@ import numpy as np
 import pyarrow as pa
 
 from actors.config import RerankerConfig
-from pipelines.config_pairs import RunConfig
-from pipelines.config_sections import Mode
+from pipelines.config.run import RunConfig
+from pipelines.config.sections import Mode
 from pipelines.evaluation.dataset import Rankings
-from pipelines.index import Index
-from pipelines.search.answers import RERANK, find
+from pipelines.index.reader import Index
+from pipelines.search.answers import RERANK, check_can_rerank, find, rerank
 from pipelines.search.opening import open_searcher
-from pipelines.search.reranking import check_can_rerank, rerank
 from pipelines.search.searcher import Searcher, outputs_for
-from pipelines.space import check_same_space, read_space
+from pipelines.search.space import check_same_space, read_space
 
 if TYPE_CHECKING:
-    from actors.reranker import Reranker  # torch
+    from actors.reranker import Reranker
+
 
 _QUERIES = 1_024  # their vectors are in memory
 

@@ -14,9 +14,9 @@ from rich import box
 from rich.table import Table
 
 from actors.errors import ConfigError, SourceError
-from pipelines.config import describe_invalid
+from pipelines.config.loading import describe_invalid
 from pipelines.evaluation.dataset import JudgedQueries, Options, Qrels, Rankings, numbered_lines
-from pipelines.evaluation.metrics import (
+from pipelines.evaluation.measures import (
     CONFIDENCE,
     MEASURES,
     PERMUTATIONS,
@@ -31,7 +31,7 @@ from pipelines.evaluation.metrics import (
     measure,
     without_identical_ids,
 )
-from pipelines.records import Record
+from pipelines.index.records import Record
 
 
 class ModeResult(Record):

@@ -1,6 +1,4 @@
-"""Search over a generation of an index: its live rows in shards, asked together.
+"""Exact search over an index: shards, merging, answers.
 
-    index -> shards (local Arrow files, mapped) -> ranked rows -> their text
-
-`actors/search` scores; this package knows where rows come from and where shards live.
+`searcher` and `shards` load neither torch nor Ray; `shard_host` holds the vectors.
 """

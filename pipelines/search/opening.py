@@ -8,14 +8,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+import ray
+
 from actors.config import Output
-from pipelines.config_sections import RayConfig, SearchConfig
-from pipelines.index import Index
-from pipelines.search.memory import check_fits, needed
+from pipelines.cluster.ray_cluster import ray_session, refuse_local_index
+from pipelines.config.sections import RayConfig, SearchConfig
+from pipelines.index.reader import Index
 from pipelines.search.searcher import Searcher, ShardCalls
 from pipelines.search.shard_files import ShardRequest, shards_of
+from pipelines.search.shard_host import ShardHost
+from pipelines.search.shards import check_fits, needed
 
 
 @contextmanager
@@ -35,7 +40,6 @@ def open_searcher(
         check(index, outputs, search, 1)
         yield Searcher([_Here(request(index, outputs, search, 0, 1))], outputs, search)
         return
-    from pipelines.search.shard_actors import shard_actors  # late: a look at an index needs no Ray
 
     with shard_actors(index, outputs, search, ray) as shards:
         yield Searcher(shards, outputs, search)
@@ -82,3 +86,53 @@ class _Here(ShardCalls):
     def start(self, method: str, *args: Any, **named: Any) -> Callable[[], Any]:
         result = getattr(self._host, method)(*args, **named)
         return lambda: result
+
+
+@contextmanager
+def shard_actors(
+    index: Index, outputs: Sequence[Output], search: SearchConfig, config: RayConfig
+) -> Iterator[list[ShardCalls]]:
+    """One actor a shard; gone at the end.
+
+    Raises:
+        ConfigError: no cluster, or too little memory on it. StorageError: a local index on several
+            machines.
+    """
+    with ray_session(config):
+        refuse_local_index(index.store)
+        machines = sum(node["Alive"] for node in ray.nodes())
+        check(index, outputs, search, machines)
+        shards = n_shards(index, search.shards or machines)
+        requests = [request(index, outputs, search, i, shards) for i in range(shards)]
+        actors = [_Actor(one, search) for one in requests]
+        try:
+            yield list(actors)
+        finally:
+            for actor in actors:
+                actor.stop()
+
+
+def cpus_of(search: SearchConfig) -> int:
+    """Half of a machine's: its other half encodes queries, and reads."""
+    return search.cpus_per_shard or max((os.cpu_count() or 1) // 2, 1)
+
+
+class _Actor(ShardCalls):
+    def __init__(self, request: ShardRequest, search: SearchConfig) -> None:
+        cpus = cpus_of(search)
+        options = {
+            "num_cpus": cpus,
+            "num_gpus": search.gpus_per_shard,
+            "scheduling_strategy": "SPREAD",
+            "max_concurrency": 4,  # a search, and looking up rows meanwhile
+        }
+        self._actor = (
+            ray.remote(ShardHost).options(**options).remote(replace(request, threads=cpus))
+        )
+
+    def start(self, method: str, *args: Any, **named: Any) -> Callable[[], Any]:
+        reference = getattr(self._actor, method).remote(*args, **named)
+        return lambda: ray.get(reference)
+
+    def stop(self) -> None:
+        ray.kill(self._actor)

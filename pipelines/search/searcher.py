@@ -22,7 +22,7 @@ from actors.config import OUTPUTS, Output
 from actors.errors import IndexStateError
 from actors.scoring import Weights, weighted_mean
 from actors.search.fusion import Best, Level, best_of_pairs, merge, reciprocal_rank_fusion
-from pipelines.config_sections import Mode, SearchConfig
+from pipelines.config.sections import Mode, SearchConfig
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 """One output, their weighted mean, or reciprocal rank fusion of them."""

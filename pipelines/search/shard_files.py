@@ -14,21 +14,67 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from filelock import FileLock
 
 from actors.config import OUTPUTS, Output
 from actors.errors import StorageError
-from actors.model_cache import cache_home
-from pipelines.index import Index
-from pipelines.part_rows import Part
-from pipelines.search.blocks import in_blocks
+from actors.models.cache import cache_home
+from pipelines.index.parts import Part
+from pipelines.index.reader import Index
+
+_ROWS = 8_192
+_TOKENS = 262_144  # of ColBERT vectors, 512 MB at 1,024 dimensions: a block is written at once
+
+
+def in_blocks(
+    tables: Iterable[pa.Table], rows: int = _ROWS, tokens: int = _TOKENS
+) -> Iterator[pa.RecordBatch]:
+    """Rows with `doc_id` and `n_tokens`, cut between documents; a longer document is a block.
+
+    A block has at most so many rows and so many tokens.
+    """
+    waiting: list[pa.Table] = []
+    for table in tables:
+        if table.num_rows:
+            waiting.append(table)
+            table = pa.concat_tables(waiting)
+            *stops, end = _stops(table, rows, tokens)
+            for start, stop in zip([0, *stops], stops, strict=False):
+                yield _one_batch(table.slice(start, stop - start))
+            waiting = [table.slice(stops[-1] if stops else 0, end)]
+    if waiting:
+        yield _one_batch(pa.concat_tables(waiting))
+
+
+def _stops(table: pa.Table, rows: int, tokens: int) -> list[int]:
+    """Where blocks end; the last one, of which more rows may follow, at the end of the table."""
+    ids = table["doc_id"].combine_chunks()
+    changes = pc.not_equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
+    ends = np.append(np.flatnonzero(changes) + 1, len(ids))
+    before = np.concatenate([[0], np.cumsum(table["n_tokens"].to_numpy())])
+    stops, start = [], 0
+    while start < len(ids):
+        limit = np.searchsorted(before, before[start] + tokens, side="right") - 1
+        at = np.searchsorted(ends, min(start + rows, limit), side="right") - 1
+        first = np.searchsorted(ends, start, side="right")
+        start = int(ends[max(at, first)])
+        stops.append(start)
+    return stops
+
+
+def _one_batch(table: pa.Table) -> pa.RecordBatch:
+    """One batch: an Arrow file is mapped batch by batch."""
+    return table.combine_chunks().to_batches()[0]
+
 
 _LAYOUT = 1
 ROWS = "rows"

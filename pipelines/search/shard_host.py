@@ -16,7 +16,7 @@ import torch
 from actors.config import Output
 from actors.search.fusion import Best, Ranking
 from actors.search.shard import Shard
-from pipelines.index import open_index
+from pipelines.index.reader import open_index
 from pipelines.search.shard_files import ROWS, ShardFiles, ShardRequest, default_folder, shards_of
 
 

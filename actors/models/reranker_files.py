@@ -1,0 +1,123 @@
+"""Reranker checkpoints: which files there are, and what kind they are. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.config import RerankerConfig, RerankerKind
+from actors.errors import ModelError
+from actors.models.families import DECODERS, ENCODERS, FAMILIES, Family
+from actors.models.files import check_number, check_tokenizer, read_json, weight_files
+from actors.models.location import RERANKER_KEY, locate
+from actors.models.registry import (
+    CLASSIFIER,
+    DECODER_KINDS,
+    RerankerRecord,
+    record_of,
+    reranker_record,
+)
+
+
+@dataclass(frozen=True)
+class RerankerFiles:
+    """A reranker's folder, and what its config.json says."""
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    kind: RerankerKind
+    family: Family | None
+    """None for architectures that only rerankers have."""
+    remote_code: bool
+    """Its architecture is the checkpoint's own Python code."""
+
+    def code_files(self) -> list[Path]:
+        """The Python files that compute the scores, where the model brings its own."""
+        return sorted(self.folder.glob("*.py")) if self.remote_code else []
+
+    def weight_files(self) -> list[Path]:
+        """The files that hold the weights, sorted by name."""
+        return weight_files(self.folder)
+
+
+def resolve_reranker(config: RerankerConfig) -> RerankerFiles:
+    """Find the files of `config.name`, and what kind of reranker they are.
+
+    Raises:
+        ModelError: not found, an embedder, an architecture or an option that is not its kind's,
+            code of its own that is not to be run, or fewer positions than `max_length`.
+    """
+    if record_of(config.name) and not Path(config.name).expanduser().is_dir():
+        raise _not_a_reranker(config.name, "an embedder's name")  # before it is downloaded
+    folder = locate(config.name, config.revision, key=RERANKER_KEY)
+    model = read_json(folder / "config.json")
+    check_tokenizer(f"reranker {config.name!r}", folder)
+    record = reranker_record(config.name)
+    architecture = str((model.get("architectures") or [""])[0])
+    kind: RerankerKind | None = DECODER_KINDS.get(architecture)
+    if kind is None and architecture.endswith(CLASSIFIER):
+        kind = "encoder"
+    if kind is None and architecture.endswith("ForCausalLM") and not record_of(config.name):
+        kind = "llm"
+    if kind is None or (record and record.kind != kind):
+        raise _not_a_reranker(
+            config.name, f"{architecture or 'no architecture'} in config.json", record
+        )
+    remote = "auto_map" in model and (record is None or record.remote_code) and kind == "encoder"
+    if remote and not config.trust_remote_code:
+        raise ModelError(
+            f"reranker {config.name!r}: needs the Python code of its repository, which is not run "
+            "unless the configuration says so.",
+            "Read that code, then set trust_remote_code=true (batches are padded: slower).",
+        )
+    _check_architecture(config.name, model, kind, remote)
+    _refuse_options(config, kind)
+    family = FAMILIES.get(str(model.get("model_type")))
+    if family:
+        check_number(folder, model, "max_position_embeddings")
+    if family and config.max_length > family.usable_positions(model):
+        raise ModelError(
+            f"reranker.max_length: expected at most {family.usable_positions(model)} (the "
+            f"positions of {config.name}), got {config.max_length}."
+        )
+    return RerankerFiles(config.name, folder, model, kind, family, remote)
+
+
+def _not_a_reranker(name: str, found: str, record: RerankerRecord | None = None) -> ModelError:
+    wanted = f"a reranker of kind {record.kind}" if record else "a reranker"
+    return ModelError(
+        f"reranker {name!r}: expected {wanted}, found {found}.",
+        "An embedder gives vectors: name it as model.name." if not record else "",
+    )
+
+
+def _check_architecture(
+    name: str, model: Mapping[str, Any], kind: RerankerKind, remote: bool
+) -> None:
+    """That it is one whose scores are computed here as its authors do."""
+    families = {"encoder": ENCODERS, "llm": DECODERS}.get(kind)
+    found = model.get("model_type")
+    if families is not None and found not in families and not remote:
+        raise ModelError(
+            f"reranker {name!r}: expected an architecture among {', '.join(sorted(families))} for "
+            f"one of kind {kind}, found {found!r} in config.json.",
+            "Use a model of one of these.",
+        )
+
+
+def _refuse_options(config: RerankerConfig, kind: RerankerKind) -> None:
+    """Those that mean nothing to a kind of reranker: the scores would not be what was asked."""
+    for key, kinds in (
+        ("prompt", ("llm", "layerwise", "lightweight")),
+        ("cutoff_layers", ("layerwise", "lightweight")),
+        ("compress_layers", ("lightweight",)),
+    ):
+        if getattr(config, key) and kind not in kinds:
+            raise ModelError(
+                f"reranker.{key}: expected none for a reranker of kind {kind} ({config.name}), got "
+                f"{getattr(config, key)!r}.",
+                f"It is for {', '.join(kinds)}.",
+            )

@@ -1,0 +1,239 @@
+"""From a packed micro-batch of pairs to scores: one function for each kind of reranker.
+
+What FlagEmbedding 1.4.2 computes (lightweight: 1.3.5), inference/reranker.
+Shape suffixes: T tokens, N pairs, H hidden size, L layers that score.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from actors.config import RerankerConfig
+from actors.errors import ModelError
+from actors.models.families import FAMILIES
+from actors.models.reranker_files import RerankerFiles
+from actors.network import backbone
+from actors.network.decoder import DecoderShape, PackedDecoder
+from actors.network.forward import Backbone, first_states
+from actors.network.packed_bert import PackedBert, can_take
+from actors.network.packing import PackedBatch, pack
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Where the passages of N packed pairs are."""
+
+    starts: np.ndarray
+    """int64 [N]: tokens of a pair before its passage."""
+    tail: int
+    """Tokens of every pair after its passage."""
+
+
+PairModel: TypeAlias = Callable[[PackedBatch, Spans], torch.Tensor]
+"""Scores [N, L] of a micro-batch of pairs."""
+
+
+def encoder_scorer(files: RerankerFiles, dtype: torch.dtype, device: torch.device) -> PairModel:
+    """Cross-encoders: a classifier of one label over the first token's state.
+
+    Raises:
+        ModelError: more labels than one, a damaged checkpoint, an architecture without a record.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    own = {"trust_remote_code": True} if files.remote_code else {}
+    auto, packed = AutoModelForSequenceClassification, not files.remote_code
+    model, _ = backbone.load_pretrained(auto, files.folder, dtype, device, packed=packed, **own)
+    if model.config.num_labels != 1:
+        raise ModelError(
+            f"reranker {files.name!r}: expected one label, found {model.config.num_labels}.",
+            "It classifies, and does not rank.",
+        )
+    if files.remote_code:
+        return lambda packed, _: backbone.padded(model, packed).logits.view(-1, 1)
+    base = model.base_model
+    states = _states(files, base)
+    # In float32: half precision would round near scores to the same one.
+    pooler, classifier = getattr(base, "pooler", None), model.classifier.float()
+    pooler = pooler and pooler.float()
+
+    def score(packed: PackedBatch, _: Spans) -> torch.Tensor:
+        first_N1H = first_states(states, packed).float()[:, None]
+        logits: torch.Tensor = classifier(pooler(first_N1H) if pooler else first_N1H)
+        return logits.view(-1, 1)
+
+    return score
+
+
+def llm_scorer(
+    files: RerankerFiles, yes: int, dtype: torch.dtype, device: torch.device
+) -> PairModel:
+    """Language models: the logit of the token `yes` after the last one.
+
+    Raises:
+        ModelError: a damaged checkpoint, or an architecture without a record.
+    """
+    from transformers import AutoModelForCausalLM
+
+    auto = AutoModelForCausalLM
+    model, _ = backbone.load_pretrained(auto, files.folder, dtype, device, packed=True)
+    states = _states(files, model.base_model)
+    yes_H = model.get_output_embeddings().weight[yes].float()
+    softcap = files.config.get("final_logit_softcapping")
+    return lambda packed, _: _capped(_last(states(packed), packed).float() @ yes_H, softcap)[
+        :, None
+    ]
+
+
+def layers_scorer(
+    files: RerankerFiles, config: RerankerConfig, dtype: torch.dtype, device: torch.device
+) -> PairModel:
+    """Decoders that score by the normed last state after each of some layers.
+
+    LayerWiseMiniCPM (layerwise): after k layers, by head k - start_layer.
+    CostWiseGemma (lightweight): passages are compressed between layers, logits are capped, and the
+    i-th of the layers that score has head i, whichever layer it is: upstream's way.
+
+    Raises:
+        ModelError: a layer that has no head, or a damaged checkpoint.
+    """
+    lightweight = files.kind == "lightweight"
+    shape_of = DecoderShape.gemma2 if lightweight else DecoderShape.minicpm
+    shape = shape_of(files.config)
+    weights = _read_weights(files, dtype, device)
+    _check_weights(files, weights, set(shape.weight_names()))
+    decoder = PackedDecoder(shape, weights)
+    cutoffs = _cutoffs(files, config, shape.layers)
+    first = int(files.config["start_layer"])
+    heads_LH = [
+        _head(files, weights, place if lightweight else layer - first)
+        for place, layer in enumerate(cutoffs)
+    ]
+    softcap = files.config.get("final_logit_softcapping") if lightweight else None
+    compress = set(config.compress_layers) if config.compress_ratio > 1 else set()
+
+    def score(packed: PackedBatch, spans: Spans) -> torch.Tensor:
+        hidden_TH, logits = decoder.embed(packed), list[torch.Tensor]()
+        for number in range(cutoffs[-1]):
+            if number in compress:
+                hidden_TH, packed = compressed(hidden_TH, packed, spans, config.compress_ratio)
+            hidden_TH = decoder.layer(number, hidden_TH, packed)
+            if number + 1 in cutoffs:
+                # In float32: a score of 8 bits would be the same for many pairs.
+                states_NH = decoder.norm(_last(hidden_TH, packed)).float()
+                logits.append(states_NH @ heads_LH[len(logits)].float())
+        return _capped(torch.stack(logits, dim=1), softcap)
+
+    return score
+
+
+def _states(files: RerankerFiles, model: torch.nn.Module) -> Backbone:
+    if files.family is None:
+        raise ModelError(
+            f"reranker {files.name!r}: expected an architecture among "
+            f"{', '.join(sorted(FAMILIES))}, found {files.config.get('model_type')!r}."
+        )
+    if can_take(model):
+        return PackedBert(model)
+    return functools.partial(backbone.run, model, files.family)
+
+
+def _cutoffs(files: RerankerFiles, config: RerankerConfig, layers: int) -> tuple[int, ...]:
+    cutoffs = config.cutoff_layers or (layers,)
+    first = int(files.config["start_layer"])
+    if cutoffs[0] < first or cutoffs[-1] > layers:
+        raise ModelError(
+            f"reranker.cutoff_layers: expected layers from {first} to {layers} of {files.name}, "
+            f"got {list(cutoffs)}."
+        )
+    return cutoffs
+
+
+def _head(files: RerankerFiles, weights: dict[str, torch.Tensor], number: int) -> torch.Tensor:
+    name = f"lm_head.{number}.linear_head.weight"
+    _check_weights(files, weights, {name})
+    return weights[name][0]
+
+
+def _last(hidden_TH: torch.Tensor, packed: PackedBatch) -> torch.Tensor:
+    """The state of each pair's last token."""
+    return hidden_TH[packed.cu_seqlens[1:].long() - 1]
+
+
+def _capped(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+
+def compressed(
+    hidden_TH: torch.Tensor, packed: PackedBatch, spans: Spans, ratio: int
+) -> tuple[torch.Tensor, PackedBatch]:
+    """Average neighbouring states of passages in groups of `ratio`, the last by its own count.
+
+    Returns the states and their layout, positions counted from 0 again; where passages start does
+    not change. CostWise (FlagEmbedding 1.3.5, inference/reranker/decoder_only/models/
+    gemma_model.py): a passage is everything between the separator after the query and the one
+    before the prompt.
+    """
+    lengths = packed.lengths_N.cpu().numpy()
+    n_passage = lengths - spans.starts - spans.tail
+    groups = -(-n_passage // ratio)
+    new_lengths = spans.starts + groups + spans.tail
+    # Each token's place within its pair, then in the new one.
+    pair_T = np.repeat(np.arange(len(lengths)), lengths)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    new_offsets = np.concatenate([[0], np.cumsum(new_lengths)])
+    at_T = np.arange(offsets[-1]) - offsets[pair_T]
+    start_T, n_T = spans.starts[pair_T], n_passage[pair_T]
+    inside_T = at_T - start_T
+    place_T = np.where(
+        inside_T < 0,
+        at_T,
+        np.where(inside_T < n_T, start_T + inside_T // ratio, at_T - n_T + groups[pair_T]),
+    )
+    target_T = torch.from_numpy(place_T + new_offsets[pair_T]).to(hidden_TH.device)
+    sums = hidden_TH.new_zeros((int(new_offsets[-1]), hidden_TH.shape[1]))
+    sums.index_add_(0, target_T, hidden_TH)
+    counts = torch.bincount(target_T, minlength=len(sums)).to(hidden_TH.dtype)
+    layout = pack(
+        np.zeros(int(new_offsets[-1]), np.int32),  # states go on, ids are used up
+        new_offsets,
+        first_position=0,
+        device=hidden_TH.device,
+    )
+    return sums / counts[:, None], layout
+
+
+def _read_weights(
+    files: RerankerFiles, dtype: torch.dtype, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """All tensors of the folder's safetensors files, by their names."""
+    from safetensors import safe_open
+
+    weights: dict[str, torch.Tensor] = {}
+    for path in sorted(files.folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118  no mapping
+                    weights[name] = file.get_tensor(name).to(device, dtype)
+        except Exception as error:  # the Rust side raises nothing narrower
+            raise ModelError(
+                f"{path}: expected weights, found: {error!s:.120}.", "Download it again."
+            ) from error
+    if not weights:
+        raise ModelError(f"{files.folder}: expected *.safetensors, found none.")
+    return weights
+
+
+def _check_weights(files: RerankerFiles, weights: Mapping[str, Any], needed: set[str]) -> None:
+    if missing := sorted(needed - weights.keys()):
+        raise ModelError(
+            f"{files.folder}: expected every weight of a {files.kind} reranker, {len(missing)} "
+            f"are missing ({missing[0]}, ...).",
+            "The checkpoint is damaged or of another architecture.",
+        )

@@ -1,0 +1,4 @@
+"""From texts to token ids, for passages, queries and pairs.
+
+Loads no torch.
+"""

@@ -1,0 +1,221 @@
+"""Pairs of a query and a passage as token ids, each text tokenised once.
+
+Ids are put together, never decoded and tokenised again, as FlagEmbedding does up to transformers 4
+(inference/reranker: `tokenizer.prepare_for_model(..., truncation="only_second")`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from actors.config import RerankerConfig, RerankerKind
+from actors.errors import ModelError
+from actors.models.reranker_files import RerankerFiles
+from actors.tokens.pair_tokens import PairShape, PairTokens
+from actors.tokens.tokenizer_files import load_tokenizer, named_tokens, token_records
+
+Pair = tuple[str, str]
+"""A query and a passage."""
+
+LLM_PROMPT = (
+    "Given a query A and a passage B, determine whether the passage contains an answer to the "
+    "query by providing a prediction of either 'Yes' or 'No'."
+)
+LIGHTWEIGHT_PROMPT = "Predict whether passage B contains an answer to query A."
+
+
+class PairTokenizer(Protocol):
+    """What turns pairs into token ids."""
+
+    @property
+    def shape(self) -> PairShape:
+        """What all of its pairs have in common."""
+
+    def tokenize(self, pairs: Sequence[Pair], *, keep_end: bool = False) -> PairTokens:
+        """In the order given; `keep_end`: a text that is too long loses its beginning."""
+
+
+def load_pair_tokenizer(files: RerankerFiles, config: RerankerConfig) -> PairTokenizer:
+    """The tokenizer of a reranker, as its kind puts two texts together.
+
+    Raises:
+        ModelError: lengths that leave no room for a passage, or no tokenizer there.
+    """
+    if files.kind == "encoder":
+        return EncoderPairs(files.folder, config)
+    return PromptedPairs(files.folder, config, prompt_of(files.kind, config))
+
+
+def prompt_of(kind: RerankerKind, config: RerankerConfig) -> str:
+    """What comes after a pair; nothing for cross-encoders."""
+    if kind == "encoder":
+        return ""
+    own = LIGHTWEIGHT_PROMPT if kind == "lightweight" else LLM_PROMPT
+    return own if config.prompt is None else config.prompt
+
+
+class EncoderPairs:
+    """`<s> query </s></s> passage </s>`, or whatever the tokenizer's template for pairs says."""
+
+    def __init__(self, folder: Path, config: RerankerConfig) -> None:
+        """Raises:
+        ModelError: no tokenizer there, or lengths that leave no room for a passage.
+        """
+        self._texts = _Texts(folder)
+        self._template = _Template.of(self._texts.tokenizer, folder)
+        self.shape = PairShape(self._template.types, len(self._template.parts[2]))
+        self._query_limit, self._limit = _limits(config)
+        room = self._limit - self._template.special
+        if room < _LEAST_ROOM:
+            raise ModelError(
+                f"reranker.max_length: expected {self._template.special + _LEAST_ROOM} or more "
+                f"({self._template.special} of them special tokens), got {self._limit}."
+            )
+        if self._query_limit >= room:
+            raise ModelError(
+                f"reranker.query_max_length: expected less than {room} (max_length less "
+                f"{self._template.special} special tokens), got {self._query_limit}.",
+                "Raise max_length, or lower query_max_length.",
+            )
+
+    def tokenize(self, pairs: Sequence[Pair], *, keep_end: bool = False) -> PairTokens:
+        """As `PairTokenizer`."""
+        queries = self._texts.ids([query for query, _ in pairs])
+        passages = self._texts.ids([passage for _, passage in pairs])
+        rows = _Rows()
+        for query, passage in pairs:
+            first = _kept(queries[query], self._query_limit, keep_end)
+            room = self._limit - self._template.special - len(first)
+            second = _kept(passages[passage], room, keep_end)
+            cut = len(first) < len(queries[query]) or len(second) < len(passages[passage])
+            before, between, after = self._template.parts
+            rows.add([*before, *first, *between], second, after, cut)
+        return rows.tokens(self.shape)
+
+
+class PromptedPairs:
+    """`<bos> A: query \\n B: passage \\n prompt`, for models that go on writing."""
+
+    def __init__(self, folder: Path, config: RerankerConfig, prompt: str) -> None:
+        """Raises:
+        ModelError: no tokenizer there.
+        """
+        self._texts = _Texts(folder)
+        self._query_limit, self._limit = _limits(config)
+        separator = self._texts.ids(["\n"])["\n"]
+        self._separator, self._tail = separator, [*separator, *self._texts.ids([prompt])[prompt]]
+        self.shape = PairShape((0, 0), len(self._tail))
+        bos, pad = _token_ids(self._texts.tokenizer, folder, ("bos_token", "pad_token"))
+        self._bos = [bos] if bos is not None and bos != pad else []
+
+    def first_id(self, text: str) -> int:
+        """The first token of a text, such as "Yes"."""
+        return self._texts.ids([text])[text][0]
+
+    def tokenize(self, pairs: Sequence[Pair], *, keep_end: bool = False) -> PairTokens:
+        """As `PairTokenizer`."""
+        queries = self._texts.ids([query for query, _ in pairs], "A: ")
+        passages = self._texts.ids([passage for _, passage in pairs], "B: ")
+        most = self._limit + len(self._tail)  # upstream: max_length + |separator| + |prompt|
+        rows = _Rows()
+        for query, passage in pairs:
+            first, second = queries[query], passages[passage]
+            head = [*self._bos, *_kept(first, self._query_limit, keep_end), *self._separator]
+            kept = _kept(second, max(min(self._limit, most - len(head)), 0), keep_end)
+            cut = len(first) > self._query_limit or len(kept) < len(second)
+            rows.add(head, kept, self._tail, cut)
+        return rows.tokens(self.shape)
+
+
+class _Texts:
+    """Token ids of texts, without special tokens; each different text once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = load_tokenizer(folder)
+
+    def ids(self, texts: Sequence[str], prefix: str = "") -> dict[str, list[int]]:
+        """By text; `prefix` is before each."""
+        different = list(dict.fromkeys(texts))
+        found = self.tokenizer.encode_batch_fast(
+            [prefix + text for text in different], add_special_tokens=False
+        )
+        return {text: encoding.ids for text, encoding in zip(different, found, strict=True)}
+
+
+_LEAST_ROOM = 2  # a token of the query and one of the passage
+
+
+@dataclass(frozen=True)
+class _Template:
+    """What a tokenizer puts around two texts."""
+
+    parts: tuple[list[int], list[int], list[int]]
+    """Before the first, between them, after the second."""
+    types: tuple[int, int]
+    """Token type of everything up to the second text, and from there on."""
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, folder: Path) -> _Template:
+        own = tokenizer.encode("a", add_special_tokens=False).ids
+        both = tokenizer.encode("a", "a")
+        places = [i for i in range(len(both.ids)) if both.ids[i : i + len(own)] == own]
+        if len(places) < 2 or places[-1] - places[0] < len(own):
+            raise ModelError(f"{folder}: expected a tokenizer that joins two texts, found none.")
+        first, second = places[0], places[-1]
+        parts = (
+            both.ids[:first],
+            both.ids[first + len(own) : second],
+            both.ids[second + len(own) :],
+        )
+        return cls(parts, (both.type_ids[first], both.type_ids[second]))
+
+    @property
+    def special(self) -> int:
+        return sum(map(len, self.parts))
+
+
+class _Rows:
+    """Pairs as they are put together."""
+
+    def __init__(self) -> None:
+        self._ids: list[int] = []
+        self._ends = [0]
+        self._starts: list[int] = []
+        self._truncated: list[bool] = []
+
+    def add(self, head: list[int], passage: list[int], tail: list[int], cut: bool) -> None:
+        self._ids += [*head, *passage, *tail]
+        self._ends.append(len(self._ids))
+        self._starts.append(len(head))
+        self._truncated.append(cut)
+
+    def tokens(self, shape: PairShape) -> PairTokens:
+        return PairTokens.of(
+            values=np.array(self._ids, dtype=np.int32),
+            offsets=np.array(self._ends, dtype=np.int64),
+            passage_starts=np.array(self._starts, dtype=np.int64),
+            truncated=np.array(self._truncated, dtype=bool),
+            shape=shape,
+        )
+
+
+def _kept(ids: list[int], most: int, keep_end: bool) -> list[int]:
+    return ids[max(len(ids) - most, 0) :] if keep_end else ids[:most]
+
+
+def _limits(config: RerankerConfig) -> tuple[int, int]:
+    assert config.query_max_length is not None  # __post_init__ has set it
+    return config.query_max_length, config.max_length
+
+
+def _token_ids(tokenizer: Tokenizer, folder: Path, names: Sequence[str]) -> list[int | None]:
+    """Ids of named special tokens, as tokenizer_config.json or special_tokens_map.json has them."""
+    record = {key: token for found in token_records(folder) for key, token in found.items()}
+    texts = [next(named_tokens(record, (name,)), None) for name in names]
+    return [None if text is None else tokenizer.token_to_id(text) for text in texts]

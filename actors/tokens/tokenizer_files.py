@@ -1,0 +1,95 @@
+"""A model folder's tokenizer: its pipeline as it is, and which of its tokens mean no word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer, processors
+
+from actors.errors import ModelError
+from actors.models.files import read_json
+
+# Special tokens that carry no lexical meaning (FlagEmbedding's list, plus BERT's [SEP], which is
+# XLM-R's eos under another name).
+_NON_LEXICAL = ("cls_token", "sep_token", "eos_token", "pad_token", "unk_token")
+
+
+def non_lexical_ids(folder: Path) -> frozenset[int]:
+    """Ids that never enter a sparse vector: cls, sep, eos, pad and unk (mask is kept).
+
+    From special_tokens_map.json and tokenizer_config.json, resolved through tokenizer.json.
+    """
+    names = {
+        name for record in token_records(folder) for name in named_tokens(record, _NON_LEXICAL)
+    }
+    tokenizer = load_tokenizer(folder)
+    ids = (tokenizer.token_to_id(name) for name in names)
+    return frozenset(i for i in ids if i is not None)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The pipeline of `folder`/tokenizer.json, with the special tokens its configuration asks for.
+
+    It neither pads, as some published files do (to 128), nor truncates.
+
+    Raises:
+        ModelError: missing or damaged.
+    """
+    path = folder / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust side raises nothing narrower
+        raise ModelError(
+            f"{path}: expected a tokenizer, found: {error!s:.120}.", "Download it again."
+        ) from error
+    _add_configured_tokens(tokenizer, folder)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _add_configured_tokens(tokenizer: Tokenizer, folder: Path) -> None:
+    """Llama-like tokenizers (Mistral, Gemma): `add_eos_token` counts, whatever tokenizer.json does.
+
+    transformers makes a post-processor of it when it loads one; without the last token a decoder
+    that is pooled there gives plausible, wrong vectors.
+    """
+    path = folder / "tokenizer_config.json"
+    config = read_json(path) if path.exists() else {}
+    own = tokenizer.encode("a", add_special_tokens=False).ids
+    ids = tokenizer.encode("a").ids
+    first = next((i for i in range(len(ids)) if ids[i : i + len(own)] == own), 0)
+    before, after = ids[:first], ids[first + len(own) :]
+    missing: dict[str, int] = {}
+    for side, there in (("bos", before[:1]), ("eos", after[-1:])):
+        for name in named_tokens(config, (f"{side}_token",)):
+            token_id = tokenizer.token_to_id(name)
+            wanted = config.get(f"add_{side}_token") is True
+            if wanted and token_id is not None and token_id not in there:
+                missing[side] = token_id
+    if missing:
+        before = [missing["bos"], *before] if "bos" in missing else before
+        after = [*after, missing["eos"]] if "eos" in missing else after
+        names = {i: str(tokenizer.id_to_token(i)) for i in (*before, *after)}
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=[*(names[i] for i in before), "$A", *(names[i] for i in after)],
+            special_tokens=[(name, i) for i, name in names.items()],
+        )
+
+
+def token_records(folder: Path) -> Iterator[dict[str, object]]:
+    """What special_tokens_map.json, then tokenizer_config.json say, where they exist."""
+    for filename in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / filename).exists():
+            yield read_json(folder / filename)
+
+
+def named_tokens(record: dict[str, object], keys: Sequence[str]) -> Iterator[str]:
+    """The texts of some special tokens, where such a file names them."""
+    for key in keys:
+        token = record.get(key)
+        if isinstance(token, dict):
+            token = token.get("content")
+        if isinstance(token, str):
+            yield token

@@ -1,0 +1,87 @@
+"""Every key of a run's configuration: as YAML to start from, or as docs/configuration.md.
+
+python -m pipelines.config [--markdown]
+"""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Annotated
+
+import typer
+
+from pipelines.config.docs import entries, markdown
+from pipelines.config.run import RunConfig
+from pipelines.terminal.cli import new_app
+
+_COLUMNS = 100
+
+_YAML_INTRO = """\
+# Every key of a run's configuration, with its default. Fill in what is required; what is left out
+# keeps its default."""
+
+INTRO = """\
+# Configuration
+
+<!-- Written by `make docs` from the docstrings of the sections. -->
+
+One YAML file describes one run; `conf/` has examples. Only three keys are required:
+
+```yaml
+source: {uri: docs.parquet}
+index: {uri: out/index}
+model: {name: BAAI/bge-m3}
+```
+
+`python -m pipelines.config > mine.yaml` writes a file with every key, its default and its meaning.
+
+* **On the command line.** `--set a.b=value` goes over the file, as often as needed; of two for one
+  key the later wins. Values are YAML: `--set slice.documents=500`, `--set model.revision=null`,
+  `--set 'outputs=[dense, sparse]'`. `--limit 100` is short for `--set source.limit=100`.
+* **Strict.** An unknown key, a missing one or a value of the wrong type is an error that names it;
+  nothing is started, and the exit code is 2.
+* **Paths** are relative to the directory the command runs in, not to the file; `~` is the home
+  folder.
+* **Secrets** come from the environment or from `storage_options`. The index keeps the configuration
+  it was made with, but `***` for every value of `storage_options`. A `uri` is kept as it is: put no
+  secret there.
+* **`null`** means "not given"; the last column says what holds then."""
+
+
+def annotated_yaml() -> str:
+    """The default configuration; its documentation is in comments of at most 100 columns."""
+    lines = [_YAML_INTRO]
+    for entry in entries(RunConfig):
+        *parents, name = entry.path.split(".")
+        indent = "  " * len(parents)
+        if not parents:
+            lines.append("")
+        width = _COLUMNS - len(f"{indent}# ")
+        lines += [f"{indent}# {line}" for line in textwrap.wrap(entry.doc, width)]
+        if not entry.type:
+            lines.append(f"{indent}{name}:")
+            continue
+        key = f"{indent}{name}: {entry.default}" if entry.default else f"{indent}{name}:"
+        kind = f"# {entry.type}" if entry.default else f"# required: {entry.type}"
+        if len(key) + 2 + len(kind) > _COLUMNS:
+            lines += [f"{indent}{kind}", key]
+        else:
+            lines.append(f"{key}  {kind}")
+    return "\n".join(lines) + "\n"
+
+
+app = new_app()
+
+
+@app.command()
+def main(
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="docs/configuration.md instead.")
+    ] = False,
+) -> None:
+    """Print a configuration file with every key, its default and its meaning."""
+    typer.echo(markdown(RunConfig, INTRO) if as_markdown else annotated_yaml(), nl=False)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,134 @@
+"""Every key of a configuration, documented, and a page of them.
+
+The one source is the code: fields with their types and defaults, the docstring under each field,
+the docstring of each section's class, as pydantic puts them into a JSON Schema. Knows nothing of
+what the keys do.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import yaml
+
+from pipelines.config.sections import Section
+
+Schema: TypeAlias = Mapping[str, Any]
+
+_TYPES = {
+    "string": "string",
+    "integer": "integer",
+    "number": "number",
+    "boolean": "true or false",
+    "object": "mapping",
+    "null": "null",
+}
+_LIMITS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<="}
+_LINKED = ("ModelConfig", "ChunkConfig")  # where they may be left out, they are a run's own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A key, or the section it is in."""
+
+    path: str
+    """Dotted, as `--set` takes it."""
+    doc: str
+    """Never empty; one line."""
+    type: str = ""
+    """What the value may be, in words; empty for a section."""
+    default: str = ""
+    """As YAML; empty where the key is required and for a section."""
+
+
+def entries(section: type[Section]) -> Iterator[Entry]:
+    """Every key and section, in the order of the code; a section comes before its keys."""
+    schema = section.model_json_schema()
+    return _entries(schema, schema["$defs"], "")
+
+
+def _entries(section: Schema, defs: Schema, path: str) -> Iterator[Entry]:
+    keys, required = section["properties"], section.get("required", ())
+    for name in sorted(keys, key=lambda name: name not in required):
+        key, inner = keys[name], f"{path}{name}"
+        if inner == "model.outputs":
+            continue  # a key of its own, beside `model`, so that it is said once
+        doc = key.get("description", "")
+        if child := _section_in(key, defs):
+            yield Entry(path=inner, doc=_one_line(f"{doc} {child['description']}"))
+            yield from _entries(child, defs, f"{inner}.")
+        else:
+            default = _as_yaml(key["default"]) if "default" in key else ""
+            yield Entry(path=inner, doc=_one_line(doc), type=_in_words(key, defs), default=default)
+
+
+def _section_in(key: Schema, defs: Schema) -> Schema | None:
+    """The section a key is, one that may be left out too; not where it is a run's that may be."""
+    for each in (key, *key.get("anyOf", ())):
+        if "$ref" in each:
+            section: Schema = _defined(each, defs)
+            return None if each is not key and section["title"] in _LINKED else section
+    return None
+
+
+def _defined(key: Schema, defs: Schema) -> Any:
+    return defs[key["$ref"].rpartition("/")[2]]
+
+
+def markdown(section: type[Section], intro: str) -> str:
+    """A page: the introduction, then a table for each section of the configuration."""
+    found = list(entries(section))
+    lines = [intro]
+    for part in [None, *(entry for entry in found if not entry.type)]:
+        path = part.path if part else ""
+        lines += ["", f"## `{path}`" if part else "## Top level", ""]
+        lines += [_escaped(part.doc), ""] if part else []
+        lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
+        for key in found:
+            if key.type and key.path.rpartition(".")[0] == path:
+                default = f"`{key.default}`" if key.default else "**required**"
+                meaning = _escaped(key.doc)
+                lines.append(f"| `{key.path}` | {_escaped(key.type)} | {default} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def _in_words(key: Schema, defs: Schema) -> str:
+    """What the value may be."""
+    if "$ref" in key:
+        section = _defined(key, defs)
+        if section["title"] in _LINKED:
+            return "section of [a run's configuration](configuration.md)"
+        return f"{{{', '.join(section['properties'])}}}"
+    if "anyOf" in key:
+        return " or ".join(_in_words(each, defs) for each in key["anyOf"])
+    if "enum" in key:
+        *most, last = map(json.dumps, key["enum"])
+        return f"{', '.join(most)} or {last}"
+    if key["type"] == "array":
+        each = _in_words((key.get("prefixItems") or [key["items"]])[0], defs)
+        number = f"list of {len(key['prefixItems'])}:" if "prefixItems" in key else "list of"
+        return f"{number} {each}" + ("s" if each in _TYPES.values() else "")
+    if key.get("maxLength") == 1:
+        return "character"
+    limits = (f"{sign} {key[limit]}" for limit, sign in _LIMITS.items() if limit in key)
+    return " ".join([_TYPES[key["type"]], *limits])
+
+
+def _as_yaml(value: Any) -> str:
+    data = list(value) if isinstance(value, tuple) else value
+    flow: str = yaml.safe_dump([data], default_flow_style=True, width=float("inf"))
+    return flow.strip()[1:-1]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _escaped(text: str) -> str:
+    """For a table's cell: neither a new column nor, outside of code, an HTML tag."""
+    text = re.sub(r"`[^`]*`|<", lambda m: "&lt;" if m[0] == "<" else m[0], text)
+    return text.replace("|", "\\|")

@@ -1,0 +1,172 @@
+"""Configuration files: read, overridden and checked.
+
+    config = load_config("conf/wiki.yaml", ["slice.documents=500"])
+    python -m pipelines.config          (every key, its default and meaning)
+
+Unknown keys are errors; paths are relative to the current directory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from actors.errors import ConfigError
+from pipelines.config.run import AnyRunConfig, PairsConfig, RunConfig
+from pipelines.config.sections import Section, absolute_uri
+
+__all__ = [
+    "AnyRunConfig",
+    "PairsConfig",
+    "RunConfig",
+    "absolute_uri",
+    "describe_invalid",
+    "load_config",
+    "override",
+    "parse_as",
+    "parse_config",
+    "read_yaml",
+]
+
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file and apply `a.b=value` overrides (values are YAML too).
+
+    Raises:
+        ConfigError: no such file, not YAML, an unknown key, a value of the wrong type.
+    """
+    return parse_config(read_yaml(path, overrides), where=str(path))
+
+
+def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The sections of a YAML file, overrides applied; not validated.
+
+    Raises:
+        ConfigError: no such file, not YAML, an override that is none.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"no such configuration: {path}.", "See conf/ for examples.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"{path}: expected YAML, found: {' '.join(str(error).split())}."
+        ) from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected sections (source, index, model, ...), found {raw!r}.")
+    for override in overrides:
+        _apply(raw, override)
+    return raw
+
+
+def override(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """A configuration with `a.b=value` overrides, as `load_config` applies them.
+
+    Raises:
+        ConfigError: as there.
+    """
+    if not overrides:
+        return config
+    raw = config.model_dump(mode="json")
+    raw["model"].pop("outputs", None)
+    for one in overrides:
+        _apply(raw, one)
+    return parse_config(raw, where="--set")
+
+
+def parse_config(raw: Mapping[str, Any], *, where: str = "configuration") -> RunConfig:
+    """Validate plain data.
+
+    Raises:
+        ConfigError: an unknown key or a value of the wrong type.
+    """
+    return parse_as(RunConfig, raw, where)
+
+
+def parse_as(kind: type[AnySection], raw: Mapping[str, Any], where: str) -> AnySection:
+    """As `parse_config`, of another kind of file."""
+    _refuse_unknown_keys(raw, kind, where)
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(describe_invalid(error, where)) from None
+
+
+def describe_invalid(error: ValidationError, where: str) -> str:
+    """The first thing that is wrong with a configuration, in one line."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        return f"{where}: {key} is required."
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if not key:
+        return f"{where}: {message}."
+    return f"{where}: {key}: expected {message}, got {first['input']!r:.80}."
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override!r}: expected a.b=value.")
+    *parents, last = key.split(".")
+    section = raw
+    for parent in parents:
+        child = section.setdefault(parent, {})
+        if child is None:
+            child = section[parent] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {override!r}: {parent} is a value, not a section.")
+        section = child
+    try:
+        section[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: {' '.join(str(error).split())}.") from None
+
+
+def _refuse_unknown_keys(raw: Any, section: Any, where: str, path: tuple[str, ...] = ()) -> None:
+    """Name the first key that no section has, at any level, and the nearest one there is.
+
+    Before validation, as of several mistakes a mistyped key is the one to hear of first.
+    """
+    known = _keys(section)
+    if known is None or not isinstance(raw, Mapping):  # the type error is pydantic's to report
+        return
+    for key, value in raw.items():
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            raise ConfigError(
+                f"{where}: unknown key {'.'.join((*path, str(key)))!r}.",
+                f"Did you mean {close[0]!r}?" if close else f"Expected one of: {', '.join(known)}.",
+            )
+        for child in (known[key], *typing.get_args(known[key])):  # a section, or one or None
+            _refuse_unknown_keys(value, child, where, (*path, key))
+
+
+def _keys(section: Any) -> dict[str, Any] | None:
+    """The keys a section takes, required ones first, and their types; None of another type."""
+    if isinstance(section, type) and issubclass(section, BaseModel):
+        fields = section.model_fields
+        names = sorted(fields, key=lambda name: not fields[name].is_required())
+    elif isinstance(section, type) and dataclasses.is_dataclass(section):
+        # `outputs` is a key of its own, beside `model`, so that it is said once.
+        names = [field.name for field in dataclasses.fields(section) if field.name != "outputs"]
+    else:
+        return None
+    hints = typing.get_type_hints(section)
+    return {name: hints[name] for name in names}
+
+
+if __name__ == "__main__":
+    from pipelines.config.__main__ import app  # late: only the command prints documentation
+
+    app()

@@ -1,0 +1,89 @@
+"""How fast one encoder actor was on this machine, remembered between runs.
+
+A small JSON file in the user's cache: a convenience, so that whatever is wrong with it is ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import socket
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.config.run import RunConfig
+
+_MOST = 100  # machines and models
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens a second of one actor."""
+
+    tokens_per_second: float
+    origin: str
+    """For people: "measured on cuda", "given"."""
+
+
+def remember_speed(config: RunConfig, tokens_per_second: float, device: str) -> None:
+    """Keep what one actor did, for a configuration that encodes alike on this machine."""
+    if not 0 < tokens_per_second < math.inf:
+        return
+    known = _read()
+    key = _key(config)
+    known.pop(key, None)  # the newest is last
+    known[key] = {"tokens_per_second": float(tokens_per_second), "device": device}
+    kept = dict(list(known.items())[-_MOST:])
+    path = _path()
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    with suppress(OSError):  # no home, no room: nothing that should stop a run
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def recall_speed(config: RunConfig) -> Speed | None:
+    """What `remember_speed` kept, None where nothing fits."""
+    found = _read().get(_key(config))
+    if not isinstance(found, dict):
+        return None
+    speed, device = found.get("tokens_per_second"), found.get("device")
+    if not isinstance(speed, float) or not 0 < speed < math.inf:
+        return None
+    return Speed(speed, f"measured here on {device}")
+
+
+def _key(config: RunConfig) -> str:
+    """What decides an actor's speed, less the length of the passages."""
+    model = config.with_absolute_paths().model
+    parts = {
+        "host": socket.gethostname(),
+        "model": model.name,
+        "outputs": sorted(config.outputs),
+        "dtype": model.dtype,
+        "device": model.device,
+        "gpus_per_actor": config.ray.gpus_per_actor,
+        "cpus_per_actor": config.ray.cpus_per_actor,
+        "simulated": model.simulated_tokens_per_second,
+    }
+    return json.dumps(parts, sort_keys=True)
+
+
+def _path() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "packvec" / "speed.json"
+
+
+def _read() -> dict[str, Any]:
+    try:
+        found = json.loads(_path().read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

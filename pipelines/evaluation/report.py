@@ -1,0 +1,299 @@
+"""eval.html: an evaluation as one page, with what the numbers hide: which queries, and why.
+
+    seen = look_at("out/evaluation/eval.json")
+    seen.summary()
+
+`look_at` gives the same pieces to notebooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from actors.errors import EmbedError
+from pipelines.evaluation.charts import (
+    changes_chart,
+    differences,
+    gains_chart,
+    lengths_chart,
+    lengths_of_relevant,
+    measure_chart,
+)
+from pipelines.evaluation.dataset import JudgedQueries, Options, read_judged
+from pipelines.evaluation.evaluate import lengths_of
+from pipelines.evaluation.measures import MEASURES
+from pipelines.evaluation.results import (
+    COMPARED,
+    Evaluation,
+    ModeResult,
+    compare_evaluations,
+    comparison_rows,
+    explained,
+    in_words,
+    interval,
+    read_evaluation,
+    test_named,
+    unknown_said,
+)
+from pipelines.index.reader import open_index
+from pipelines.reports.html import Facts, Note, Section, Table, page
+
+_SHOWN = 10
+_CHARACTERS = 200
+
+
+@dataclass(frozen=True)
+class Documents:
+    """What the page says of documents; ids that are not in it are shown as ids."""
+
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """Document -> its text, or the beginning: of those that `documents_shown` names."""
+    lengths: Mapping[str, int] = field(default_factory=dict)
+    """Document -> tokens of its passages: of the relevant ones."""
+
+
+def evaluation_page(
+    evaluation: Evaluation, judged: JudgedQueries, documents: Documents | None = None
+) -> str:
+    """The page: loads nothing, light and dark, texts escaped.
+
+    `judged`: what it was evaluated with.
+    """
+    documents = documents or Documents()
+    found = [
+        summary(evaluation),
+        gains(evaluation),
+        lengths(evaluation, judged, documents.lengths),
+        *_queries(evaluation, judged, documents),
+    ]
+    sections = [section for section in found if section]
+    index, dataset = evaluation.index, evaluation.dataset
+    return page(
+        f"Evaluation of {index.uri}",
+        f"Generation {index.generation}, {index.model}; {dataset.qrels}; {evaluation.started}",
+        sections,
+    )
+
+
+def documents_shown(evaluation: Evaluation, judged: JudgedQueries) -> set[str]:
+    """Documents whose texts the page shows."""
+    best = _best(evaluation)
+    better, worse = _changed(evaluation, best) if best else ([], [])
+    rows = [*better, *worse, *_worst(evaluation)]
+    shown: set[str] = set()
+    for row in rows:
+        shown.update(_relevant(evaluation.query_ids[row], judged)[:1])
+        tops = (mode.top[row] for mode in evaluation.modes)
+        shown.update(top for top in tops if top is not None)
+    return shown
+
+
+def summary(evaluation: Evaluation) -> Section:
+    """What was asked and searched, and every mode's measures."""
+    index, dataset = evaluation.index, evaluation.dataset
+    facts = [
+        ("judged queries", f"{dataset.judged_queries:,}"),
+        ("judgements", f"{dataset.judgements:,}"),
+        ("documents", f"{index.documents:,}"),
+        ("passages", f"{index.passages:,}"),
+    ]
+    facts += [(f"seconds: {name}", f"{value:,.1f}") for name, value in evaluation.seconds.items()]
+    lead = unknown_said(dataset)
+    rows = [_mode_row(mode) for mode in evaluation.modes]
+    header = ["mode", MEASURES[0], f"{evaluation.confidence:.0%}", *MEASURES[1:]]
+    header += ["p", "settings"]
+    charts = [measure_chart(evaluation, measure) for measure in MEASURES]
+    return Section("", lead, [Facts(facts), Table(header, rows, explained(evaluation)), *charts])
+
+
+def _mode_row(mode: ModeResult) -> list[str]:
+    against = mode.against_baseline.get(MEASURES[0])
+    first = mode.measures[MEASURES[0]]
+    return [
+        mode.name,
+        f"{first.mean:.3f}",
+        interval(first),
+        *(f"{mode.measures[name].mean:.3f}" for name in MEASURES[1:]),
+        in_words(against.p_holm) if against else "",
+        ", ".join(f"{key} {value}" for key, value in mode.settings.items()),
+    ]
+
+
+def gains(evaluation: Evaluation) -> Section | None:
+    """Every other mode against the baseline, query by query; None where there is no other."""
+    others = [mode for mode in evaluation.modes if mode.against_baseline]
+    if not others:
+        return None
+    return Section(
+        f"Gains and losses against {evaluation.baseline}",
+        "Modes that are as good in the mean may answer different queries well: then a mixture of "
+        "them may be better than each.",
+        [gains_chart(evaluation, mode) for mode in others],
+    )
+
+
+def lengths(
+    evaluation: Evaluation, judged: JudgedQueries, tokens: Mapping[str, int]
+) -> Section | None:
+    """How long documents are that modes find early, late and not at all.
+
+    `tokens`: document -> its tokens, of the relevant ones; None where none is known.
+    """
+    charts = [
+        lengths_chart(mode, lengths_of_relevant(mode, evaluation.query_ids, judged.qrels, tokens))
+        for mode in evaluation.modes
+    ]
+    drawn = [chart for chart in charts if chart]
+    if not drawn:
+        return None
+    return Section(
+        "Length of the first relevant document, by its rank",
+        "Median and quartiles, in tokens; below the rank, how many queries. Where long documents "
+        "are found late or not at all, shorter passages may help.",
+        drawn,
+    )
+
+
+def comparison(before: Evaluation, after: Evaluation) -> Section:
+    """Every mode that both have: the second against the first.
+
+    Raises:
+        ConfigError: no mode in common, or other queries.
+    """
+    first, compared = MEASURES[0], compare_evaluations(before, after)
+    charts = []
+    for name, of in compared.items():
+        changes = after.per_query(name).values[first] - before.per_query(name).values[first]
+        if changes.any():
+            charts.append(changes_chart(f"{name}: after less before", changes, of[first]))
+    said = [
+        f"{when}: generation {each.index.generation} of {each.index.uri}, {each.index.model}, "
+        f"{each.started}."
+        for when, each in (("Before", before), ("After", after))
+    ]
+    table = Table(COMPARED, comparison_rows(before, after), f"p: {test_named(len(compared))}.")
+    return Section("Before and after", " ".join(said), [table, *charts])
+
+
+def look_at(uri: str, storage_options: Options | None = None) -> EvaluationLook:
+    """An evaluation; `storage_options` also of its dataset and its index.
+
+    Raises:
+        SourceError: not there, or not an evaluation that this version can read.
+    """
+    return EvaluationLook(read_evaluation(uri, storage_options), storage_options)
+
+
+@dataclass(frozen=True)
+class EvaluationLook:
+    """Pieces of eval.html; a Note where there is nothing to show."""
+
+    evaluation: Evaluation
+    storage_options: Options | None = None
+
+    def summary(self) -> Section:
+        """What was asked and searched, and every mode's measures."""
+        return summary(self.evaluation)
+
+    def gains(self) -> Section | Note:
+        """Every other mode against the baseline, query by query."""
+        only = Note(f"{self.evaluation.baseline} is the only mode: it is compared with nothing.")
+        return gains(self.evaluation) or only
+
+    def lengths(self) -> Section | Note:
+        """How long documents are that modes find early, late and not at all.
+
+        Reads the judgements and the ledger of the index, where they still are.
+        """
+        dataset, facts = self.evaluation.dataset, self.evaluation.index
+        try:
+            judged = read_judged(dataset.queries, dataset.qrels, self.storage_options)
+            index = open_index(facts.uri, self.storage_options, generation=facts.generation)
+            tokens = lengths_of(index, judged.relevant())
+        except EmbedError as error:
+            return Note(f"Lengths of documents are not known: {error.message}")
+        nothing = Note("Lengths of documents are not known: the index has no relevant one.")
+        return lengths(self.evaluation, judged, tokens) or nothing
+
+    def against(self, before: str | None) -> Section | Note:
+        """This evaluation against one of the same queries before it: its eval.json.
+
+        Raises:
+            SourceError: it cannot be read. ConfigError: no mode in common, or other queries.
+        """
+        if before is None:
+            return Note("No evaluation before this one is named.")
+        return comparison(read_evaluation(before, self.storage_options), self.evaluation)
+
+
+def _queries(
+    evaluation: Evaluation, judged: JudgedQueries, documents: Documents
+) -> Iterable[Section]:
+    base, best = evaluation.mode(evaluation.baseline), _best(evaluation)
+    looks: list[tuple[str, list[int], ModeResult]] = []  # heading, queries, who was wrong
+    if best:
+        better, worse = _changed(evaluation, best)
+        looks.append((f"Where {best.name} is better than {base.name} by most", better, base))
+        looks.append((f"Where {best.name} is worse than {base.name} by most", worse, best))
+    looks.append((f"What {base.name} answers worst", _worst(evaluation), base))
+    for heading, rows, wrong in looks:
+        if rows:
+            shown = [base, best] if best else [base]
+            header = ["query", *(mode.name for mode in shown)]
+            header += ["relevant", f"first of {wrong.name}"]
+            cells = []
+            for row in rows:
+                scores = [f"{mode.per_query[MEASURES[0]][row]:.2f}" for mode in shown]
+                texts = _texts(evaluation.query_ids[row], wrong.top[row], judged, documents)
+                cells.append([texts[0], *scores, *texts[1:]])
+            yield Section(heading, "", [Table(header, cells, f"Numbers: {MEASURES[0]}.")])
+
+
+def _texts(
+    query: str, top: str | None, judged: JudgedQueries, documents: Documents
+) -> tuple[str, str, str]:
+    """Of the query, of what it should find, and of what was found first instead."""
+    relevant = _relevant(query, judged)
+    return (
+        _clipped(judged.queries.get(query, query)),
+        _described(relevant[0], documents) if relevant else "none",
+        _described(top, documents) if top is not None else "nothing found",
+    )
+
+
+def _best(evaluation: Evaluation) -> ModeResult | None:
+    """The mode, other than the baseline, with the highest mean."""
+    others = [mode for mode in evaluation.modes if mode.name != evaluation.baseline]
+    return max(others, key=lambda mode: mode.measures[MEASURES[0]].mean, default=None)
+
+
+def _changed(evaluation: Evaluation, mode: ModeResult) -> tuple[list[int], list[int]]:
+    """Queries with the largest gains over the baseline, and those with the largest losses."""
+    change = differences(evaluation, mode)
+    order = np.argsort(change, kind="stable")
+    worse = [int(row) for row in order if change[row] < 0][:_SHOWN]
+    return [int(row) for row in order[::-1] if change[row] > 0][:_SHOWN], worse
+
+
+def _worst(evaluation: Evaluation) -> list[int]:
+    values = np.array(evaluation.mode(evaluation.baseline).per_query[MEASURES[0]])
+    return [int(row) for row in np.argsort(values, kind="stable") if values[row] < 1][:_SHOWN]
+
+
+def _relevant(query: str, judged: JudgedQueries) -> list[str]:
+    """The most relevant first."""
+    found = [(-rel, doc) for doc, rel in judged.qrels.get(query, {}).items() if rel > 0]
+    return [doc for _, doc in sorted(found)]
+
+
+def _described(document: str, documents: Documents) -> str:
+    text = documents.texts.get(document)
+    return document if text is None else f"{document}: {_clipped(text)}"
+
+
+def _clipped(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _CHARACTERS else f"{text[: _CHARACTERS - 1]}…"

@@ -1,0 +1,138 @@
+"""TREC run files, which every evaluation tool reads; other systems' runs beside an evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from actors.errors import ConfigError, SourceError
+from pipelines.evaluation.dataset import JudgedQueries, Options, Rankings, numbered_lines
+from pipelines.evaluation.evaluate import Evaluated
+from pipelines.evaluation.results import Evaluation, evaluate_modes, read_evaluation
+from pipelines.store.files import put_local
+
+_COLUMNS = "query, Q0, document, rank, score, tag"
+_RUNS = (".run", ".trec", ".txt")
+
+
+def write_run(path: Path, rankings: Rankings, tag: str) -> None:
+    """One line a document: query, Q0, document, rank from 1, score, tag.
+
+    Tools sort by score and break ties by document id, so each score is written as a float32 below
+    the one before it: where the search's are equal, a step below. Columns are between tabs: white
+    space to every reader, and ids with blanks come back through `read_trec_run`.
+    """
+    lines = []
+    for query, ranking in rankings.items():
+        before = np.float32(np.inf)
+        for rank, (document, score) in enumerate(ranking.items(), start=1):
+            below = min(np.float32(score), np.nextafter(before, np.float32(-np.inf)))
+            lines.append(f"{query}\tQ0\t{document}\t{rank}\t{below!s}\t{tag}\n")
+            before = below
+    put_local(path, "".join(lines).encode(), exclusive=False)
+
+
+def read_trec_run(uri: str, storage_options: Options | None = None) -> Rankings:
+    """A run of any system, by score; where scores are equal by the rank it says.
+
+    A local path or URI; also compressed.
+
+    Raises:
+        SourceError: it cannot be read; a line of another kind; a document twice for one query.
+    """
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    for number, line in numbered_lines(uri, storage_options):
+        query, document, score, rank = _row(line, f"{uri}, line {number}")
+        documents = found.setdefault(query, {})
+        if document in documents:
+            raise SourceError(
+                f"{uri}, line {number}: expected each document once for a query, found "
+                f"{document!r} again for {query!r}."
+            )
+        documents[document] = (-score, rank)
+    if not found:
+        raise SourceError(f"{uri}: expected a TREC run, found an empty file.")
+    return {
+        query: {doc: -negated for doc, (negated, _) in sorted(row.items(), key=lambda at: at[1])}
+        for query, row in found.items()
+    }
+
+
+@dataclass(frozen=True)
+class Against:
+    """Files that --against names."""
+
+    evaluations: list[Evaluation]
+    runs: Mapping[str, Rankings]
+    """By file name."""
+
+
+def read_against(uris: Sequence[str], judged: JudgedQueries) -> Against:
+    """Read them, and see that they are of these queries.
+
+    Raises:
+        ConfigError: another kind of file, or other queries. SourceError: it cannot be read.
+    """
+    evaluations, runs = [], dict[str, Rankings]()
+    for uri in uris:
+        if uri.endswith(".json"):
+            evaluation = read_evaluation(uri)
+            _check(uri, set(evaluation.query_ids) ^ set(judged.queries), "the same judged queries")
+            evaluations.append(evaluation)
+            continue
+        path = Path(uri.removesuffix(".gz"))
+        if path.suffix not in _RUNS:
+            raise ConfigError(
+                "--against: expected an eval.json or a run file (.run, .trec, .txt, also .gz), "
+                f"got {uri}."
+            )
+        run = read_trec_run(uri)
+        others = set(judged.queries) - run.keys()
+        _check(uri, others if len(others) == len(judged.queries) else set(), "judged queries")
+        runs[path.stem] = run
+    return Against(evaluations, runs)
+
+
+def with_runs(found: Evaluated, runs: Mapping[str, Rankings]) -> Evaluated:
+    """The evaluation with other systems' runs beside the modes."""
+    if not runs:
+        return found
+    named = {(f"{n} (file)" if n in found.rankings else n): run for n, run in runs.items()}
+    rankings = {**found.rankings, **named}
+    before = found.evaluation
+    modes = evaluate_modes(
+        found.judged.qrels,
+        rankings,
+        baseline=before.baseline,
+        ignore_identical_ids=before.ignore_identical_ids,
+        settings={mode.name: mode.settings for mode in before.modes},
+    )
+    return Evaluated(before.model_copy(update={"modes": modes}), found.judged, rankings)
+
+
+def _row(line: str, where: str) -> tuple[str, str, float, float]:
+    """Query, document, score, rank."""
+    fields = line.split("\t") if "\t" in line else line.split()
+    if len(fields) != 6:
+        raise SourceError(f"{where}: expected {_COLUMNS}, found {len(fields)} columns.")
+    try:
+        rank, score = float(fields[3]), float(fields[4])
+    except ValueError:
+        rank = score = math.nan
+    if not (math.isfinite(rank) and math.isfinite(score)):
+        raise SourceError(
+            f"{where}: expected numbers as rank and score, found "
+            f"{fields[3]!r:.40} and {fields[4]!r:.40}."
+        )
+    return fields[0], fields[2], score, rank
+
+
+def _check(uri: str, others: set[str], expected: str) -> None:
+    if others:
+        raise ConfigError(
+            f"--against: expected {expected} in {uri}, found others ({min(others)!r}, ...)."
+        )

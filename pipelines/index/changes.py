@@ -1,0 +1,220 @@
+"""What changed between two generations: for whoever keeps a copy of an index, such as a store.
+
+    changes = open_index("s3://vectors/wiki").changes(since=12)
+    changes.deleted              # doc_id, passage_id
+    changes.upserts()            # rows of new and changed documents
+
+Where the newer generation comes from the older one, the ledgers and deletions of those in between
+say it, and nothing else is read. Else, as after a roll back, the two ledgers are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from actors.errors import IndexStateError
+from pipelines.index.generations import committed_generations, publications, read_manifest
+from pipelines.index.layout import manifest_path
+from pipelines.index.reader import Index
+from pipelines.index.records import Manifest
+from pipelines.index.schemas import LEDGER_SCHEMA
+
+DELETED_SCHEMA = pa.schema([("doc_id", pa.string()), ("passage_id", pa.string())])
+_TOUCHED_SCHEMA = pa.schema([("doc_id", pa.string()), ("was", pa.int64()), ("now", pa.int64())])
+"""Of a document its rows in the older and in the newer view; 0: it is not in it."""
+
+_BATCH_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What makes of the rows of generation `since` those of `index`.
+
+    Iterating gives what to delete, then what to upsert (all columns), batch by batch.
+    """
+
+    index: Index
+    since: int
+    deleted: pa.Table
+    """DELETED_SCHEMA: passages that are not there any more."""
+    documents: pa.Table
+    """LEDGER_SCHEMA: the new and the changed documents. Every passage of these is upserted, also
+    where only metadata was edited."""
+
+    def upserts(self, columns: Sequence[str] | None = None) -> pa.RecordBatchReader:
+        """Rows of `documents`, read as they are asked for.
+
+        Raises:
+            IndexStateError: no such column.
+        """
+        return self.index.rows_of(self.documents, columns)
+
+    def __iter__(self) -> Iterator[tuple[Literal["delete", "upsert"], pa.RecordBatch]]:
+        for batch in self.deleted.to_batches(_BATCH_ROWS):
+            yield "delete", batch
+        for batch in self.upserts():
+            yield "upsert", batch
+
+
+def changes_since(index: Index, since: int) -> Changes:
+    """The changes from generation `since` of the same store to what `index` reads.
+
+    Raises:
+        IndexStateError: there is no such generation, or not any more.
+    """
+    added = _generations_after(index, since)
+    found = None if added is None else _said_by(index, added)
+    if found is None:
+        found = _compared(_open(since, index), index)
+    touched, documents = found
+    return Changes(index, since, _deleted(touched), documents)
+
+
+def _generations_after(index: Index, since: int) -> list[Manifest] | None:
+    """What was added to `since` to make the generation of `index`, the newest first.
+
+    None: that is not how it was made, or what would tell is gone. Generations that only rewrite
+    are left out: their view is that of the one they rewrote.
+    """
+    store, known = index.store, {manifest.generation: manifest for manifest in index.chain}
+
+    def read(number: int) -> Manifest | None:
+        if number in known or store.exists(manifest_path(number)):
+            return known.get(number) or read_manifest(store, number)
+        return None
+
+    same, at = {since}, read(since)
+    while at and (rewritten := _rewritten_by(at, read(at.compacts) if at.compacts else None)):
+        same.add(rewritten)
+        at = read(rewritten)
+    added: list[Manifest] = []
+    number, at = index.info.generation, index.info
+    while number not in same:
+        if at is None:
+            return None
+        if at.parent is not None:
+            added.append(at)
+            number, at = at.parent, read(at.parent)
+        else:
+            rewritten = _rewritten_by(at, read(at.compacts) if at.compacts else None)
+            if rewritten is None:
+                return None
+            number, at = rewritten, read(rewritten)
+    return added
+
+
+def _rewritten_by(manifest: Manifest, rewritten: Manifest | None) -> int | None:
+    """The generation whose rows this one has; None: none, or it stores them otherwise."""
+    if rewritten and rewritten.index_fingerprint != manifest.index_fingerprint:
+        return None
+    return manifest.compacts
+
+
+def _said_by(index: Index, added: list[Manifest]) -> tuple[pa.Table, pa.Table] | None:
+    """Touched documents (_TOUCHED_SCHEMA), and the ledger of those to upsert.
+
+    None: a file of a generation that only led here is gone.
+    """
+    events, ledgers = [_TOUCHED_SCHEMA.empty_table()], [LEDGER_SCHEMA.empty_table()]
+    masked = [pa.table([[], []], schema=pa.schema([("part", pa.string()), ("row", pa.int64())]))]
+    mine = {manifest.generation for manifest in index.chain}
+    for manifest in reversed(added):
+        alone = Index(index.store, [manifest])
+        try:
+            ledger, ((_, deletions),) = alone.documents(), alone.deletions()
+            own = pc.is_in(deletions["part"], pa.array(alone.part_paths, pa.string()))
+        except FileNotFoundError:
+            if manifest.generation in mine:
+                raise
+            return None
+        deletions = deletions.filter(pc.invert(own))  # `documents` has left its own ones out
+        zeros = (pa.array(np.zeros(table.num_rows, np.int64)) for table in (deletions, ledger))
+        columns = (
+            [deletions["doc_id"], deletions["n_rows"], next(zeros)],
+            [ledger["doc_id"], next(zeros), ledger["n_rows"].cast(pa.int64())],
+        )
+        events += [pa.table(each, schema=_TOUCHED_SCHEMA) for each in columns]
+        masked.append(deletions.select(["part", "first_row"]).rename_columns(["part", "row"]))
+        ledgers.append(ledger)
+    # A document's first event says what it was in the older view, its last one what it is now.
+    touched = pa.concat_tables(events).group_by("doc_id", use_threads=False)
+    touched = touched.aggregate([("was", "first"), ("now", "last")])
+    touched = touched.rename_columns({"was_first": "was", "now_last": "now"})
+    if {manifest.generation for manifest in added} <= mine:
+        every, gone = pa.concat_tables(ledgers), pa.concat_tables(masked)
+        keys = ["part", "first_row"]
+        return touched, every.join(gone, keys, ["part", "row"], join_type="left anti")
+    live = touched.filter(pc.greater(touched["now"], 0))
+    return touched, index.documents(live["doc_id"].combine_chunks())
+
+
+def _compared(before: Index, index: Index) -> tuple[pa.Table, pa.Table]:
+    """As `_said_by`, of any two generations."""
+    old = _documents_of(before, index).select(["doc_id", "doc_hash", "n_rows"])
+    ledger = index.documents()
+    new = ledger.select(["doc_id", "doc_hash", "n_rows"])
+    new = new.append_column("at", pa.array(np.arange(new.num_rows)))
+    old = old.rename_columns(["doc_id", "hash_was", "was"])
+    both = old.join(new, "doc_id", join_type="full outer")
+    was, now = (pc.fill_null(both[name], 0).cast(pa.int64()) for name in ("was", "n_rows"))
+    touched = pa.table([both["doc_id"], was, now], schema=_TOUCHED_SCHEMA)
+    if before.info.index_fingerprint != index.info.index_fingerprint:
+        return touched, ledger
+    same = pc.fill_null(pc.equal(both["hash_was"], both["doc_hash"]), False)
+    at = both.filter(pc.invert(same))["at"].drop_null()
+    return touched, ledger.take(at)
+
+
+def _open(number: int, index: Index) -> Index:
+    """Another generation of the same store."""
+    store = index.store
+    there = committed_generations(store)
+    highest = max(*there, index.info.generation, *publications(store).values())
+    if not 1 <= number <= highest:
+        raise IndexStateError(
+            f"{store.uri}: expected a generation up to {highest} to tell the changes since, got "
+            f"{number}."
+        )
+    chain: list[Manifest] = []
+    at: int | None = number
+    while at is not None:
+        if at not in there:
+            raise _removed(number, index)
+        chain.append(read_manifest(store, at))
+        at = chain[-1].parent
+    return Index(store, chain)
+
+
+def _documents_of(before: Index, index: Index) -> pa.Table:
+    try:
+        return before.documents()
+    except FileNotFoundError:
+        raise _removed(before.info.generation, index) from None
+
+
+def _removed(number: int, index: Index) -> IndexStateError:
+    there = committed_generations(index.store)
+    now = index.info.generation
+    return IndexStateError(
+        f"generation {number} of {index.store.uri} was removed (vacuumed): what changed since "
+        f"cannot be told; there are {', '.join(map(str, there))}.",
+        f"Rebuild the store from index.to_table(), then keep up with changes(since={now}).",
+    )
+
+
+def _deleted(touched: pa.Table) -> pa.Table:
+    """Passages beyond the end of each document as it is now; none is left of those that went."""
+    touched = touched.filter(pc.greater(touched["was"], touched["now"]))
+    now = touched["now"].to_numpy()
+    n = touched["was"].to_numpy() - now
+    rows = np.repeat(np.arange(len(n)), n)
+    numbers = np.arange(n.sum()) + np.repeat(now - np.cumsum(n) + n, n)
+    ids = touched["doc_id"].take(pa.array(rows))
+    passages = pc.binary_join_element_wise(ids, pa.array(numbers).cast(pa.string()), "#")
+    return pa.table([ids, passages], schema=DELETED_SCHEMA)

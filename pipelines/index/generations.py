@@ -1,0 +1,242 @@
+"""Committed generations: finding, reading and publishing them.
+
+A generation exists when its manifest does; the highest publication says which one is live.
+Nothing here trusts a directory listing for data: listings only find manifests and publications.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from itertools import islice
+
+import pyarrow as pa
+from pydantic import BaseModel, ValidationError
+
+from actors.encoded import SCORE
+from actors.errors import GateError, IndexStateError
+from pipelines.index.layout import generation_path, manifest_path, publication_path
+from pipelines.index.parts import write_table
+from pipelines.index.records import FORMAT_VERSION, FileRecord, Manifest, TableRecord, Tables
+from pipelines.index.schemas import FILES_SCHEMA
+from pipelines.store.store import Store
+
+_SHOWN = 10
+
+
+class Publication(BaseModel):
+    """Which generation is live from now on; publishing an older one is a roll-back."""
+
+    generation: int
+
+
+def read_manifest(store: Store, generation: int) -> Manifest:
+    """One generation's manifest.
+
+    Raises:
+        IndexStateError: there is none, or a newer version of this project wrote it.
+    """
+    path = manifest_path(generation)
+    try:
+        raw = json.loads(store.read(path))
+    except FileNotFoundError:
+        raise IndexStateError(
+            f"{store.url(path)}: expected generation {generation}, found none: it was removed, or "
+            f"never committed; generations there are: {_those_there_are(store)}."
+        ) from None
+    except ValueError as error:
+        raise IndexStateError(f"{store.url(path)}: expected JSON, found: {error}.") from None
+    found = raw.get("format_version") if isinstance(raw, dict) else None
+    if found != FORMAT_VERSION:
+        raise IndexStateError(
+            f"{store.url(path)}: expected format_version {FORMAT_VERSION}, found {found}.",
+            "Upgrade packvec.",
+        )
+    try:
+        return Manifest.model_validate(raw)
+    except ValidationError as error:
+        reason = " ".join(str(error).split())
+        raise IndexStateError(f"{store.url(path)}: not a manifest ({reason:.200}).") from None
+
+
+def read_chain(store: Store, generation: int) -> list[Manifest]:
+    """A generation's manifest and its ancestors', the newest first."""
+    chain = [read_manifest(store, generation)]
+    while (parent := chain[-1].parent) is not None:
+        chain.append(read_manifest(store, parent))
+    return chain
+
+
+def highest_generation(store: Store) -> int:
+    """The newest committed generation, 0 when there is none."""
+    return next(_committed(store), 0)
+
+
+def committed_generations(store: Store) -> list[int]:
+    """The numbers of all that are there, in order; fewer than were made where some are removed."""
+    return sorted(_committed(store))
+
+
+def _committed(store: Store) -> Iterator[int]:
+    """The newest first."""
+    names = (path.rsplit("/", 1)[-1] for path in store.list_folders("generations"))
+    numbers = (int(name) for name in names if name.isdecimal())
+    for number in sorted(numbers, reverse=True):
+        if store.exists(manifest_path(number)):  # a folder may hold a dead committer's tables
+            yield number
+
+
+def _those_there_are(store: Store) -> str:
+    newest = [str(number) for number in islice(_committed(store), _SHOWN + 1)]
+    return ", ".join([*["..."] * (len(newest) > _SHOWN), *reversed(newest[:_SHOWN])]) or "none"
+
+
+def publications(store: Store) -> dict[int, int]:
+    """Publication number -> generation.
+
+    Raises:
+        IndexStateError: one of them is none.
+    """
+    paths = [path for path in store.list("publications") if _number(path).isdecimal()]
+    contents = store.read_many(paths)
+    found = {}
+    for path, content in zip(paths, contents, strict=True):
+        try:
+            found[int(_number(path))] = Publication.model_validate_json(content).generation
+        except ValidationError as error:
+            raise IndexStateError(
+                f"{store.url(path)}: expected a publication, found something else "
+                f"({error.errors()[0]['msg']})."
+            ) from None
+    return found
+
+
+def _number(path: str) -> str:
+    return path.rsplit("/", 1)[-1].removesuffix(".json")
+
+
+def live_generation(store: Store) -> int | None:
+    """The generation readers see, None before the first publication."""
+    published = publications(store)
+    return published[max(published)] if published else None
+
+
+def committed_by(store: Store, run_id: str, after: int = 0) -> Manifest | None:
+    """The generation above `after` that a run has committed, published or not."""
+    for number in range(highest_generation(store), after, -1):
+        if store.exists(manifest_path(number)):
+            manifest = read_manifest(store, number)
+            if manifest.run_id == run_id:
+                return manifest
+    return None
+
+
+def publish(store: Store, generation: int, over: int | None = None) -> None:
+    """Make a generation the live one; `over`: only if that one is live now.
+
+    Raises:
+        GateError: another one is live. IndexStateError: another writer published at this moment.
+    """
+    published = publications(store)
+    live = published[max(published)] if published else None
+    if over is not None and live != over:
+        raise GateError(
+            f"{store.uri}: generation {live} was published while generation {generation}, which "
+            f"adds to {over}, was made.",
+            "It is committed, and not live. Run again, or publish it: "
+            f"python -m pipelines.publish_generation {store.uri} {generation}",
+        )
+    publish_next(store, generation, published)
+
+
+def publish_next(store: Store, generation: int, published: Mapping[int, int]) -> None:
+    """Make a generation the live one, if the publications are still those.
+
+    Raises:
+        IndexStateError: there are more by now.
+    """
+    content = Publication(generation=generation).model_dump_json().encode()
+    if not store.create_exclusive(publication_path(max(published, default=0) + 1), content):
+        raise IndexStateError(
+            f"{store.uri}: another writer published while this one did; generation "
+            f"{live_generation(store)} is live.",
+            "Run again.",
+        )
+
+
+_PACKAGES = ("packvec", "ray", "torch", "transformers", "tokenizers", "pyarrow")
+
+
+def write_tables(
+    store: Store,
+    number: int,
+    nonce: str,
+    *,
+    parts: Sequence[FileRecord],
+    documents: Sequence[FileRecord],
+    rejects: Sequence[FileRecord],
+    deletions: pa.Table,
+    unchanged: Sequence[FileRecord] = (),
+) -> Tables:
+    """The tables of a generation, under names that are `nonce`'s own."""
+
+    def put(name: str, table: pa.Table) -> TableRecord:
+        path = generation_path(number, f"{name}-{nonce}.parquet")
+        return TableRecord(path=path, sha256=write_table(store, table, path).sha256)
+
+    return Tables(
+        parts=put("parts", _files_table(parts)),
+        documents=put("documents", _files_table(documents)),
+        rejects=put("rejects", _files_table(rejects)),
+        deletions=put("deletions", deletions),
+        unchanged=put("unchanged", _files_table(unchanged)) if unchanged else None,
+    )
+
+
+def create_manifest(store: Store, manifest: Manifest) -> Manifest:
+    """Commit a generation: create its manifest, exclusively. Returns the one that is there now.
+
+    Raises:
+        IndexStateError: another run has committed a generation of this number.
+    """
+    path = manifest_path(manifest.generation)
+    if store.create_exclusive(path, manifest.to_bytes()):
+        return manifest
+    winner = read_manifest(store, manifest.generation)
+    if winner.run_id != manifest.run_id:
+        raise IndexStateError(
+            f"{store.url(path)}: run {winner.run_id} committed while this one did.",
+            "Nothing of it was changed; run again to see what differs.",
+        )
+    return winner
+
+
+def software_versions() -> dict[str, str]:
+    """Of what writes, for a manifest."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
+
+
+def _files_table(files: Sequence[FileRecord]) -> pa.Table:
+    return pa.Table.from_pylist([file.model_dump() for file in files], FILES_SCHEMA)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # run from a working directory, not installed
+        return "unknown"
+
+
+def check_vectors(manifest: Manifest, uri: str) -> None:
+    """Whether a generation can be searched at all.
+
+    Raises:
+        IndexStateError: it holds scores of pairs.
+    """
+    if SCORE in manifest.outputs:
+        raise IndexStateError(
+            f"{uri}: expected an index of vectors, found scores of pairs.",
+            "open_index(uri) reads them; they are neither searched nor re-indexed.",
+        )

@@ -1,0 +1,157 @@
+"""Arrow schemas of the files of an index, and the codes of rejects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import pyarrow as pa
+
+from actors.encoded import SCORE
+from pipelines.index.parts import COMPUTED_COLUMNS, colbert_from_bytes
+from pipelines.index.records import Manifest
+
+HASH = pa.binary(16)
+
+PASSAGE_SCHEMA = pa.schema(
+    [
+        ("doc_id", pa.string()),
+        ("passage_id", pa.string()),
+        ("passage_no", pa.int32()),
+        ("text", pa.string()),
+        ("title", pa.string()),
+        ("n_tokens", pa.int32()),
+        ("truncated", pa.bool_()),
+        ("char_start", pa.int32()),
+        ("char_end", pa.int32()),
+        ("passage_hash", HASH),
+    ]
+)
+"""The output row before its metadata and vectors."""
+LEDGER_SCHEMA = pa.schema(
+    [
+        ("doc_id", pa.string()),
+        ("doc_hash", HASH),
+        ("unit", pa.int32()),
+        ("position", pa.int64()),
+        ("part", pa.string()),
+        ("first_row", pa.int64()),
+        ("n_rows", pa.int32()),
+        ("n_tokens", pa.int64()),
+    ]
+)
+REJECTS_SCHEMA = pa.schema(
+    [
+        ("doc_id", pa.string()),
+        ("unit", pa.int32()),
+        ("position", pa.int64()),
+        ("code", pa.string()),
+        ("detail", pa.string()),
+        ("final", pa.bool_()),
+    ]
+)
+UNCHANGED_SCHEMA = pa.schema(
+    [("doc_id", pa.string()), ("unit", pa.int32()), ("position", pa.int64())]
+)
+"""Documents that a run read and found as the index has them: where they are now."""
+FILES_SCHEMA = pa.schema(
+    [("path", pa.string()), ("rows", pa.int64()), ("bytes", pa.int64()), ("sha256", pa.string())]
+)
+DELETIONS_SCHEMA = pa.schema(
+    [
+        ("doc_id", pa.string()),
+        ("part", pa.string()),
+        ("first_row", pa.int64()),
+        ("n_rows", pa.int64()),
+    ]
+)
+UNITS_SCHEMA = pa.schema(
+    [
+        ("unit", pa.int32()),
+        ("format", pa.string()),
+        ("documents", pa.int64()),
+        ("wanted", pa.list_(pa.list_(pa.int64()))),
+        ("origins", pa.list_(pa.struct([("run_id", pa.string()), ("unit", pa.int32())]))),
+        (
+            "pieces",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("path", pa.string()),
+                        ("size", pa.int64()),
+                        ("etag", pa.string()),
+                        ("name", pa.string()),
+                        ("start", pa.int64()),
+                        ("stop", pa.int64()),
+                        ("row_group", pa.int32()),
+                        ("documents", pa.int64()),
+                    ]
+                )
+            ),
+        ),
+    ]
+)
+"""`documents` is null where only reading tells; `wanted` are ranges of documents, null for the end
+of the unit; none at all where the unit is as earlier runs read it: `origins` says which ones, and
+as which unit of theirs. `name` is the file's in derived ids; `start` and `stop` are rows where
+there is a row group, else bytes."""
+
+RejectCode = Literal[
+    "null_text",
+    "empty_text",
+    "missing_id",
+    "duplicate_id",
+    "bad_encoding",
+    "bad_record",
+    "null_query",
+    "too_long",
+    "encoder_error",
+    "unreadable_unit",
+]
+FOR_NOW: frozenset[str] = frozenset({"encoder_error", "unreadable_unit"})
+"""Codes that are tried again; every other one is final."""
+
+
+def reject_table(rows: Iterable[tuple[str | None, int, int, RejectCode, str]]) -> pa.Table:
+    """(doc_id, unit, position, code, detail) as rows of REJECTS_SCHEMA."""
+    full = [(*row, row[3] not in FOR_NOW) for row in rows]
+    columns = zip(*full, strict=True) if full else [()] * len(REJECTS_SCHEMA)
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, REJECTS_SCHEMA, strict=True)]
+    return pa.table(arrays, schema=REJECTS_SCHEMA)
+
+
+_VALUE_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
+
+
+def as_numbers(table: pa.Table, info: Manifest) -> pa.Table:
+    """Stored rows with their ColBERT vectors, if any, as numbers."""
+    if "colbert" not in table.column_names:
+        return table
+    column = table["colbert"].combine_chunks()
+    if not pa.types.is_fixed_size_binary(column.type.value_type):
+        return table
+    numbers = colbert_from_bytes(column, _VALUE_TYPES[info.vector_dtype])
+    return table.set_column(table.column_names.index("colbert"), "colbert", numbers)
+
+
+def score_type(info: Manifest) -> pa.DataType:
+    """Of a reranker's column: a number a pair, or one for each layer that scores."""
+    return pa.float32() if info.model.dim == 1 else pa.list_(pa.float32(), info.model.dim)
+
+
+def schema_without_parts(info: Manifest) -> pa.Schema:
+    """Of an index whose every document was rejected; without its metadata columns."""
+    value = _VALUE_TYPES[info.vector_dtype]
+    sparse = [("indices", pa.list_(pa.int32())), ("values", pa.list_(pa.float32()))]
+    vectors = {
+        "dense": pa.list_(value, info.model.dim),
+        "sparse": pa.struct(sparse),
+        "colbert": pa.list_(pa.list_(value, info.model.colbert_dim or 1)),
+        SCORE: score_type(info),
+    }
+    chosen = [(name, vectors[name]) for name in COMPUTED_COLUMNS if name in info.outputs]
+    return pa.schema([*PASSAGE_SCHEMA, *(pa.field(*pair) for pair in chosen)])
+
+
+LOST_SCHEMA = pa.schema([field for field in LEDGER_SCHEMA if field.name != "doc_hash"])
+"""`part` is null of a document that the run found unchanged: it has no rows to mask."""

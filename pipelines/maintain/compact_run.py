@@ -1,0 +1,188 @@
+"""One compaction run: parts, tables and manifest of a generation that shows what another one does.
+
+A run like others: its plan is pinned first, its manifest written last; what one that died has left
+is garbage.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from actors.errors import IndexStateError
+from pipelines.index.generations import (
+    committed_by,
+    create_manifest,
+    highest_generation,
+    software_versions,
+    write_tables,
+)
+from pipelines.index.layout import done_folder, generation_path, plan_path, units_path
+from pipelines.index.lease import Lease
+from pipelines.index.parts import write_table
+from pipelines.index.reader import Index
+from pipelines.index.records import Counts, Manifest, Plan
+from pipelines.index.schemas import DELETIONS_SCHEMA
+from pipelines.maintain.audit import CurrentPlaces
+from pipelines.maintain.compaction import LiveView, Outputs
+from pipelines.maintain.rewrite import NewPart, PartRewriter, ledgers_by_part
+from pipelines.plan.inventory import inventory, plan_of
+from pipelines.plan.plan import load_plan, units_to_bytes
+from pipelines.reports.run_report import RunReport, write_page
+from pipelines.source.units import Unit
+from pipelines.store.store import Store
+
+_THREADS = 4  # each holds a row group, and a new part on the local disk
+
+
+def write_compacted(lease: Lease, view: LiveView, outputs: Outputs, run_id: str) -> Manifest:
+    """Commit the live view as a generation without a parent; it is not published yet.
+
+    Raises:
+        LeaseHeldError: another run has taken the index over.
+        StorageError: a part that is copied is damaged.
+        IndexStateError: ledger and deletions do not agree, or another run committed meanwhile.
+    """
+    started = _now()
+    store = lease.store
+    manifests = [generation.manifest for generation in view.chain]
+    units = inventory(store, view.manifest)
+    _pin(store, run_id, view.manifest, units, started)
+    rewriter = PartRewriter(
+        store, run_id, CurrentPlaces(store, view.chain, units), ledgers_by_part(store, view.chain)
+    )
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+        jobs = [pool.submit(rewriter.keep, n, part) for n, part in enumerate(outputs.kept)]
+        jobs += [
+            pool.submit(rewriter.rewrite, n, parts)
+            for n, parts in enumerate(outputs.rewritten, len(jobs))
+        ]
+        try:
+            parts = [job.result() for job in jobs]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    nonce, number = rewriter.nonce, highest_generation(store) + 1
+    rejects = Index(store, manifests).rejects()
+    codes = Counter(rejects["code"].to_pylist())
+    path = f"rejects/{run_id}/commit-{nonce}.parquet"
+    lease.check()
+    tables = write_tables(
+        store,
+        number,
+        nonce,
+        parts=[part.part for part in parts],
+        documents=[part.ledger for part in parts if part.ledger],
+        rejects=[write_table(store, rejects, path)] if rejects.num_rows else [],
+        deletions=DELETIONS_SCHEMA.empty_table(),
+    )
+    live, dtypes = view.manifest, {name for m in manifests for name in m.model.dtypes}
+    manifest = live.model_copy(
+        update={
+            "generation": number,
+            "parent": None,
+            "compacts": live.generation,
+            "run_id": run_id,
+            "model": live.model.model_copy(update={"dtypes": sorted(dtypes)}),
+            "counts": _counts(parts, codes),
+            "started": started,
+            "ended": _now(),
+            "versions": software_versions(),
+            "tables": tables,
+        }
+    )
+    lease.check()
+    manifest = create_manifest(store, manifest)
+    _report(store, view, manifest, parts)
+    return manifest
+
+
+def refuse_unfinished(store: Store, live: Manifest) -> None:
+    """Return where no interrupted run adds to the live generation.
+
+    Raises:
+        IndexStateError: one does. Its work would be lost: it is of that generation and no other.
+    """
+    for folder in store.list_folders("runs"):
+        run_id = folder.rsplit("/", 1)[-1]
+        plan = load_plan(store, run_id)
+        if plan is None or plan.parent != live.generation:
+            continue
+        slices = len(store.list(done_folder(run_id)))
+        if slices and committed_by(store, run_id, live.generation) is None:
+            raise IndexStateError(
+                f"{store.uri}: run {run_id} adds to generation {live.generation} and is not "
+                f"finished; {slices:,} slices of it would have to be done again.",
+                "Run the command that started it again first; --force compacts all the same.",
+            )
+
+
+def _pin(store: Store, run_id: str, live: Manifest, units: Sequence[Unit], started: str) -> None:
+    """The plan: as if this run had read what the live generation is of."""
+    plan = plan_of(store, live)
+    units = [replace(unit, wanted=((0, None),), origins=()) for unit in units]
+    known = [unit.documents_wanted for unit in units]
+    pinned = Plan(
+        run_id=run_id,
+        kind="compact",
+        parent=None,
+        request=plan.request,
+        listing=plan.listing,
+        units=len(units),
+        documents=None if None in known else sum(filter(None, known)),
+        config=plan.config,
+        created=started,
+    )
+    # An earlier try may have left both; they say the same.
+    store.create_exclusive(units_path(run_id), units_to_bytes(units, plan.listing))
+    store.create_exclusive(plan_path(run_id), pinned.to_bytes())
+
+
+def _counts(parts: Sequence[NewPart], rejects: Counter[str]) -> Counts:
+    return Counts(
+        documents=sum(part.documents for part in parts),
+        passages=sum(part.part.rows for part in parts),
+        tokens=sum(part.tokens for part in parts),
+        truncated=sum(part.truncated for part in parts),
+        encoded=0,
+        rejects=dict(sorted(rejects.items())),
+    )
+
+
+def _report(store: Store, view: LiveView, manifest: Manifest, parts: Sequence[NewPart]) -> None:
+    """report.json and .html, and the configuration of the generation that was compacted."""
+    before = {part.file.path for part in view.parts}
+    report = {
+        "generation": manifest.generation,
+        "compacts": manifest.compacts,
+        "run_id": manifest.run_id,
+        "started": manifest.started,
+        "ended": manifest.ended,
+        "counts": manifest.counts.model_dump(),
+        "generations": len(view.chain),
+        "rows_removed": view.dead_rows,
+        "parts_before": len(before),
+        "parts": len(parts),
+        "parts_kept": sum(part.part.path in before for part in parts),
+        "bytes_before": sum(part.file.bytes for part in view.parts),
+        "bytes": sum(part.part.bytes for part in parts),
+        "bytes_written": sum(part.part.bytes for part in parts if part.part.path not in before),
+    }
+    number, name = manifest.generation, "config.yaml"
+    try:
+        config = store.read(generation_path(view.manifest.generation, name))
+    except FileNotFoundError:
+        pass  # its run died before it wrote one
+    else:
+        store.overwrite(generation_path(number, name), config)
+    store.overwrite(generation_path(number, "report.json"), json.dumps(report, indent=1).encode())
+    write_page(RunReport(store, manifest, [], report))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

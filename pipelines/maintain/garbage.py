@@ -1,0 +1,311 @@
+"""What in an index is garbage: what dead runs left, and generations that are to be forgotten.
+
+Never what a manifest that stays refers to, nor what is young. Nothing here removes anything.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from pydantic import ValidationError
+
+from actors.errors import IndexStateError
+from pipelines.index.generations import publications
+from pipelines.index.records import Done, Manifest
+from pipelines.maintain.audit import Generation, Problems, read_committed
+from pipelines.store.files import StoredFile
+from pipelines.store.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retention:
+    """What stays beside the live generation; None: not a reason to stay."""
+
+    generations: int | None = None
+    """The newest so many, and the last so many that were published."""
+    days: float | None = None
+    """Those that were committed, or live, so many days ago or less."""
+
+    @property
+    def forgets(self) -> bool:
+        """Whether anything may go."""
+        return self.generations is not None or self.days is not None
+
+
+@dataclass(frozen=True)
+class Published:
+    """A publication: which generation, and when by the store's clock."""
+
+    generation: int
+    when: datetime
+
+
+def expired(
+    retention: Retention,
+    manifests: Mapping[int, Manifest],
+    committed: Mapping[int, datetime],
+    publications: Mapping[int, Published],
+    now: datetime,
+    age: timedelta,
+) -> list[int]:
+    """Generations that go, the newest first: so that none is ever without its ancestors.
+
+    `committed`: when each manifest was written; `publications`: by number; `age`: nothing goes that
+    was committed, or live, more recently: a reader may still have it open.
+    """
+    if not retention.forgets or not manifests:
+        return []
+    order = [publications[number].generation for number in sorted(publications)]
+    live = order[-1] if order else None
+    newest = max(retention.generations or 1, 1)
+    kept = set(sorted(manifests)[-newest:])
+    # Re-indexing asks whether what it is about to do was published and taken back.
+    kept |= {number for number in order if live is not None and number >= live}
+    if retention.generations is not None:
+        kept |= set(list(dict.fromkeys(reversed(order)))[:newest])
+    grace = age if retention.days is None else max(age, timedelta(days=retention.days))
+    ends = _ends(publications)
+    until = {number: max(when, ends.get(number, when)) for number, when in committed.items()}
+    kept |= {number for number in manifests if until[number] > now - grace}
+    kept = _with_ancestors(kept, manifests)
+    return sorted(manifests.keys() - kept, reverse=True)
+
+
+def _ends(publications: Mapping[int, Published]) -> dict[int, datetime]:
+    """When generations were live for the last time: when another one took over."""
+    numbers = sorted(publications)
+    return {
+        publications[mine].generation: publications[after].when
+        for mine, after in itertools.pairwise(numbers)
+    }
+
+
+def _with_ancestors(numbers: Iterable[int], manifests: Mapping[int, Manifest]) -> set[int]:
+    found: set[int] = set()
+    for number in numbers:
+        ancestor: int | None = number
+        while ancestor is not None and ancestor in manifests and ancestor not in found:
+            found.add(ancestor)
+            ancestor = manifests[ancestor].parent
+    return found
+
+
+KEEP_ALL = Retention()
+
+_HEX = "[0-9a-f]"
+_RUN = f"(?P<run>{_HEX}{{16}})"
+_SLICE = r"\d{6,}-\d{10,}"
+_FOLDERS = "data|documents|rejects|unchanged"
+_RULES = {
+    "temporary": rf"(?:.*/)?\.[^/]+\.{_HEX}{{12}}\.tmp",
+    "done": rf"runs/{_RUN}/done/{_SLICE}(?:\.unreadable)?\.json",
+    "plan": rf"runs/{_RUN}/(?:plan\.json|units\.parquet)",
+    "words": rf"runs/{_RUN}/(?:words|readings|digests)/.+",
+    "rows": rf"(?:{_FOLDERS})/{_RUN}/(?:{_SLICE}|commit)-{_HEX}{{12}}\.parquet",
+    "table": rf"generations/(?P<number>\d{{6,}})/(?:parts|documents|rejects|deletions|unchanged)"
+    rf"-{_HEX}{{12}}"
+    r"\.parquet",
+    "manifest": r"generations/(?P<number>\d{6,})/manifest\.json",
+    "report": r"generations/(?P<number>\d{6,})/(?:config\.yaml|report\.json|report\.html)",
+    "publication": r"publications/(?P<number>\d{6,})\.json",
+    "lease": r"leases/(?P<epoch>\d{6,})\.(?:json|beat|released)",
+}
+"""Every file an index has; see layout.py."""
+_PATTERNS = {kind: re.compile(rule) for kind, rule in _RULES.items()}
+_OF_RUN = re.compile(rf"(?:runs|{_FOLDERS})/{_RUN}/.+")
+
+_TABLES = "tables that no manifest names"
+PUBLICATIONS = "publications of removed generations"
+MANIFESTS = "manifests of removed generations"
+
+# In the order of their removal. A publication before the manifest it names, a manifest before what
+# it refers to. Done records before all else of a run: a crash in between must never leave one whose
+# part is gone. The plan before the units: it is made anew from them.
+_ORDER = (
+    PUBLICATIONS,
+    MANIFESTS,
+    "done records of dead runs",
+    "plans of dead runs",
+    "files of dead runs",
+    "files of slices and commits that lost a race",
+    _TABLES,
+    "temporary files",
+    "old leases",
+)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A file and what its path says of it."""
+
+    file: StoredFile
+    kind: str
+    place: Mapping[str, str | None]
+    """`run`, `number` or `epoch`."""
+
+    @property
+    def path(self) -> str:
+        return self.file.path
+
+
+@dataclass
+class Garbage:
+    """What can go, and what was found beside it."""
+
+    by_kind: dict[str, list[StoredFile]] = field(default_factory=lambda: {k: [] for k in _ORDER})
+    """In the order of removal."""
+    slices: dict[str, int] = field(default_factory=dict)
+    """Dead run -> slices that will have to be done again."""
+    generations: list[int] = field(default_factory=list)
+    """Committed ones that go, the newest first."""
+    unknown: list[str] = field(default_factory=list)
+    """Files that no rule of the layout covers: they stay."""
+
+
+def find_garbage(
+    store: Store, epoch: int, age: timedelta, retention: Retention = KEEP_ALL
+) -> Garbage:
+    """What a holder of the lease may remove.
+
+    Raises:
+        IndexStateError: a manifest, table, publication or done record cannot be read.
+    """
+    files = store.find()
+    known = [found for file in files if (found := known_of(file))]
+    now = next(f.file.modified for f in known if f.path == f"leases/{epoch:06d}.json")
+    generations = _read_committed(store, known)
+    paths = {f.path for f in known}
+    garbage = Garbage(unknown=[file.path for file in files if file.path not in paths])
+    runs = {generation.manifest.run_id for generation in generations.values()}
+    _find_expired(store, known, generations, retention, now, age, garbage)
+    for number in garbage.generations:
+        del generations[number]
+    referred = {file.path for g in generations.values() for file in g.files}
+    referred |= {table.path for g in generations.values() for table in g.manifest.tables.records()}
+    old = [f for f in known if f.file.modified <= now - age and f.path not in referred]
+    # Not those that a generation of another run refers to: compacted ones keep parts as they are.
+    alive = {generation.manifest.run_id for generation in generations.values()}
+    for file in files:
+        if file.modified > now - age:
+            alive |= {match["run"] for match in [_OF_RUN.fullmatch(file.path)] if match}
+    _find_runs(store, known, old, alive, garbage)
+    for run in runs & garbage.slices.keys():
+        del garbage.slices[run]  # its generation goes: nothing is to be done again
+    for f in old:
+        if f.kind == "temporary":
+            garbage.by_kind["temporary files"].append(f.file)
+        elif f.kind == "lease" and int(f.place["epoch"] or 0) < epoch:
+            garbage.by_kind["old leases"].append(f.file)
+        elif f.kind == "table" or (
+            f.kind == "report" and int(f.place["number"] or 0) not in generations
+        ):
+            garbage.by_kind[_TABLES].append(f.file)
+    return garbage
+
+
+def _find_expired(
+    store: Store,
+    known: Iterable[_Known],
+    generations: Mapping[int, Generation],
+    retention: Retention,
+    now: datetime,
+    age: timedelta,
+    garbage: Garbage,
+) -> None:
+    """Generations that go, their manifests and the publications that name them."""
+    if not retention.forgets:
+        return
+    of_kind = {
+        kind: {int(f.place["number"] or 0): f.file for f in known if f.kind == kind}
+        for kind in ("manifest", "publication")
+    }
+    manifests, published = of_kind["manifest"], of_kind["publication"]
+    names = {n: g for n, g in sorted(publications(store).items()) if n in published}
+    garbage.generations = expired(
+        retention,
+        {number: generation.manifest for number, generation in generations.items()},
+        {number: file.modified for number, file in manifests.items()},
+        {
+            number: Published(generation, published[number].modified)
+            for number, generation in names.items()
+        },
+        now,
+        age,
+    )
+    garbage.by_kind[MANIFESTS] = [manifests[number] for number in garbage.generations]
+    garbage.by_kind[PUBLICATIONS] = [
+        published[number]
+        for number, generation in names.items()
+        if generation in garbage.generations
+    ]
+
+
+def known_of(file: StoredFile) -> _Known | None:
+    """What the layout says of a file; None: nothing."""
+    for kind, pattern in _PATTERNS.items():
+        if match := pattern.fullmatch(file.path):
+            return _Known(file, kind, match.groupdict())
+    return None
+
+
+def _read_committed(store: Store, known: Iterable[_Known]) -> dict[int, Generation]:
+    if not any(f.kind in ("manifest", "publication") for f in known):
+        return {}  # of an interrupted run only
+    problems = Problems()
+    generations = read_committed(store, problems)
+    if problems.count:
+        raise IndexStateError(
+            f"{store.uri}: expected manifests and tables that say what is in use, found "
+            f"{problems.count} problems; the first: {problems.lines()[0]}.",
+            "Nothing was removed. python -m pipelines.verify_index lists them all.",
+        )
+    return generations
+
+
+def _find_runs(
+    store: Store,
+    known: Iterable[_Known],
+    old: Iterable[_Known],
+    alive: set[str],
+    garbage: Garbage,
+) -> None:
+    """Dead runs, and what slices that lost a race left of those that are alive."""
+    of_run = _by_run(known)
+    for run, files in _by_run(old).items():
+        if run not in alive:
+            kinds = {"done": "done records", "plan": "plans"}
+            for f in files:  # sorted by path: plan.json, then units.parquet
+                garbage.by_kind[f"{kinds.get(f.kind, 'files')} of dead runs"].append(f.file)
+            garbage.slices[run] = sum(f.kind == "done" for f in files)
+        elif rows := [f for f in files if f.kind == "rows"]:
+            used = _used_by_slices(store, [f.path for f in of_run[run] if f.kind == "done"])
+            kind = "files of slices and commits that lost a race"
+            garbage.by_kind[kind] += [f.file for f in rows if f.path not in used]
+
+
+def _by_run(files: Iterable[_Known]) -> dict[str, list[_Known]]:
+    found: dict[str, list[_Known]] = defaultdict(list)
+    for f in files:
+        if run := f.place.get("run"):
+            found[run].append(f)
+    return found
+
+
+def _used_by_slices(store: Store, paths: list[str]) -> set[str]:
+    used: set[str] = set()
+    for path, content in zip(paths, store.read_many(paths), strict=True):
+        try:
+            done = Done.model_validate_json(content)
+        except ValidationError as error:
+            raise IndexStateError(
+                f"{store.url(path)}: expected a done record, found something else "
+                f"({error.errors()[0]['msg']}).",
+                "Nothing was removed. Delete the file if its slice shall be done again.",
+            ) from error
+        used |= {file.path for file in done.files}
+    return used

@@ -1,0 +1,246 @@
+"""Every byte of an index: checksums, rows, ids, counts and vectors against what manifests say.
+
+A file is read twice at most, its checksum and then its rows, a row group at a time; from an object
+store it is fetched once. Kept in memory: 8 bytes for each document, and the rows of eight slices'
+ledgers. What depends on a damaged file is not checked: the file is the problem.
+
+Ids: rows are compared with the ledger, so that all passage ids are `<doc_id>#<n>` with n from 0 on;
+where the documents of a view are unique, its passages are too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from actors.errors import StorageError
+from actors.fingerprint import file_sha256
+from pipelines.index.layout import manifest_path, plan_path
+from pipelines.index.parts import VECTOR_COLUMNS, local_file, read_columns
+from pipelines.index.records import FileRecord
+from pipelines.index.schemas import LEDGER_SCHEMA, REJECTS_SCHEMA, UNCHANGED_SCHEMA
+from pipelines.maintain.audit import Generation, Problems, chain_of, columns_of, one_line
+from pipelines.maintain.verify_rows import (
+    MASKED_SCHEMA,
+    Part,
+    Totals,
+    check_counts,
+    check_part,
+    masked_rows,
+)
+from pipelines.plan.plan import load_plan
+from pipelines.store.store import Store
+
+T = TypeVar("T")
+
+_THREADS = 8  # each holds a row group (8 MB) and its vectors as float32
+
+
+def check_deep(store: Store, generations: Mapping[int, Generation], problems: Problems) -> None:
+    """Read all files of all generations; files that have a problem already are left alone."""
+    masked = masked_rows(generations)
+    ledgers: dict[int, _Ledgers] = {}
+    with ThreadPoolExecutor(_THREADS) as pool:
+        check = _Check(store, problems, pool, masked, set())
+        for number, generation in generations.items():
+            ledgers[number] = check.ledgers(generation)
+            totals = check.parts(generation, ledgers[number])
+            rejects = check.rejects(generation)
+            check.unchanged(generation)
+            check_counts(generation, totals, rejects, problems)
+            if chain := chain_of(number, generations):
+                check.view(chain, ledgers)
+
+
+@dataclass(frozen=True)
+class _Ledgers:
+    """The ledger of one generation."""
+
+    hashes: dict[str, np.ndarray] | None
+    """File -> 64-bit hashes of its doc_ids; None: one of its files cannot be used."""
+    by_part: dict[str, list[str]]
+    """Part -> the files that have rows of it."""
+
+
+@dataclass(frozen=True)
+class _Check:
+    store: Store
+    problems: Problems
+    pool: ThreadPoolExecutor
+    masked: dict[str, pa.Table]
+    read: set[FileRecord]
+    """Files whose bytes are as they should be: compacted generations refer to parts of others."""
+
+    def ledgers(self, generation: Generation) -> _Ledgers:
+        """Checksums, rows and columns of the ledger files; which parts they speak of."""
+        parts = pa.array([file.path for file in generation.parts or []], pa.string())
+
+        def look(file: pq.ParquetFile, path: str) -> tuple[np.ndarray, list[str]] | None:
+            table = self._table(file, path, LEDGER_SCHEMA)
+            if table is None:
+                return None
+            if any(column.null_count for column in table.columns):
+                self.problems.add(path, "a value in every field", "nulls")
+                return None
+            named = table["part"].unique()
+            if generation.parts is not None:
+                for other in named.filter(pc.invert(pc.is_in(named, parts))).to_pylist():
+                    self.problems.add(path, f"parts of generation {generation.number}", other)
+            return _hashes(table), named.to_pylist()
+
+        found = self._read_all(generation.documents, look)
+        by_part: dict[str, list[str]] = defaultdict(list)
+        for path, (_, named) in found.items():
+            for part in named:
+                by_part[part].append(path)
+        complete = generation.documents is not None and len(found) == len(generation.documents)
+        hashes = {path: hashes for path, (hashes, _) in found.items()} if complete else None
+        return _Ledgers(hashes, by_part)
+
+    def parts(self, generation: Generation, ledgers: _Ledgers) -> Totals | None:
+        """Checksums and rows of the parts; what they hold together, None where that is unknown."""
+        usable = ledgers.hashes is not None and generation.deletions is not None
+        has_vectors = any(o in VECTOR_COLUMNS for o in generation.manifest.outputs)
+        normalized = has_vectors and self._normalizes(generation.manifest.run_id)
+        nothing = MASKED_SCHEMA.empty_table()
+        read_before = {file.path for file in generation.parts or [] if file in self.read}
+
+        def look(file: pq.ParquetFile, path: str) -> Totals | None:
+            ledger = None
+            if usable:
+                files = [read_columns(self.store, p, None) for p in ledgers.by_part.get(path, [])]
+                ledger = pa.concat_tables([LEDGER_SCHEMA.empty_table(), *files])
+                ledger = ledger.filter(pc.equal(ledger["part"], path))
+            masked, again = self.masked.get(path, nothing), path in read_before
+            part = Part(path, generation.manifest, normalized, ledger, masked, not again)
+            return check_part(file, part, self.problems)
+
+        found = self._read_all(generation.parts, look)
+        if not usable or generation.parts is None or len(found) < len(generation.parts):
+            return None
+        return sum(found.values(), Totals())
+
+    def rejects(self, generation: Generation) -> Counter[str] | None:
+        """Checksums and rows of the rejects files; how many rows have which code."""
+
+        def look(file: pq.ParquetFile, path: str) -> Counter[str] | None:
+            table = self._table(file, path, REJECTS_SCHEMA)
+            return None if table is None else Counter(table["code"].to_pylist())
+
+        found = self._read_all(generation.rejects, look)
+        if generation.rejects is None or len(found) < len(generation.rejects):
+            return None
+        return sum(found.values(), Counter())
+
+    def unchanged(self, generation: Generation) -> None:
+        """Checksums and rows of the files that say which documents a run found as they were."""
+
+        def look(file: pq.ParquetFile, path: str) -> None:
+            table = self._table(file, path, UNCHANGED_SCHEMA)
+            if table is not None and any(column.null_count for column in table.columns):
+                self.problems.add(path, "a value in every field", "nulls")
+
+        self._read_all(generation.unchanged, look)
+
+    def view(self, chain: list[Generation], ledgers: Mapping[int, _Ledgers]) -> None:
+        """Each document once among what a reader of a generation and its ancestors sees.
+
+        Two passes, as at a commit: 64-bit hashes of all ids, then the rows whose hash repeats.
+        """
+        hashes: dict[str, np.ndarray] = {}
+        for generation in chain:
+            mine = ledgers[generation.number].hashes
+            if mine is None or generation.deletions is None:
+                return
+            hashes |= mine
+        every = np.sort(np.concatenate([np.empty(0, np.uint64), *hashes.values()]))
+        repeated = np.unique(every[1:][every[1:] == every[:-1]])
+        suspects = [path for path, found in hashes.items() if np.isin(found, repeated).any()]
+
+        def look(path: str) -> pa.Table:
+            table = read_columns(self.store, path, ["doc_id", "part", "first_row"])
+            return table.filter(pa.array(np.isin(_hashes(table), repeated)))
+
+        if suspects:
+            keys = ["part", "first_row"]
+            masked = pa.concat_tables(
+                [g.deletions.select(keys) for g in chain if g.deletions is not None]
+            )
+            rows = pa.concat_tables(self.pool.map(look, suspects))
+            live = rows.join(masked, keys, join_type="left anti")
+            counts = live["doc_id"].value_counts()
+            path = manifest_path(chain[0].number)
+            for count in counts.filter(pc.greater(counts.field("counts"), 1)).to_pylist():
+                found = f"{count['values']!r} {count['counts']} times"
+                self.problems.add(path, "each doc_id once in its live view", found)
+
+    def _read_all(
+        self,
+        files: list[FileRecord] | None,
+        look: Callable[[pq.ParquetFile, str], T | None],
+    ) -> dict[str, T]:
+        """Path -> what `look` finds in each file that is what its record says."""
+
+        def read(record: FileRecord) -> T | None:
+            path = record.path
+            if self.problems.concern(path):
+                return None
+            try:
+                if record in self.read:
+                    with self.store.open_input(path) as again, pq.ParquetFile(again) as file:
+                        return look(file, path)
+                with local_file(self.store, path) as local:
+                    if (found := file_sha256(local)) != record.sha256:
+                        self.problems.add(path, f"sha256 {record.sha256}", found)
+                        return None
+                    self.read.add(record)
+                    with pq.ParquetFile(local) as file:
+                        if file.metadata.num_rows == record.rows:
+                            return look(file, path)
+                        rows = file.metadata.num_rows
+                        self.problems.add(path, f"{record.rows:,} rows", f"{rows:,}")
+            except FileNotFoundError:
+                self.problems.add(path, "a file", "none")
+            except (StorageError, pa.ArrowException, OSError) as error:
+                self.problems.add(path, "a Parquet file", one_line(error))
+            return None
+
+        found = zip(files or [], self.pool.map(read, files or []), strict=True)
+        return {record.path: result for record, result in found if result is not None}
+
+    def _table(self, file: pq.ParquetFile, path: str, schema: pa.Schema) -> pa.Table | None:
+        if file.schema_arrow.equals(schema):
+            return file.read()
+        self.problems.add(path, f"columns {columns_of(schema)}", columns_of(file.schema_arrow))
+        return None
+
+    def _normalizes(self, run_id: str) -> bool:
+        """Whether the run's plan says that its vectors are of unit length."""
+        path = plan_path(run_id)
+        try:
+            plan = load_plan(self.store, run_id)
+        except (ValidationError, StorageError) as error:
+            self.problems.add(path, "the plan of a run", one_line(error))
+            return False
+        model: Any = plan.request.get("model") if plan else None
+        normalize = model.get("normalize") if isinstance(model, dict) else None
+        if not isinstance(normalize, bool):
+            found = "a plan that does not" if plan else "none"
+            self.problems.add(path, "a plan that says whether vectors are normalised", found)
+        return normalize is True
+
+
+def _hashes(ledger: pa.Table) -> np.ndarray:
+    ids = ledger["doc_id"].to_numpy().astype(object)
+    hashes: np.ndarray = pd.util.hash_array(ids, categorize=False)
+    return hashes

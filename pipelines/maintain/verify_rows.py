@@ -1,0 +1,356 @@
+"""One part against its ledger and its manifest: ids, tokens, and vectors that can be searched."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from actors.encoded import SCORE
+from pipelines.index.layout import manifest_path
+from pipelines.index.parts import COMPUTED_COLUMNS, colbert_from_bytes
+from pipelines.index.records import Manifest
+from pipelines.index.schemas import DELETIONS_SCHEMA, PASSAGE_SCHEMA, score_type
+from pipelines.maintain.audit import Generation, Problems
+
+_VALUE_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
+# Rounding a number to fp16 moves it by 2**-11 of itself at most, and so the length of a vector.
+_TOLERANCES = {"float16": 1e-3, "float32": 1e-5}
+
+
+class Findings:
+    """Problems of the rows of one part: a line for each kind, whatever the number of rows."""
+
+    def __init__(self, path: str, problems: Problems) -> None:
+        self._path, self._problems = path, problems
+        self._kinds: dict[str, tuple[int, str]] = {}
+
+    def add(self, expected: str, rows: np.ndarray, found: object = "") -> None:
+        """Note rows (their numbers) that are not so; `found`: what the first of them has."""
+        if len(rows):
+            count, first = self._kinds.get(expected, (0, f"row {rows[0]:,} {found}".strip()))
+            self._kinds[expected] = (count + len(rows), first)
+
+    def report(self) -> None:
+        """Make them problems."""
+        for expected, (count, first) in self._kinds.items():
+            self._problems.add(self._path, expected, f"otherwise {count:,} times, first: {first}")
+
+
+def expected_type(name: str, manifest: Manifest) -> pa.DataType:
+    """The type of a vector column in the parts of a generation."""
+    value, model = _VALUE_TYPES.get(manifest.vector_dtype, pa.null()), manifest.model
+    if name == "dense":
+        return pa.list_(value, model.dim)
+    if name == "sparse":
+        lists = [("indices", pa.list_(pa.int32())), ("values", pa.list_(pa.float32()))]
+        return pa.struct(lists)
+    if name == SCORE:
+        return score_type(manifest)
+    dim = model.colbert_dim or 1
+    if manifest.colbert_storage == "bytes":
+        return pa.list_(pa.binary(dim * (4 if manifest.vector_dtype == "float32" else 2)))
+    return pa.list_(pa.list_(value, dim))
+
+
+class VectorCheck:
+    """Looks at the vectors of one part, some rows at a time, in order."""
+
+    def __init__(self, manifest: Manifest, normalized: bool, findings: Findings) -> None:
+        """The columns must have the types `expected_type` says."""
+        self._value_type = _VALUE_TYPES.get(manifest.vector_dtype)
+        self._tolerance = _TOLERANCES.get(manifest.vector_dtype, 0) if normalized else None
+        self._findings = findings
+
+    def check(self, table: pa.Table, start: int) -> None:
+        """The next rows, of which `start` is the first."""
+        for name in COMPUTED_COLUMNS:
+            if name in table.column_names:
+                column = table[name].combine_chunks()
+                if nulls := _nulls(column):
+                    rows = start + np.arange(len(column))
+                    self._findings.add(f"no null in {name}", rows, f"or another: {nulls:,} nulls")
+                else:
+                    getattr(self, f"_{name}")(column, table, start)
+
+    def _dense(self, column: pa.Array, table: pa.Table, start: int) -> None:
+        self._check_matrix("dense", column, start + np.arange(len(column)))
+
+    def _score(self, column: pa.Array, table: pa.Table, start: int) -> None:
+        numbers = column if pa.types.is_floating(column.type) else column.flatten()
+        scores = numbers.to_numpy().reshape(len(column), -1)
+        bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+        self._findings.add("finite numbers in score", start + bad, "has NaN or Inf")
+
+    def _colbert(self, column: pa.Array, table: pa.Table, start: int) -> None:
+        if pa.types.is_fixed_size_binary(column.type.value_type):
+            column = colbert_from_bytes(column, self._value_type)
+        lengths, expected = np.diff(column.offsets.to_numpy()), table["n_tokens"].to_numpy() - 1
+        bad = np.flatnonzero(lengths != expected)
+        if len(bad):
+            found = f"has {lengths[bad[0]]:,} for {expected[bad[0]] + 1:,} tokens"
+            self._findings.add("a colbert vector for each token but the first", start + bad, found)
+        rows = np.repeat(start + np.arange(len(column)), lengths)
+        self._check_matrix("colbert", column.flatten(), rows)
+
+    def _check_matrix(self, name: str, vectors: pa.FixedSizeListArray, rows: np.ndarray) -> None:
+        """`rows`: of the part, for each vector."""
+        numbers = vectors.flatten().to_numpy().reshape(len(vectors), -1).astype(np.float32)
+        squares = np.einsum("nd,nd->n", numbers, numbers)
+        finite = np.isfinite(squares)  # of NaN, of Inf, and of nothing else an fp16 can be
+        if not finite.all():
+            finite = np.isfinite(numbers).all(axis=1)
+        self._findings.add(f"finite numbers in {name}", rows[~finite], "has NaN or Inf")
+        if self._tolerance is not None:
+            norms = np.sqrt(squares)
+            bad = np.flatnonzero(finite & (np.abs(norms - 1) > self._tolerance))
+            if len(bad):
+                found = f"is {norms[bad[0]]:.4f} long"
+                self._findings.add(f"{name} vectors of unit length", rows[bad], found)
+
+    def _sparse(self, column: pa.Array, table: pa.Table, start: int) -> None:
+        indices, values = column.flatten()
+        lengths = [np.diff(lists.offsets.to_numpy()) for lists in (indices, values)]
+        unequal = np.flatnonzero(lengths[0] != lengths[1])
+        if len(unequal):
+            found = f"has {lengths[0][unequal[0]]:,} and {lengths[1][unequal[0]]:,}"
+            self._findings.add("as many sparse values as indices", start + unequal, found)
+        owners = [np.repeat(start + np.arange(len(column)), n) for n in lengths]
+        ids, weights = indices.flatten().to_numpy(), values.flatten().to_numpy()
+        same_row = owners[0][1:] == owners[0][:-1]
+        after = 1 + np.flatnonzero(same_row & (ids[1:] <= ids[:-1]))
+        wrong = np.concatenate([after, np.flatnonzero(ids < 0)])
+        self._findings.add("strictly ascending sparse indices", np.unique(owners[0][wrong]))
+        bad = np.flatnonzero(~(np.isfinite(weights) & (weights > 0)))
+        if len(bad):
+            found = f"has {weights[bad[0]]}"
+            expected = "finite sparse values above 0"
+            self._findings.add(expected, np.unique(owners[1][bad]), found)
+
+
+def _nulls(column: pa.Array) -> int:
+    """Of an array and of everything in it."""
+    if pa.types.is_struct(column.type):
+        inner = sum(_nulls(child) for child in column.flatten())
+    elif pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type):
+        inner = _nulls(column.flatten())
+    else:
+        inner = 0
+    return int(column.null_count) + inner
+
+
+_ROW_COLUMNS = ("doc_id", "passage_id", "passage_no", "n_tokens", "truncated")
+MASKED_SCHEMA = DELETIONS_SCHEMA.append(pa.field("generation", pa.int64()))
+_DEFAULTS = {"doc_id": "", "passage_id": "", "passage_no": -1, "n_tokens": 0, "truncated": False}
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is known of a part before it is read."""
+
+    path: str
+    manifest: Manifest
+    """Of the generation it belongs to."""
+    normalized: bool
+    """Its dense and ColBERT vectors are of unit length."""
+    ledger: pa.Table | None
+    """The ledger's rows of it; None: ledger or deletions are damaged, only vectors are checked."""
+    masked: pa.Table
+    """The rows of it that any generation masks: MASKED_SCHEMA."""
+    with_vectors: bool = True
+    """Not where they have been checked, as those of another generation."""
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What parts hold that their own generation does not mask."""
+
+    documents: int = 0
+    passages: int = 0
+    tokens: int = 0
+    truncated: int = 0
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(
+            self.documents + other.documents,
+            self.passages + other.passages,
+            self.tokens + other.tokens,
+            self.truncated + other.truncated,
+        )
+
+
+def masked_rows(generations: Mapping[int, Generation]) -> dict[str, pa.Table]:
+    """Part -> the rows of it that any generation masks."""
+    tables = [MASKED_SCHEMA.empty_table()]
+    for generation in generations.values():
+        if (table := generation.deletions) is not None:
+            numbers = pa.array(np.full(table.num_rows, generation.number))
+            tables.append(table.append_column("generation", numbers))
+    every = pa.concat_tables(tables)
+    rows = pd.Series(every["part"].to_pylist(), dtype=object)
+    return {part: every.take(pa.array(at)) for part, at in rows.groupby(rows).indices.items()}
+
+
+def check_part(file: pq.ParquetFile, part: Part, problems: Problems) -> Totals | None:
+    """Read a part, a row group at a time; None: it lacks columns that every part has."""
+    columns = _columns(file.schema_arrow, part, problems)
+    if columns is None:
+        return None
+    findings = Findings(part.path, problems)
+    rows = _Rows(part, file.metadata.num_rows, findings)
+    vectors = VectorCheck(part.manifest, part.normalized, findings)
+    start, totals = 0, Totals()
+    for group in range(file.num_row_groups):
+        table = file.read_row_group(group, columns)
+        totals += rows.check(table, start)
+        vectors.check(table, start)
+        start += table.num_rows
+    rows.finish()
+    findings.report()
+    return totals + Totals(documents=rows.live_documents)
+
+
+def check_counts(
+    generation: Generation,
+    totals: Totals | None,
+    rejects: Counter[str] | None,
+    problems: Problems,
+) -> None:
+    """What a generation holds against what its manifest counts; None: that is unknown."""
+    path, counts = manifest_path(generation.number), generation.manifest.counts
+    if totals is not None:
+        for name in ("documents", "passages", "tokens", "truncated"):
+            said, found = getattr(counts, name), getattr(totals, name)
+            if said != found:
+                problems.add(path, f"{said:,} {name} (its counts)", f"{found:,} in its files")
+    if rejects is not None and dict(rejects) != {k: n for k, n in counts.rejects.items() if n}:
+        problems.add(
+            path, f"rejects {counts.rejects} (its counts)", f"{dict(rejects)} in its files"
+        )
+
+
+def _columns(schema: pa.Schema, part: Part, problems: Problems) -> list[str] | None:
+    """What to read; columns that are missing or of another type are problems."""
+
+    def is_wrong(name: str, right: bool, expected: str) -> bool:
+        if not right:
+            found = str(schema.field(name).type) if name in schema.names else "none"
+            problems.add(part.path, f"a column {name} ({expected})", found)
+        return not right
+
+    types = {field.name: field.type for field in schema}
+    wrong = [
+        is_wrong(name, types.get(name) == kind, str(kind))
+        for name, kind in ((name, PASSAGE_SCHEMA.field(name).type) for name in _ROW_COLUMNS)
+    ]
+    if any(wrong):
+        return None
+    outputs = part.manifest.outputs if part.with_vectors else []
+    chosen = [name for name in COMPUTED_COLUMNS if name in outputs]
+    expected = {name: expected_type(name, part.manifest) for name in chosen}
+    # By what they print: Parquet calls the items of lists otherwise than Arrow.
+    same = {name: _shown(types.get(name)) == _shown(kind) for name, kind in expected.items()}
+    vectors = [n for n in chosen if not is_wrong(n, same[n], _shown(expected[n]))]
+    return [*_ROW_COLUMNS, *vectors]
+
+
+def _shown(kind: pa.DataType | None) -> str:
+    return str(kind).replace("<element: ", "<item: ")
+
+
+class _Rows:
+    """Whose a row is, and whether it is what its owner's n-th passage must be."""
+
+    def __init__(self, part: Part, rows: int, findings: Findings) -> None:
+        self._findings = findings
+        self._ledger = part.ledger
+        own = pc.equal(part.masked["generation"], part.manifest.generation)
+        self._live = np.ones(rows, bool)
+        for first, n in _ranges(part.masked.filter(own)):
+            self._live[max(first, 0) : max(first + n, 0)] = False
+        self._owner = np.full(rows, -1)
+        self.live_documents = 0
+        if part.ledger is not None:
+            self._firsts = part.ledger["first_row"].to_numpy()
+            self._tokens = np.zeros(part.ledger.num_rows, np.int64)
+            self._place(part.ledger)
+            self._check_masked(part)
+
+    def _place(self, ledger: pa.Table) -> None:
+        for number, (first, n) in enumerate(_ranges(ledger)):
+            owner = self._owner[max(first, 0) : max(first + n, 0)]
+            if first < 0 or n < 1 or len(owner) < n or (owner >= 0).any():
+                found = f"up to {first + n:,} of document {ledger['doc_id'][number].as_py()!r}"
+                expected = "rows of its own for each document of the ledger"
+                self._findings.add(expected, np.array([first]), found)
+            owner[:] = number
+            self.live_documents += bool(len(owner) and self._live[max(first, 0)])
+
+    def _check_masked(self, part: Part) -> None:
+        """What is masked is a document, or rows that are nobody's."""
+        assert part.ledger is not None
+        documents = zip(part.ledger["doc_id"].to_pylist(), _ranges(part.ledger), strict=True)
+        known = set(documents)
+        masked = zip(part.masked["doc_id"].to_pylist(), _ranges(part.masked), strict=True)
+        for doc_id, (first, n) in masked:
+            rows = self._owner[max(first, 0) : max(first + n, 0)]
+            if (doc_id, (first, n)) not in known and (rows >= 0).any():
+                found = f"up to {first + n:,} of {doc_id!r}"
+                expected = "deletions of whole documents of the ledger"
+                self._findings.add(expected, np.array([first]), found)
+
+    def check(self, table: pa.Table, start: int) -> Totals:
+        """The next rows; what of them is live."""
+        for name in _ROW_COLUMNS:
+            if table[name].null_count:
+                nulls = start + np.flatnonzero(table[name].is_null().to_numpy())
+                self._findings.add(f"a {name} in every row", nulls)
+                column = pc.fill_null(table[name], _DEFAULTS[name])
+                table = table.set_column(table.column_names.index(name), name, column)
+        rows = slice(start, start + table.num_rows)
+        live, tokens = self._live[rows], table["n_tokens"].to_numpy()
+        if self._ledger is not None:
+            self._compare(table, start, self._owner[rows], live)
+        return Totals(
+            passages=int(live.sum()),
+            tokens=int(tokens[live].sum(dtype=np.int64)),
+            truncated=int(table["truncated"].to_numpy()[live].sum()),
+        )
+
+    def _compare(self, table: pa.Table, start: int, owner: np.ndarray, live: np.ndarray) -> None:
+        assert self._ledger is not None
+        add, rows = self._findings.add, start + np.arange(table.num_rows)
+        add("a document of the ledger for every live row", rows[(owner < 0) & live])
+        if (owner < 0).any():
+            owned = owner >= 0
+            table, rows, owner = table.filter(pa.array(owned)), rows[owned], owner[owned]
+        np.add.at(self._tokens, owner, table["n_tokens"].to_numpy())
+        ids = self._ledger["doc_id"].take(pa.array(owner))
+        numbers = pa.array(rows - self._firsts[owner])
+        names = pc.binary_join_element_wise(ids, numbers.cast(pa.string()), "#")
+        right = {"doc_id": ids, "passage_no": numbers, "passage_id": names}
+        for name, values in right.items():
+            bad = np.flatnonzero(pc.not_equal(table[name], values).to_numpy())
+            if len(bad):
+                found = f"has {table[name][bad[0]].as_py()!r}, not {values[bad[0]].as_py()!r}"
+                add(f"{name} as the ledger has it", rows[bad], found)
+
+    def finish(self) -> None:
+        """After the last row."""
+        if self._ledger is not None:
+            said = self._ledger["n_tokens"].to_numpy()
+            bad = np.flatnonzero(said != self._tokens)
+            if len(bad):
+                found = f"has {self._tokens[bad[0]]:,} tokens, not {said[bad[0]]:,}"
+                expected = "as many tokens of a document as the ledger says"
+                self._findings.add(expected, self._firsts[bad], found)
+
+
+def _ranges(table: pa.Table) -> Iterator[tuple[int, int]]:
+    return zip(table["first_row"].to_pylist(), table["n_rows"].to_pylist(), strict=True)

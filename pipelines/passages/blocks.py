@@ -1,0 +1,258 @@
+"""A batch of documents as output rows without vectors, ledger and rejects.
+
+Knows neither how documents become rows (passage_rows.py, pair_rows.py) nor slices: where these end
+is decided over the block's cumulative counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from actors.tokens.tokenizer import TOKENS_COLUMN
+from pipelines.index.schemas import HASH, UNCHANGED_SCHEMA, RejectCode, reject_table
+from pipelines.plan.known import NOT_READ_AS, Found, KnownDocuments, duplicate_of
+from pipelines.source.formats.base import DocumentBatch
+
+DOCUMENTS_SCHEMA = pa.schema(
+    [
+        ("doc_id", pa.string()),
+        ("doc_hash", HASH),
+        ("position", pa.int64()),
+        ("n_rows", pa.int32()),
+        ("n_tokens", pa.int64()),
+        ("old_part", pa.string()),
+        ("old_first_row", pa.int64()),
+        ("old_n_rows", pa.int64()),
+    ]
+)
+"""Of documents that have passages; `old_...`: the rows that the index has of an edited one."""
+
+
+@dataclass(frozen=True)
+class DocumentTables:
+    """What becomes of some documents."""
+
+    passages: pa.Table
+    ledger: pa.Table
+    """Schema: DOCUMENTS_SCHEMA."""
+    rejects: pa.Table
+    unchanged: pa.Table
+    """Of those that the index has already: doc_id, unit, position."""
+
+    @staticmethod
+    def concat(tables: Sequence[DocumentTables]) -> DocumentTables:
+        """One after the other."""
+        return DocumentTables(
+            *(pa.concat_tables(each) for each in zip(*(t.each() for t in tables), strict=True))
+        )
+
+    def each(self) -> tuple[pa.Table, ...]:
+        """In the order of the fields."""
+        return self.passages, self.ledger, self.rejects, self.unchanged
+
+
+@dataclass(frozen=True)
+class DocumentBlock:
+    """A batch of documents, chunked and tokenised; each array is cumulative: [documents + 1]."""
+
+    tables: DocumentTables
+    ends: tuple[np.ndarray, ...]
+    """Of each of the tables: rows."""
+    tokens: np.ndarray
+    work: np.ndarray
+    """Documents that are not unchanged."""
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Passages."""
+        return self.ends[0]
+
+    def __len__(self) -> int:
+        return len(self.tokens) - 1
+
+    def between(self, start: int, stop: int) -> DocumentTables:
+        """What documents [start, stop) became."""
+        parts = zip(self.tables.each(), self.ends, strict=True)
+        return DocumentTables(
+            *(table.slice(ends[start], ends[stop] - ends[start]) for table, ends in parts)
+        )
+
+
+Fault = tuple[RejectCode, str]
+"""Why a document is none: code and detail."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The output rows of some documents, in their order."""
+
+    document: np.ndarray
+    """int64 [rows]: of each row, ascending."""
+    lengths: np.ndarray
+    """int32 [rows]: tokens."""
+    columns: pa.Table
+    """The output columns without vectors and what is copied; `input_ids`: what the encoder gets."""
+
+
+class RowMaker(Protocol):
+    """How documents become rows."""
+
+    def faults(self, documents: pa.Table) -> Sequence[Fault | None]:
+        """Of each document; None where it has rows."""
+
+    def rows(self, documents: pa.Table) -> Rows:
+        """Of documents without a fault."""
+
+
+class BlockBuilder:
+    """Makes blocks of documents."""
+
+    def __init__(self, maker: RowMaker, copied: Sequence[str]) -> None:
+        """`copied`: columns that come again in every row of a document."""
+        self._maker, self._copied = maker, copied
+
+    def build(
+        self,
+        batch: DocumentBatch,
+        unit: int,
+        position: int,
+        known: KnownDocuments | None = None,
+    ) -> DocumentBlock:
+        """The block of documents that begins at `position` of a unit.
+
+        `known`: what the index has already; documents that are in it as they are stay out.
+        """
+        documents = batch.table
+        ids = documents["doc_id"].to_pylist()
+        faults = [
+            batch.faults.get(row) or own for row, own in enumerate(self._maker.faults(documents))
+        ]
+        good = np.array([fault is None for fault in faults], dtype=bool)
+        hashes = pa.array(self._document_hashes(documents.filter(pa.array(good))), HASH)
+        old, is_same = _OldRows.none(int(good.sum())), np.zeros(len(good), bool)
+        if known is not None:
+            rows = np.flatnonzero(good)
+            found = known.look_up(documents["doc_id"].take(pa.array(rows)), hashes)
+            held = found.unit != NOT_READ_AS  # by a unit that is not read, as it did not change
+            lost = held & found.known & (found.same | (found.unit < unit))
+            for row in rows[lost].tolist():
+                faults[row] = duplicate_of("in a file that did not change")
+            is_same[rows[found.same & ~lost]] = True
+            chosen = ~lost & ~found.same
+            good[rows[~chosen]] = False
+            hashes = hashes.filter(pa.array(chosen))
+            old = _OldRows.of(found, known.parts, chosen)
+        taken = documents.filter(pa.array(good))
+        made = self._maker.rows(taken)
+        per_document = np.bincount(made.document, minlength=taken.num_rows)
+        tokens_of = np.bincount(
+            made.document, weights=made.lengths, minlength=taken.num_rows
+        ).astype(np.int64)
+        rejects = [
+            (ids[row], unit, position + row, *fault)
+            for row, fault in enumerate(faults)
+            if fault is not None
+        ]
+        n_unchanged = int(is_same.sum())
+        unchanged = [
+            documents["doc_id"].filter(pa.array(is_same)),
+            pa.array(np.full(n_unchanged, unit, np.int32)),
+            pa.array(position + np.flatnonzero(is_same)),
+        ]
+        ledger = [
+            taken["doc_id"],
+            hashes,
+            pa.array(position + np.flatnonzero(good)),
+            pa.array(per_document.astype(np.int32)),
+            pa.array(tokens_of),
+            *old.columns(),
+        ]
+        chosen_of, same_of = _cumulative(good), _cumulative(is_same)
+        every = np.arange(len(good) + 1)
+        return DocumentBlock(
+            tables=DocumentTables(
+                passages=self._row_columns(taken, made, per_document),
+                ledger=pa.table(ledger, schema=DOCUMENTS_SCHEMA),
+                rejects=reject_table(rejects),
+                unchanged=pa.table(unchanged, schema=UNCHANGED_SCHEMA),
+            ),
+            ends=(
+                _cumulative(per_document)[chosen_of],
+                chosen_of,
+                every - chosen_of - same_of,
+                same_of,
+            ),
+            tokens=_cumulative(tokens_of)[chosen_of],
+            work=every - same_of,
+        )
+
+    def _row_columns(self, documents: pa.Table, made: Rows, per_document: np.ndarray) -> pa.Table:
+        document = pa.array(made.document)
+        firsts = np.repeat(_cumulative(per_document)[:-1], per_document)
+        numbers = pa.array((np.arange(len(firsts)) - firsts).astype(np.int32))
+        ids = documents["doc_id"].take(document)
+        columns: dict[str, Any] = {
+            "doc_id": ids,
+            "passage_id": pc.binary_join_element_wise(ids, numbers.cast(pa.string()), "#"),
+            "passage_no": numbers,
+        }
+        own = made.columns
+        columns |= {name: own[name] for name in own.column_names if name != TOKENS_COLUMN}
+        for name in self._copied:
+            columns[name] = documents[name].take(document)
+        return pa.table(columns | {TOKENS_COLUMN: own[TOKENS_COLUMN]})
+
+    def _document_hashes(self, documents: pa.Table) -> list[bytes]:
+        """Of title, text and what is copied, without the id: what re-indexing compares."""
+        names = ["title", "text", *self._copied]
+        values = zip(*(_plain(documents[name]) for name in names), strict=True)
+        return [
+            hash_of(json.dumps(row, ensure_ascii=False, default=str).encode()) for row in values
+        ]
+
+
+@dataclass(frozen=True)
+class _OldRows:
+    """Which rows the index has of documents: none, or those of an earlier version."""
+
+    part: Sequence[str | None]
+    first_row: np.ndarray
+    n_rows: np.ndarray
+
+    @staticmethod
+    def none(documents: int) -> _OldRows:
+        zeros = np.zeros(documents, np.int64)
+        return _OldRows([None] * documents, zeros, zeros)
+
+    @staticmethod
+    def of(found: Found, parts: Sequence[str], chosen: np.ndarray) -> _OldRows:
+        part = [parts[p] if p >= 0 else None for p in found.part[chosen].tolist()]
+        first_row, n_rows = (a[chosen].astype(np.int64) for a in (found.first_row, found.n_rows))
+        return _OldRows(part, first_row, n_rows)
+
+    def columns(self) -> list[pa.Array]:
+        return [pa.array(self.part, pa.string()), pa.array(self.first_row), pa.array(self.n_rows)]
+
+
+def _plain(column: pa.ChunkedArray) -> list[Any]:
+    """Python values to hash; times as integers, since Python's end with the year 9999."""
+    if pa.types.is_temporal(column.type):
+        column = column.cast(pa.int32() if column.type.bit_width == 32 else pa.int64())
+    return column.to_pylist()  # type: ignore[no-any-return]
+
+
+def hash_of(data: bytes) -> bytes:
+    """16 bytes, as HASH columns hold them."""
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def _cumulative(counts: np.ndarray) -> np.ndarray:
+    return np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))

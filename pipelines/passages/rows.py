@@ -1,0 +1,158 @@
+"""Documents as passages: chunked, tokenised, their text beside them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from actors.models.files import ModelFiles
+from actors.models.reranker_files import RerankerFiles
+from actors.tokens.pair_tokens import PairTokens
+from actors.tokens.pairs import load_pair_tokenizer
+from actors.tokens.tokenizer import TOKENS_COLUMN, TextTokenizer, TokenizedTexts
+from pipelines.config.run import PairsConfig, RunConfig
+from pipelines.index.schemas import HASH
+from pipelines.passages.blocks import BlockBuilder, Fault, Rows, hash_of
+from pipelines.passages.chunker import Chunker
+
+
+class PassageRows:
+    """A `RowMaker`: chunks as a configuration says."""
+
+    def __init__(self, config: RunConfig, files: ModelFiles) -> None:
+        """Load the tokenizer.
+
+        Raises:
+            ConfigError: passages that the model cannot hold.
+        """
+        tokenizer = TextTokenizer(files.folder, files.max_length, files.prompts.passage)
+        self._chunker = Chunker(config.chunk, tokenizer)
+        self._store_text = config.index.store_text
+
+    def faults(self, documents: pa.Table) -> list[Fault | None]:
+        """A document needs an id, and a text with something in it."""
+        columns = (documents[name].to_pylist() for name in ("doc_id", "text"))
+        return [_fault(*row) for row in zip(*columns, strict=True)]
+
+    def rows(self, documents: pa.Table) -> Rows:
+        """As `RowMaker`: a row a passage."""
+        texts, titles = (documents[name].to_pylist() for name in ("text", "title"))
+        passages = self._chunker.passages(texts, titles)
+        columns: dict[str, Any] = {}
+        if self._store_text:
+            columns["text"] = pa.array(passages.texts, pa.string())
+        columns |= {
+            "title": documents["title"].take(pa.array(passages.document)),
+            "n_tokens": pa.array(passages.tokens.lengths),
+            "truncated": pa.array(passages.tokens.truncated),
+            "char_start": pa.array(passages.start),
+            "char_end": pa.array(passages.end),
+            "passage_hash": pa.array(_passage_hashes(passages.tokens), HASH),
+            TOKENS_COLUMN: passages.tokens.to_arrow(),
+        }
+        return Rows(passages.document, passages.tokens.lengths, pa.table(columns))
+
+
+def passage_blocks(config: RunConfig, files: ModelFiles) -> BlockBuilder:
+    """What makes blocks of a corpus.
+
+    Raises:
+        ConfigError: passages that the model cannot hold.
+    """
+    return BlockBuilder(PassageRows(config, files), config.source.columns.copied)
+
+
+def _fault(doc_id: str | None, text: str | None) -> Fault | None:
+    if not doc_id:
+        return "missing_id", ""
+    if text is None:
+        return "null_text", ""
+    return None if text.strip() else ("empty_text", "")
+
+
+def _passage_hashes(tokens: TokenizedTexts) -> Sequence[bytes]:
+    """Of the exact encoder input: the token ids as little-endian int32."""
+    values = tokens.values.astype("<i4", copy=False)
+    ends = tokens.offsets.tolist()
+    return [hash_of(values[a:b].tobytes()) for a, b in itertools.pairwise(ends)]
+
+
+class PairRows:
+    """A `RowMaker`: tokenises pairs as their reranker wants them."""
+
+    def __init__(self, config: PairsConfig, files: RerankerFiles) -> None:
+        """Load the tokenizer.
+
+        Raises:
+            ModelError: lengths that leave no room for a passage.
+        """
+        self._tokenizer = load_pair_tokenizer(files, config.reranker)
+        self._query = config.source.columns.query
+        self._refuses = config.reranker.too_long == "refuse"
+        self._max_length = config.reranker.max_length
+        self._store_text = config.index.store_text
+
+    def faults(self, documents: pa.Table) -> list[Fault | None]:
+        """A pair needs an id and two texts, with or without a word in them."""
+        columns = (documents[name].to_pylist() for name in ("doc_id", self._query, "text"))
+        faults = [_pair_fault(*row) for row in zip(*columns, strict=True)]
+        if self._refuses:
+            good = [row for row, fault in enumerate(faults) if fault is None]
+            cut = self._tokens(documents.take(pa.array(good, pa.int64()))).truncated
+            for row in np.array(good)[cut].tolist():
+                faults[row] = ("too_long", f"more than {self._max_length} tokens")
+        return faults
+
+    def rows(self, documents: pa.Table) -> Rows:
+        """As `RowMaker`: a row a pair."""
+        tokens = self._tokens(documents)
+        lengths = tokens.lengths.astype(np.int32)
+        columns: dict[str, Any] = {}
+        if self._store_text:
+            columns["text"] = documents["text"]
+        columns |= {
+            "title": documents["title"],
+            "n_tokens": pa.array(lengths),
+            "truncated": pa.array(tokens.truncated),
+            "char_start": pa.array(np.zeros(len(lengths), np.int32)),
+            "char_end": pa.array([len(t) for t in documents["text"].to_pylist()], pa.int32()),
+            "passage_hash": pa.array(_pair_hashes(tokens), HASH),
+            TOKENS_COLUMN: tokens.to_arrow(),
+        }
+        return Rows(np.arange(len(lengths)), lengths, pa.table(columns))
+
+    def _tokens(self, documents: pa.Table) -> PairTokens:
+        columns = (documents[name].to_pylist() for name in (self._query, "text"))
+        return self._tokenizer.tokenize(list(zip(*columns, strict=True)))
+
+
+def pair_blocks(config: PairsConfig, files: RerankerFiles) -> BlockBuilder:
+    """What makes blocks of pairs.
+
+    Raises:
+        ModelError: lengths that leave no room for a passage.
+    """
+    return BlockBuilder(PairRows(config, files), config.source.columns.copied)
+
+
+def _pair_fault(pair_id: str | None, query: str | None, passage: str | None) -> Fault | None:
+    if not pair_id:
+        return "missing_id", ""
+    if query is None:
+        return "null_query", ""
+    return ("null_text", "") if passage is None else None
+
+
+def _pair_hashes(tokens: PairTokens) -> list[bytes]:
+    """Of the exact input: where the passage begins, and the token ids as little-endian int32."""
+    values = tokens.values.astype("<i4", copy=False)
+    starts = tokens.passage_starts.astype("<i4")
+    ends = tokens.offsets.tolist()
+    return [
+        hash_of(start.tobytes() + values[a:b].tobytes())
+        for start, (a, b) in zip(starts, itertools.pairwise(ends), strict=True)
+    ]

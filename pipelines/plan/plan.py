@@ -1,0 +1,266 @@
+"""What a run reads, pinned before it starts: its plan, its units, what of them is left to do."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import zip_longest
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from actors.errors import SourceChangedError
+from pipelines.config.run import AnyRunConfig
+from pipelines.index.layout import (
+    digests_folder,
+    done_folder,
+    done_path,
+    done_prefix,
+    new_nonce,
+    plan_path,
+    units_path,
+    unreadable_path,
+)
+from pipelines.index.records import Done, Plan, RunKind
+from pipelines.index.schemas import UNITS_SCHEMA
+from pipelines.plan.request import Request
+from pipelines.source.units import Piece, SourceFile, Unit
+from pipelines.store.store import Store
+
+TODO_SCHEMA = UNITS_SCHEMA.append(pa.field("todo", pa.list_(pa.list_(pa.int64()))))
+
+
+_FILE_FIELDS = ("path", "size", "etag")
+_PIECE_FIELDS = ("name", "start", "stop", "row_group", "documents")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A pinned plan and its units."""
+
+    plan: Plan
+    units: list[Unit]
+
+
+def load_plan(store: Store, run_id: str) -> Plan | None:
+    """A run's plan, None when it has none."""
+    try:
+        return Plan.model_validate_json(store.read(plan_path(run_id)))
+    except FileNotFoundError:
+        return None
+
+
+def plan_run(
+    store: Store,
+    config: AnyRunConfig,
+    request: Request,
+    pin: Callable[[], tuple[Sequence[Unit], str]],
+    files: Sequence[SourceFile],
+    run_id: str,
+    parent: int | None = None,
+    kind: RunKind = "embed",
+) -> Run:
+    """Pin what the run reads, or take up the plan an earlier try pinned.
+
+    `pin` gives the units and the hash of the listing they come from; `files`: as they are now.
+
+    Raises:
+        SourceChangedError: a file of the earlier plan is no longer what it was.
+    """
+    if not store.exists(units_path(run_id)):
+        store.create_exclusive(units_path(run_id), units_to_bytes(*pin()))
+    units, listing = _read_units(store, run_id)
+    _check_unchanged(units, files)
+    plan = load_plan(store, run_id)
+    if plan is None:
+        known = [unit.documents_wanted for unit in units]
+        plan = Plan(
+            run_id=run_id,
+            kind=kind,
+            parent=parent,
+            request=request.parts,
+            listing=listing,
+            units=len(units),
+            documents=None if None in known else sum(filter(None, known)),
+            config=config.resolved(),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        store.create_exclusive(plan_path(run_id), plan.to_bytes())
+    return Run(plan, units)
+
+
+def load_units(store: Store, run_id: str) -> list[Unit]:
+    """The units a run pinned."""
+    return _read_units(store, run_id)[0]
+
+
+def todo_table(units: Iterable[Unit], done: Iterable[Done]) -> pa.Table:
+    """One row for each unit with something left: the unit, and the document ranges to read.
+
+    A range that ends with null goes to the end of the unit. What could not be read is left.
+    """
+    by_unit: dict[int, list[Done]] = defaultdict(list)
+    for record in done:
+        if not record.unreadable:
+            by_unit[record.unit].append(record)
+    rows = [
+        (unit, ranges) for unit in units if (ranges := _missing_ranges(unit, by_unit[unit.number]))
+    ]
+    columns = [*_unit_columns([unit for unit, _ in rows]), [ranges for _, ranges in rows]]
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, TODO_SCHEMA, strict=True)]
+    return pa.table(arrays, schema=TODO_SCHEMA)
+
+
+def _missing_ranges(unit: Unit, done: Sequence[Done]) -> list[tuple[int, int | None]]:
+    """Wanted ranges of documents without a done record."""
+    ranges: list[tuple[int, int | None]] = []
+    for start, stop in unit.wanted:
+        position, at_end = start, False
+        for record in done:
+            if record.first_document < start or (stop and record.first_document >= stop):
+                continue
+            if record.first_document > position:
+                ranges.append((position, record.first_document))
+            position, at_end = record.next_document, record.last
+        if not at_end if stop is None else position < stop:
+            ranges.append((position, stop))
+    return ranges
+
+
+def incomplete_units(units: Iterable[Unit], done: Iterable[Done]) -> list[int]:
+    """Units whose done records do not reach from the first document to the last."""
+    complete = [record.model_copy(update={"unreadable": False}) for record in done]
+    return todo_table(units, complete)["unit"].to_pylist()  # type: ignore[no-any-return]
+
+
+def _check_unchanged(units: Sequence[Unit], files: Sequence[SourceFile]) -> None:
+    now = {file.path: file for file in files}
+    for file in {piece.file for unit in units for piece in unit.pieces}:
+        if now.get(file.path) != file:
+            state = "changed" if file.path in now else "is gone"
+            raise SourceChangedError(
+                f"{file.path} {state} since this run was planned; the two must not be mixed.",
+                "Restore it, or start over with --fresh; re-indexing just runs again.",
+            )
+
+
+def _unit_columns(units: Sequence[Unit]) -> list[list[Any]]:
+    return [
+        [unit.number for unit in units],
+        [unit.format for unit in units],
+        [unit.documents for unit in units],
+        [unit.wanted for unit in units],
+        [[{"run_id": run, "unit": n} for run, n in unit.origins] for unit in units],
+        [[_piece_row(piece) for piece in unit.pieces] for unit in units],
+    ]
+
+
+def _piece_row(piece: Piece) -> dict[str, Any]:
+    row = {name: getattr(piece, name) for name in _PIECE_FIELDS}
+    return row | {name: getattr(piece.file, name) for name in _FILE_FIELDS}
+
+
+def units_to_bytes(units: Sequence[Unit], listing: str) -> bytes:
+    """What `load_units` reads; `listing`: the hash of the files they come from."""
+    columns = zip(_unit_columns(units), UNITS_SCHEMA, strict=True)
+    table = pa.table([pa.array(c, f.type) for c, f in columns], schema=UNITS_SCHEMA)
+    # Beside the units: a plan made after a crash must not count in what was listed since.
+    table = table.replace_schema_metadata({"listing": listing})
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _read_units(store: Store, run_id: str) -> tuple[list[Unit], str]:
+    table = pq.read_table(pa.BufferReader(store.read(units_path(run_id))))
+    return [unit_of(row) for row in table.to_pylist()], table.schema.metadata[b"listing"].decode()
+
+
+def unit_of(row: Mapping[str, Any]) -> Unit:
+    """A row of units.parquet as a unit."""
+    pieces = (
+        Piece(
+            file=SourceFile(*(piece[name] for name in _FILE_FIELDS)),
+            **{name: piece[name] for name in _PIECE_FIELDS},
+        )
+        for piece in row["pieces"]
+    )
+    wanted = tuple((start, stop) for start, stop in row["wanted"])
+    # Indexes that were written before there was re-indexing have no such column.
+    origins = tuple((origin["run_id"], origin["unit"]) for origin in row.get("origins") or ())
+    return Unit(row["unit"], row["format"], tuple(pieces), row["documents"], wanted, origins)
+
+
+DIGEST_RECORDS = 500
+
+
+class DoneRecords:
+    """Those of one run, as its driver sees them."""
+
+    def __init__(self, store: Store, run_id: str) -> None:
+        self.store, self._run_id = store, run_id
+        self._known: dict[str, Done] = {}
+        self._has_digests = False
+        self._loose: list[Done] = []
+        """Known, and in no digest yet."""
+
+    def read(self) -> list[Done]:
+        """All there are now, by unit and first document; what is known is not read again.
+
+        Of the records that a unit could not be read, one at most: where nothing was read beyond it.
+        """
+        if not self._has_digests:
+            self._known |= {self._path(done): done for done in self._read_digests()}
+            self._has_digests = True
+        paths = self.store.list(done_folder(self._run_id))
+        new = [path for path in paths if path not in self._known]
+        for content in self.store.read_many(new):
+            self.add(Done.model_validate_json(content))
+        return in_order(self._known[path] for path in paths)
+
+    def add(self, done: Done) -> None:
+        """Note one that an actor has written."""
+        path = self._path(done)
+        if path not in self._known:
+            self._known[path] = done
+            self._loose.append(done)
+            if len(self._loose) >= DIGEST_RECORDS:
+                self._write_digest()
+
+    def _path(self, done: Done) -> str:
+        path = unreadable_path if done.unreadable else done_path
+        return path(self._run_id, done.unit, done.first_document)
+
+    def _read_digests(self) -> Iterable[Done]:
+        for content in self.store.read_many(self.store.list(digests_folder(self._run_id))):
+            yield from map(Done.model_validate_json, gzip.decompress(content).splitlines())
+
+    def _write_digest(self) -> None:
+        lines = "\n".join(done.model_dump_json() for done in self._loose)
+        path = f"{digests_folder(self._run_id)}/{new_nonce()}.jsonl.gz"
+        self.store.overwrite(path, gzip.compress(lines.encode()))
+        self._loose = []
+
+
+def read_done(store: Store, run_id: str, unit: int | None = None) -> list[Done]:
+    """The done records of a run, or of one unit of it, as `DoneRecords.read`; writes nothing."""
+    paths = store.list(done_folder(run_id))
+    if unit is not None:
+        paths = [path for path in paths if path.startswith(done_prefix(run_id, unit))]
+    return in_order(map(Done.model_validate_json, store.read_many(paths)))
+
+
+def in_order(records: Iterable[Done]) -> list[Done]:
+    """By unit and first document, without records of unreadable units that others go beyond."""
+    # Where both begin at one document, what could be read counts.
+    found = sorted(records, key=lambda done: (done.unit, done.first_document, not done.unreadable))
+    return [
+        record
+        for record, after in zip_longest(found, found[1:])
+        if not record.unreadable or after is None or after.unit != record.unit
+    ]

@@ -1,0 +1,267 @@
+"""Reports as one HTML page: facts, tables and charts, light and dark; it loads nothing.
+
+    figure, axes = new_figure()
+    axes.plot(seconds, rate, color=SERIES[0])
+    page("Run", "of yesterday", [Section("Speed", "", [Chart("Tokens a second", figure)])])
+
+All text is escaped. Sections and the blocks in them show themselves in notebooks too. page.css has
+the style and the palette, page.html the markup.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+
+_HERE = Path(__file__).parent
+_CSS = (_HERE / "page.css").read_text(encoding="utf-8")
+
+PALETTE = {
+    name: (light, dark)
+    for name, light, dark in re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", _CSS)
+}
+"""CSS variable -> its light and its dark colour."""
+
+INK, MUTED, LINE, CARD = (PALETTE[name][0] for name in ("ink", "muted", "line", "card"))
+"""CARD is what a chart lies on: for gaps between areas."""
+SERIES = tuple(PALETTE[f"series-{n}"][0] for n in range(1, 7))
+"""Draw with these, INK, MUTED, LINE and CARD only: they follow the page's theme."""
+
+WIDTH, HEIGHT = 360, 210
+"""Size of a chart in pixels of a small screen; a larger screen shows it larger."""
+FONT = 11.5
+"""Size of a chart's text, in the same pixels."""
+
+_VARIABLES = {light: f"var(--{name}, {light})" for name, (light, _) in PALETTE.items()}
+_NUMBER = re.compile(r"[-+−±<>≈~]*\s?\d[\d.,:]*(\s?[%×\w/²]{0,9}){0,2}")
+
+
+class _Shown:
+    """Something of a page that shows itself in a notebook too."""
+
+    @property
+    def _width(self) -> str:
+        """How wide it becomes in a notebook."""
+        return "60rem"
+
+    def html(self) -> Markup:
+        """The markup, with all text escaped."""
+        raise NotImplementedError
+
+    def _repr_html_(self) -> str:
+        return str(_fill("notebook", self.html(), self._width, _css()))
+
+
+@dataclass(frozen=True)
+class Facts(_Shown):
+    """Tiles of a label and a value, formatted."""
+
+    items: Sequence[tuple[str, str]]
+
+    def html(self) -> Markup:
+        """The tiles, escaped."""
+        return _fill("facts", self.items)
+
+
+@dataclass(frozen=True)
+class Table(_Shown):
+    """A table; columns of numbers, formatted or not, are aligned right. None is an empty cell.
+
+    A header of empty names makes a table of names and values.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str | int | float | None]]
+    caption: str = ""
+
+    def html(self) -> Markup:
+        """The table, escaped."""
+        rows = [[_cell(value) for value in row] for row in self.rows]
+        columns = list(zip(*rows, strict=True)) or [()] * len(self.header)
+        is_number = [_is_numeric(column) for column in columns]
+        return _fill("table", self.header, rows, is_number, self.caption)
+
+
+@dataclass(frozen=True)
+class Chart(_Shown):
+    """A figure with a title, which screen readers say too, and a caption."""
+
+    title: str
+    figure: Figure
+    caption: str = ""
+
+    def html(self) -> Markup:
+        """The figure as inline SVG, its texts escaped."""
+        return _fill("chart", self.title, svg(self.figure, self.title), self.caption)
+
+    @property
+    def _width(self) -> str:
+        # As large as in a page: its text has one size, however wide it is.
+        return f"{31 * self.figure.get_figwidth() * self.figure.dpi / WIDTH:.4g}rem"
+
+
+@dataclass(frozen=True)
+class Note(_Shown):
+    """A sentence, such as one that says why there is nothing to show."""
+
+    text: str
+
+    def html(self) -> Markup:
+        """The sentence, escaped."""
+        return _fill("note", self.text)
+
+
+Block = Facts | Table | Chart | Note
+
+
+@dataclass(frozen=True)
+class Section(_Shown):
+    """A part of a page; charts that follow each other stand side by side where there is room."""
+
+    heading: str
+    lead: str = ""
+    blocks: Sequence[Block] = ()
+
+    def html(self) -> Markup:
+        """Lead and blocks without the heading: a notebook has its own."""
+        return _fill("section", "", self.lead, self.blocks)
+
+
+def page(title: str, subtitle: str, sections: Sequence[Section], footer: str = "") -> str:
+    """A whole HTML document."""
+    return str(_fill("page", title, subtitle, sections, footer, _css()))
+
+
+def new_figure(width: int = WIDTH, height: int = HEIGHT) -> tuple[Figure, Axes]:
+    """An empty figure in the reports' style, and its axes; no pyplot, so nothing to close."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
+    figure.patch.set_alpha(0)
+    axes: Axes = figure.add_subplot()
+    axes.patch.set_alpha(0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(LINE)
+    axes.tick_params(colors=MUTED, labelsize=FONT, length=0, pad=5)
+    axes.grid(axis="y", color=LINE, linewidth=1)
+    axes.set_axisbelow(True)
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set(color=MUTED, fontsize=FONT)
+    return figure, axes
+
+
+def legend(axes: Axes, *, beside: bool = False) -> None:
+    """Names of the series, above the axes or to their right."""
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 6}
+    if beside:
+        place = {"loc": "upper left", "bbox_to_anchor": (1, 1), "labelspacing": 0.8}
+    axes.legend(
+        frameon=False, borderaxespad=0.2, borderpad=0, fontsize=FONT, labelcolor=INK,
+        handlelength=0.9, handleheight=0.9, handletextpad=0.5, columnspacing=1.2, **place,
+    )  # fmt: skip
+
+
+def rows_of_bars(axes: Axes, labels: Sequence[str]) -> None:
+    """Prepare for one horizontal bar a label, at y = 0, 1, ..., the first one on top."""
+    axes.spines["bottom"].set_visible(False)
+    axes.grid(visible=False, axis="y")
+    axes.grid(axis="x", color=LINE, linewidth=1)
+    axes.set_yticks(range(len(labels)), list(labels))
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.tick_params(axis="y", labelcolor=INK)
+
+
+def write_beside(axes: Axes, text: str, x: float, y: float, colour: str = INK) -> None:
+    """Write a text to the right of a point."""
+    axes.annotate(
+        text, (x, y), (5, 0), textcoords="offset points", va="center", color=colour, fontsize=FONT
+    )
+
+
+def short(value: float) -> str:
+    """A number in few characters: 950, 1.2k, 34M; what is below 10 with at most two digits."""
+    sizes = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+    size, letter = next((each for each in sizes if abs(value) >= 0.9995 * each[0]), (1, ""))
+    value /= size
+    return (f"{value:.0f}" if abs(value) >= 99.5 else f"{value:.2g}") + letter
+
+
+def short_ticks(axis: Axis) -> None:
+    """Label the ticks of an axis of numbers as `short` does."""
+    axis.set_major_formatter(lambda value, _: short(value))
+
+
+def svg(figure: Figure, title: str = "") -> Markup:
+    """A figure as inline SVG in the page's colours and fonts; equal figures give equal text.
+
+    `title` is for screen readers; ids of figures with other titles differ.
+    """
+    import matplotlib
+    from markupsafe import Markup
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        # A name from data may have two $; mathdefault is in matplotlib's own tick labels.
+        if isinstance(text, Text) and "mathdefault" not in text.get_text():
+            text.set_parse_math(False)
+    file = io.StringIO()
+    settings: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": title}
+    settings["font.sans-serif"] = ["DejaVu Sans"]  # names are short so; page.css has the font
+    with matplotlib.rc_context(settings):
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(file, format="svg", metadata=nothing)
+    # Without its own style sheet, which would be the whole page's, and without marks for editors.
+    body = file.getvalue().partition("</defs>")[2]
+    body = re.sub(r'\s*<g/>| id="[\w.]+_\d{1,6}"', "", body)
+    body = re.sub(r'(?<= style=")[^"]*', lambda found: _themed(found[0]), body)
+    width, height = 72 * figure.get_size_inches()
+    head = Markup('<svg viewBox="0 0 {0:g} {1:g}" role="img" aria-label="{2}"><title>{2}</title>')
+    return head.format(width, height, title) + Markup(body.strip())
+
+
+def _themed(style: str) -> str:
+    return re.sub(r"#\w{6}", lambda colour: _VARIABLES.get(colour[0], colour[0]), style)
+
+
+def _cell(value: str | int | float | None) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+def _is_numeric(column: Sequence[str]) -> bool:
+    return any(column) and all(not cell or _NUMBER.fullmatch(cell) for cell in column)
+
+
+def _css() -> Markup:
+    from markupsafe import Markup
+
+    return Markup(_CSS)
+
+
+def _fill(macro: str, *values: Any) -> Markup:
+    """Markup of a macro of page.html, which escapes its values."""
+    filled: Markup = getattr(_macros(), macro)(*values)
+    return filled
+
+
+@cache
+def _macros() -> Any:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    return environment.from_string((_HERE / "page.html").read_text(encoding="utf-8")).module

@@ -1,0 +1,191 @@
+"""Charts of a run, from run_numbers.py; a note stands where there is nothing to draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipelines.reports.html import (
+    CARD,
+    INK,
+    MUTED,
+    SERIES,
+    Chart,
+    Note,
+    legend,
+    new_figure,
+    rows_of_bars,
+    short_ticks,
+    write_beside,
+)
+from pipelines.reports.run_numbers import ActorTime, Lengths, Throughput, padded_tokens
+
+_NO_TIMES = "No record of a slice says when it was made: {} cannot be drawn."
+_NO_PASSAGES = "No passage was written: {}."
+_KEPT = SERIES[5]
+_ACTORS = 8
+_BAR = 0.62
+_PALE = 0.35
+_DASHED = (0, (3, 3))
+
+
+def speed_chart(speed: Throughput | None) -> Chart | Note:
+    """Tokens a second over time."""
+    if speed is None:
+        return Note(_NO_TIMES.format("speed"))
+    size, unit = next(
+        (size, unit)
+        for size, unit in ((3600, "hours"), (60, "minutes"), (1, "seconds"))
+        if speed.edges[-1] >= 3 * size or size == 1
+    )
+    edges = speed.edges / size
+    figure, axes = new_figure()
+    total = speed.kept + speed.new
+    if speed.resumed is not None:
+        axes.stairs(speed.kept, edges, fill=True, color=_KEPT, alpha=_PALE, label="earlier tries")
+        axes.axvline(speed.resumed / size, color=MUTED, linewidth=1, linestyle=_DASHED)
+    area = axes.stairs(total, edges, baseline=speed.kept, fill=True, label="last try")
+    area.set(color=SERIES[0], alpha=_PALE)
+    first = int(np.argmax(speed.new > 0)) if speed.new.any() else len(total)
+    for line, ends, colour in (
+        (total[:first], edges[: first + 1], _KEPT),
+        (total[first:], edges[first:], SERIES[0]),
+    ):
+        if len(line):
+            axes.stairs(line, ends, baseline=None, color=colour, linewidth=1.4)
+    if speed.resumed is not None:
+        legend(axes)
+    axes.set_xlim(0, edges[-1])
+    axes.set_ylim(0, max(float(total.max()), 1.0) * 1.08)
+    axes.set_xlabel(unit)
+    short_ticks(axes.yaxis)
+    axes.locator_params(nbins=5)
+    before = (
+        " Before the dashed line, time in which no slice was under way is left out."
+        if speed.resumed is not None
+        else ""
+    )
+    return Chart(
+        "Tokens a second",
+        figure,
+        "Tokens that went through the model, all actors together; those of a slice are spread over "
+        f"the time it was under way.{before}",
+    )
+
+
+def time_chart(actors: Sequence[ActorTime]) -> Chart | Note:
+    """Where the time of each actor went; of many actors the sum and some."""
+    if not actors:
+        return Note(_NO_TIMES.format("where time went"))
+    rows = _rows(actors)
+    figure, axes = new_figure(height=90 + 26 * max(len(rows), 2))
+    rows_of_bars(axes, [label for label, _ in rows])
+    whole = [max(sum(a.under_way for a in some), 1e-9) for _, some in rows]
+    left = np.zeros(len(rows))
+    for name, colour in zip(("encode", "write", "upload", "wait"), _TIMES, strict=True):
+        seconds = [sum(getattr(actor, name) for actor in some) for _, some in rows]
+        share = 100 * np.array(seconds) / whole
+        axes.barh(
+            range(len(rows)),
+            share,
+            _BAR,
+            left,
+            color=colour,
+            edgecolor=CARD,
+            linewidth=1,
+            alpha=_PALE if name == "wait" else 1,
+            label=name,
+        )
+        left += share
+    axes.set_xlim(0, 100)
+    axes.grid(visible=False)
+    axes.set_xlabel("% of the time of slices")
+    legend(axes)
+    return Chart(
+        "Where the time went",
+        figure,
+        "Of the time slices were under way; an actor has several at once. encode: it had the "
+        "encoder; write: its rows were put together and written to a local file; upload: that file "
+        "was brought to the index; wait: the rest, above all for the actor's encoder while another "
+        "slice had it.",
+    )
+
+
+_TIMES = (SERIES[0], SERIES[2], SERIES[1], SERIES[5])
+
+
+def _rows(actors: Sequence[ActorTime]) -> list[tuple[str, list[ActorTime]]]:
+    if len(actors) <= _ACTORS:
+        return [(f"actor {number}", [actor]) for number, actor in enumerate(actors, 1)]
+    by_busy = sorted(actors, key=lambda actor: actor.busy)
+    return [
+        (f"all {len(actors):,}", list(actors)),
+        ("busiest", by_busy[-1:]),
+        ("median", [by_busy[len(by_busy) // 2]]),
+        ("least busy", by_busy[:1]),
+    ]
+
+
+def lengths_chart(lengths: Lengths) -> Chart | Note:
+    """How many passages have which length."""
+    tokens = lengths.tokens
+    if not len(tokens):
+        return Note(_NO_PASSAGES.format("there are no lengths to show"))
+    figure, axes = new_figure()
+    longest = int(tokens.max())
+    step = max(-(-(longest + 1) // 40), 1)
+    axes.hist(
+        tokens,
+        range(0, longest + step + 1, step),
+        color=SERIES[0],
+        edgecolor=CARD,
+        linewidth=0.6,
+    )
+    median, most = (float(q) for q in np.quantile(tokens, (0.5, 0.95)))
+    axes.axvline(median, color=INK, linewidth=1, linestyle=_DASHED)
+    axes.set_xlim(0, longest + step)
+    axes.set_xlabel("tokens in a passage")
+    short_ticks(axes.yaxis)
+    axes.locator_params(nbins=5)
+    return Chart(
+        "Lengths of passages",
+        figure,
+        f"Passages by their number of tokens, {step:,} a bar. The median (dashed) is "
+        f"{median:,.0f}, 95% have at most {most:,.0f}, the longest {longest:,}. {_read(lengths)}",
+    )
+
+
+def padding_chart(lengths: Lengths) -> Chart | Note:
+    """What padded batches of the same passages would compute."""
+    tokens = lengths.tokens
+    if not len(tokens):
+        return Note(_NO_PASSAGES.format("there is no padding to avoid"))
+    packed = int(tokens.sum())
+    cases = [("packed", packed)]
+    for batch in (32, 256):
+        for by_length, order in ((False, "as they come"), (True, "by length")):
+            padded = padded_tokens(tokens, batch, by_length=by_length)
+            cases.append((f"{batch}, {order}", padded))
+    figure, axes = new_figure()
+    rows_of_bars(axes, [label for label, _ in cases])
+    factors = [count / max(packed, 1) for _, count in cases]
+    for row, factor in enumerate(factors):
+        axes.barh(row, factor, _BAR, color=_KEPT if row else SERIES[0], alpha=_PALE if row else 1)
+        write_beside(axes, f"{factor:.2f} ×", factor, row)
+    axes.set_xlim(0, max(factors) * 1.2)
+    axes.set_xticks([])
+    return Chart(
+        "Padding avoided",
+        figure,
+        "Tokens the model would compute in padded batches of 32 and 256 passages, beside the "
+        f"{packed:,} in them: for each batch its passages times the longest of them. By length: "
+        f"all passages sorted first. {_read(lengths)}",
+    )
+
+
+def _read(lengths: Lengths) -> str:
+    passages = f"{len(lengths.tokens):,} passages"
+    if lengths.is_sample:
+        return f"From {lengths.parts} of {lengths.of_parts:,} parts, {passages}."
+    return f"From all {passages}."

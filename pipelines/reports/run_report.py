@@ -1,0 +1,361 @@
+"""The report of a run, for people: config.yaml, report.json and report.html of its generation.
+
+    run = read_run("out/quickstart")
+    run.speed()
+
+All of it is written after the commit, from the manifest, the done records and the parts; it decides
+nothing. Facts, tables and charts of the page show themselves in notebooks too.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+
+import yaml
+
+from actors.encoded import SCORE
+from pipelines.config.run import AnyRunConfig
+from pipelines.index.layout import generation_path
+from pipelines.index.reader import open_index
+from pipelines.index.records import Done, Manifest
+from pipelines.index.schemas import FOR_NOW
+from pipelines.plan.plan import read_done
+from pipelines.reports.html import Block, Chart, Facts, Note, Section, Table, page
+from pipelines.reports.run_charts import lengths_chart, padding_chart, speed_chart, time_chart
+from pipelines.reports.run_numbers import (
+    ActorTime,
+    Lengths,
+    actor_times,
+    read_lengths,
+    speed_over_time,
+    split_tries,
+    utilisation,
+)
+from pipelines.store.store import Store
+from pipelines.terminal.text import byte_count, duration
+
+_ACTORS_SHOWN = 16
+_log = logging.getLogger(__name__)
+
+
+def read_run(
+    uri: str,
+    storage_options: Mapping[str, Any] | None = None,
+    *,
+    generation: int | None = None,
+) -> RunReport:
+    """The run that made the live generation, or another one.
+
+    Raises:
+        IndexStateError: nothing is committed there, or not this generation.
+    """
+    index = open_index(uri, storage_options, generation=generation)
+    store, manifest = index.store, index.info
+    report = read_report(store, manifest.generation)
+    return RunReport(store, manifest, read_done(store, manifest.run_id), report)
+
+
+def read_report(store: Store, generation: int) -> dict[str, Any]:
+    """report.json of a generation; empty where a run died before it wrote one."""
+    try:
+        report: dict[str, Any] = json.loads(store.read(_report_path(generation)))
+    except FileNotFoundError:
+        return {}
+    return report
+
+
+def write_report(
+    store: Store,
+    config: AnyRunConfig,
+    manifest: Manifest,
+    done: Sequence[Done],
+    this_run: Mapping[str, Any],
+    *,
+    published: bool,
+    gate: Sequence[str] = (),
+) -> None:
+    """Write config.yaml, report.json and report.html; `gate`: what kept it from going live."""
+    number = manifest.generation
+    report = {
+        "generation": number,
+        "run_id": manifest.run_id,
+        "started": manifest.started,
+        "ended": manifest.ended,
+        "published": published,
+        "gate": list(gate),
+        "slices": len(done),
+        "encoder_seconds": round(sum(record.seconds for record in done), 3),
+        "encoder_busy": utilisation(done),
+        "counts": manifest.counts.model_dump(),
+        "bytes": sum(record.part.bytes for record in done if record.part),
+        **this_run,
+    }
+    configuration = yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True)
+    store.overwrite(generation_path(number, "config.yaml"), configuration.encode())
+    store.overwrite(_report_path(number), json.dumps(report, indent=1).encode())
+    write_page(RunReport(store, manifest, done, report))
+
+
+def write_page(run: RunReport) -> None:
+    """Write report.html; what keeps it from being drawn or written becomes a warning."""
+    number = run.manifest.generation
+    # What matplotlib says of its caches is not the run's.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    try:
+        run.store.overwrite(generation_path(number, "report.html"), run_page(run).encode())
+    except Exception as error:  # noqa: BLE001  the generation is committed, whatever this is
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        _log.warning("generation %d is committed without its report.html (%s)", number, reason)
+
+
+def run_page(run: RunReport) -> str:
+    """The whole report.html."""
+    manifest, report = run.manifest, run.report
+    states = {"True": "published", "False": "committed, not published"}
+    state = states.get(str(report.get("published")), "committed")  # a compaction's does not say
+    outputs = ", ".join(manifest.outputs)
+    subtitle = f"{manifest.model.name}, {outputs}; {moment(manifest.ended)}, {state}"
+    sections = [Section("", "", [run.facts()])]
+    if gate := report.get("gate"):
+        sections.append(Section("Why it is not live", "\n".join(gate)))
+    if changes := run.changes():
+        sections.append(Section("What changed", "", [changes]))
+    if compaction := run.compaction():
+        sections.append(Section("What compacting did", "", [compaction]))
+    else:
+        speed: list[Block | None] = [run.speed()]
+        if run.actor_times:
+            speed += [run.time_spent(), run.actors(), run.tries_table()]
+        sections.append(Section("Speed", "", [block for block in speed if block]))
+    lengths: list[Block] = [run.passage_lengths()]
+    if len(run.lengths.tokens):
+        lengths.append(run.padding_avoided())
+    sections += [
+        Section("Passages", "", lengths),
+        Section("Rejects", "", [run.rejects()]),
+        Section("Made with", "", [run.made_with()]),
+    ]
+    return page(f"Generation {manifest.generation} of {run.store.uri}", subtitle, sections)
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """A run that is committed."""
+
+    store: Store
+    manifest: Manifest
+    done: Sequence[Done]
+    report: Mapping[str, Any]
+    """report.json; empty where there is none."""
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """config.yaml; empty where a run died before it wrote one."""
+        try:
+            content = self.store.read(generation_path(self.manifest.generation, "config.yaml"))
+        except FileNotFoundError:
+            return {}
+        found: dict[str, Any] = yaml.safe_load(content)
+        return found
+
+    @cached_property
+    def lengths(self) -> Lengths:
+        """How long the passages are that it wrote; reads a column of some parts."""
+        return read_lengths(self.store, self.manifest)
+
+    @cached_property
+    def tries(self) -> tuple[list[Done], list[Done]]:
+        """Timed records of earlier tries, and of the last one."""
+        return split_tries(self.done, self.report.get("this_run", {}).get("slices", len(self.done)))
+
+    @cached_property
+    def actor_times(self) -> list[ActorTime]:
+        """Of the last try that finished a slice."""
+        kept, new = self.tries
+        return actor_times(new or kept)
+
+    def facts(self) -> Facts:
+        """The run in numbers."""
+        counts, report = self.manifest.counts, self.report
+        rejects = sum(counts.rejects.values())
+        both = [("documents", counts.documents), ("passages", counts.passages)]
+        counted = [("pairs", counts.passages)] if self._of_pairs else both
+        items = [
+            *((name, f"{count:,}") for name, count in counted),
+            ("tokens", f"{counts.tokens:,}"),
+            (f"truncated {counted[-1][0]}", _of(counts.truncated, counts.passages)),
+            ("rejects", f"{rejects:,}"),
+        ]
+        if "bytes" in report:
+            items.append(("size of its parts", byte_count(report["bytes"])))
+        if "seconds" in report:
+            items.append(("wall time", duration(report["seconds"])))
+            items.append(("tokens/s, overall", f"{report['tokens_per_second']:,.0f}"))
+        # Of the last try: between two there is time that is nobody's.
+        if (busy := utilisation(self.tries[1] or self.tries[0])) is not None:
+            items.append(("encoders busy", f"{busy:.1%}"))
+        if self.actor_times:
+            devices = " + ".join(sorted({actor.device for actor in self.actor_times}))
+            items.append(("actors", f"{len(self.actor_times):,} × {devices}"))
+            spans = sum(actor.span for actor in self.actor_times)
+            items.append(("actor time, summed", duration(spans)))
+        return Facts(items)
+
+    def changes(self) -> Facts | None:
+        """What it changed in the view it adds to; None where there was none."""
+        counts = self.manifest.counts
+        if self.manifest.parent is None:
+            return None
+        return Facts(
+            [
+                ("live documents", f"{counts.live_documents:,}"),
+                ("unchanged", f"{counts.unchanged:,}"),
+                ("replaced", f"{counts.replaced:,}"),
+                ("deleted", f"{counts.deleted:,}"),
+                ("passages encoded", f"{counts.encoded:,}"),
+                ("passages reused", f"{counts.reused:,}"),
+            ]
+        )
+
+    def compaction(self) -> Table | None:
+        """What a compaction did to the layout; None for runs of another kind."""
+        report = self.report
+        if "compacts" not in report:
+            return None
+        before = [report[name] for name in ("generations", "parts_before", "rows_removed")]
+        return Table(
+            ["", "before", "after"],
+            [
+                ["generations", before[0], 1],
+                ["parts", before[1], report["parts"]],
+                ["bytes of parts", report["bytes_before"], report["bytes"]],
+                ["masked rows", before[2], 0],
+            ],
+            f"{report['parts_kept']:,} parts were taken over as they are, "
+            f"{byte_count(report['bytes_written'])} written anew.",
+        )
+
+    def speed(self) -> Chart | Note:
+        """Tokens a second over time."""
+        return speed_chart(speed_over_time(*self.tries))
+
+    def time_spent(self) -> Chart | Note:
+        """Where the time of each actor went."""
+        return time_chart(self.actor_times)
+
+    def passage_lengths(self) -> Chart | Note:
+        """How long passages are."""
+        return lengths_chart(self.lengths)
+
+    def padding_avoided(self) -> Chart | Note:
+        """What padded batches would have computed."""
+        return padding_chart(self.lengths)
+
+    def actors(self) -> Table:
+        """Every actor; of many the first ones."""
+        shown = self.actor_times[:_ACTORS_SHOWN]
+        left = len(self.actor_times) - len(shown)
+        mixed = len({actor.device for actor in self.actor_times}) > 1
+        rows: list[list[str | int]] = [
+            [
+                number,
+                actor.worker,
+                *([actor.device] if mixed else []),
+                actor.slices,
+                actor.tokens,
+                f"{actor.tokens / max(actor.span, 1e-3):,.0f}",
+                f"{actor.busy:.1%}",
+                *(f"{s:,.1f}" for s in (actor.encode, actor.write, actor.upload, actor.wait)),
+            ]
+            for number, actor in enumerate(shown, 1)
+        ]
+        header = ["actor", "process", *(["device"] if mixed else [])]
+        header += ["slices", "tokens", "tokens/s", "busy"]
+        header += [f"{name} s" for name in ("encode", "write", "upload", "wait")]
+        more = f" {left:,} more are not shown." if left else ""
+        return Table(
+            header,
+            rows,
+            "From the beginning of an actor's first slice to the end of its last one. busy: share "
+            f"of that in which its encoder had work.{more}",
+        )
+
+    def tries_table(self) -> Table | None:
+        """What an earlier try had done; None where there was none."""
+        names = ("slices", "documents", "passages", "tokens")
+        kept, new = (self.report.get(name) for name in ("kept", "this_run"))
+        if not (kept and new and kept["slices"]):
+            return None
+        return Table(
+            ["", *names],
+            [
+                ["earlier tries, kept", *(kept[name] for name in names)],
+                ["last try", *(new[name] for name in names)],
+            ],
+            "Wall time and tokens a second, overall, are the last try's.",
+        )
+
+    def rejects(self) -> Table | Note:
+        """What is not in the index, by its code."""
+        counts = self.manifest.counts
+        if not counts.rejects:
+            return Note(f"Every {'pair' if self._of_pairs else 'document'} is in the index.")
+        total = counts.live_documents + sum(counts.rejects.values())
+        rows = [
+            [code, count, _share(count, total), "for now" if code in FOR_NOW else "yes"]
+            for code, count in sorted(counts.rejects.items(), key=lambda item: -item[1])
+        ]
+        return Table(["code", "rows", "of all", "final"], rows)
+
+    @property
+    def _of_pairs(self) -> bool:
+        """A pair is a document of one passage: one number says both."""
+        return SCORE in self.manifest.outputs
+
+    def made_with(self) -> Table:
+        """Model, configuration and versions."""
+        manifest, config = self.manifest, self.config
+        model = manifest.model
+        rows = [
+            ["model", model.name],
+            ["revision", model.revision or "none"],
+            ["outputs", f"{', '.join(manifest.outputs)}; {model.dim} × {manifest.vector_dtype}"],
+            ["computed in", ", ".join(model.dtypes) or "nothing was computed"],
+            ["source", str(config.get("source", {}).get("uri", "unknown"))],
+            *([name, _in_words(config[name])] for name in ("chunk", "slice") if name in config),
+            ["run", manifest.run_id],
+            ["started, committed", f"{moment(manifest.started)}, {moment(manifest.ended)}"],
+            [
+                "space, index fingerprint",
+                f"{manifest.space_fingerprint}, {manifest.index_fingerprint}",
+            ],
+            ["versions", _in_words(manifest.versions)],
+        ]
+        return Table(["", ""], rows)
+
+
+def _of(count: int, whole: int) -> str:
+    return f"{count:,} ({_share(count, whole)})" if count else "0"
+
+
+def _share(count: int, whole: int) -> str:
+    return f"{count / whole:.2%}" if count / whole >= 0.0001 else "<0.01%"
+
+
+def _report_path(generation: int) -> str:
+    return generation_path(generation, "report.json")
+
+
+def moment(iso: str) -> str:
+    """A time of a manifest, for people."""
+    return datetime.fromisoformat(iso).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _in_words(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)

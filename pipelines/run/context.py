@@ -1,0 +1,80 @@
+"""Everything that the steps of one run share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.config.run import AnyRunConfig, RunConfig
+from pipelines.plan.request import Request
+from pipelines.run.engine import Engine
+from pipelines.run.gate import check_gate
+from pipelines.run.job import Job, job_of
+from pipelines.source.source import Source
+from pipelines.source.units import Listing
+from pipelines.store.store import Store, open_store
+from pipelines.terminal.progress import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """A checked configuration, what it asks for, and where it runs."""
+
+    config: AnyRunConfig
+    """Its local paths are absolute: a worker's current directory is another one."""
+    job: Job
+    request: Request
+    source: Source
+    listing: Listing
+    """The source's files, as they were when the run began."""
+    store: Store
+    """Of the index."""
+    engine: Engine
+    progress: Progress
+    publishes: bool = True
+    """Make the generation live when it is committed and passes the gate."""
+    verbose: bool = False
+
+    @staticmethod
+    def of(
+        config: AnyRunConfig,
+        progress: Progress,
+        *,
+        publishes: bool = True,
+        verbose: bool = False,
+        engine: Engine | None = None,
+    ) -> RunContext:
+        """Look for the model and the documents; refuse what could never succeed.
+
+        Raises:
+            EmbedError: one of its kinds.
+        """
+        progress.stage("looking for model and documents")
+        config = config.with_absolute_paths()
+        job = job_of(config)
+        job.check()
+        if isinstance(config, RunConfig):
+            check_gate(config)
+        source = Source(config.source)
+        return RunContext(
+            config=config,
+            job=job,
+            request=job.request(),
+            source=source,
+            listing=source.list_files(),
+            store=open_store(config.index.uri, config.index.storage_options),
+            engine=engine or engine_of(config),
+            progress=progress,
+            publishes=publishes,
+            verbose=verbose,
+        )
+
+
+def engine_of(config: AnyRunConfig) -> Engine:
+    """The engine that `ray.engine` names."""
+    if config.ray.engine == "in_process":
+        from pipelines.run.in_process import InProcessEngine  # late: Ray takes a second to import
+
+        return InProcessEngine()
+    from pipelines.run.on_ray import RayEngine
+
+    return RayEngine(config.ray)

@@ -1,0 +1,53 @@
+"""Runs both stages in this process, one slice after the other: small corpora without a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from actors.encoded import TokenEncoder
+from pipelines.index.reader import Index
+from pipelines.index.records import Done
+from pipelines.plan.inventory import Numbering
+from pipelines.plan.known import KnownDocuments
+from pipelines.plan.mentions import gather
+from pipelines.run.engine import EncodeJob, read_slices, slice_encoder, slice_reader
+from pipelines.store.store import Store
+from pipelines.terminal.progress import Progress
+
+
+@dataclass(frozen=True)
+class _Held:
+    documents: KnownDocuments
+
+    def get(self) -> KnownDocuments:
+        return self.documents
+
+
+class InProcessEngine:
+    """An `Engine` that starts nothing; the index is the one that Ray would have written."""
+
+    def __init__(self, encoder: TokenEncoder | None = None) -> None:
+        """`encoder`: a loaded one, for several runs; when not given, each run loads its own."""
+        self._encoder = encoder
+
+    @contextmanager
+    def running(self, store: Store, *, verbose: bool) -> Iterator[None]:
+        """Nothing is started: every store can be reached from here."""
+        yield
+
+    def share(self, index: Index, numbering: Numbering) -> _Held:
+        """The documents, held by this process."""
+        return _Held(KnownDocuments([gather(index, numbering.of_run)], index.part_paths))
+
+    def encode(
+        self, job: EncodeJob, todo: Callable[[], pa.Table], progress: Progress
+    ) -> Iterator[Done]:
+        """As `Engine`; a slice is read when the one before it is stored."""
+        progress.stage("loading the model", actors=1)
+        encoder, reader = slice_encoder(job, loaded=self._encoder), slice_reader(job.config)
+        for each in read_slices(job, reader, todo()):
+            yield encoder.encode(each)

@@ -1,0 +1,251 @@
+"""What a run has to do on an index as it is now: a task to start or continue, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from actors.encoded import SCORE
+from actors.errors import ConfigError, GateError, IndexStateError
+from pipelines.index.generations import (
+    check_vectors,
+    live_generation,
+    publications,
+    read_chain,
+    read_manifest,
+)
+from pipelines.index.layout import manifest_path
+from pipelines.index.reader import Index
+from pipelines.index.records import Manifest, Plan, RunKind
+from pipelines.plan.inventory import (
+    for_now,
+    inventory,
+    plan_of,
+    read_again,
+    unchanged_units,
+    units_now,
+)
+from pipelines.plan.mentions import newest_places
+from pipelines.plan.plan import load_plan
+from pipelines.plan.request import Request, differences
+from pipelines.run.context import RunContext
+from pipelines.source.units import Listing, Unit
+from pipelines.store.store import Store
+from pipelines.terminal.text import byte_count
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run to start or to continue."""
+
+    run_id: str
+    parent: int | None
+    """The generation it adds to."""
+    pin: Callable[[], tuple[Sequence[Unit], str]]
+    """Gives its units, and the hash of the listing they come from."""
+    kind: RunKind = "embed"
+    confirms: bool = True
+    """Ask before it starts if it is large; a replay is a small part of a run already confirmed."""
+
+    def pinned(self) -> Task:
+        """The same task, with its units looked up only once."""
+        pins = self.pin()
+        return replace(self, pin=lambda: pins)
+
+
+def next_embed_task(context: RunContext, *, fresh: bool, replay: bool) -> Task | Manifest:
+    """What embedding a corpus has to do next, or the live generation if there is nothing.
+
+    Raises:
+        IndexStateError: something else is committed, naming what differs; nothing to replay on.
+        ConfigError: `fresh` and `replay` at once.
+    """
+    store, request = context.store, context.request
+    source, listing = context.source, context.listing
+
+    def pin() -> tuple[Sequence[Unit], str]:
+        return source.units(listing), listing.hash
+
+    if fresh and replay:
+        raise ConfigError("--fresh and --replay-rejects: expected one of them, got both.")
+    if fresh:
+        # Publications are counted, not generations: a run that died just before its own is the
+        # same one.
+        after = max(publications(store), default=0)
+        return Task(request.run_id(after=after, listing=listing.hash), None, pin)
+    live, plan = _live(store, request)
+    if replay:
+        return _replay(store, request, live, plan)
+    if live is None or plan is None:
+        return Task(request.run_id(), None, pin)
+    if plan.listing != listing.hash:
+        raise _differs(store, live.generation, ["the source's files"])
+    return live
+
+
+def _replay(
+    store: Store, request: Request, live: Manifest | None, plan: Plan | None
+) -> Task | Manifest:
+    if live is None or plan is None:
+        raise IndexStateError(
+            f"{store.uri}: expected a committed index whose rejects to replay, found none.",
+            "Run without --replay-rejects; what was rejected for now is tried again by itself.",
+        )
+    again = for_now(Index(store, read_chain(store, live.generation)).rejects())
+    if not again:
+        return live
+
+    def pin() -> tuple[Sequence[Unit], str]:
+        return read_again(inventory(store, live), again), plan.listing
+
+    return Task(request.run_id(replay=live.generation), live.generation, pin, "reindex", False)
+
+
+def _live(store: Store, request: Request) -> tuple[Manifest | None, Plan | None]:
+    """The live generation and its plan, both of this request."""
+    number = live_generation(store)
+    if number is None:
+        return None, None
+    live = read_manifest(store, number)
+    _check_kind(store, live, request)
+    plan = load_plan(store, live.run_id)
+    others = request.differences(plan.request) if plan else ["its plan is gone"]
+    if others:
+        raise _differs(store, number, others)
+    return live, plan
+
+
+def _check_kind(store: Store, live: Manifest, request: Request) -> None:
+    kinds = ("vectors of passages", "scores of pairs")
+    made, held = (kinds[SCORE in outputs] for outputs in (request.parts["outputs"], live.outputs))
+    if made != held:
+        raise IndexStateError(
+            f"{store.uri}: expected {made}, which this run makes, found {held} (generation "
+            f"{live.generation}).",
+            "Use another index.uri; --fresh starts over beside it.",
+        )
+
+
+def _differs(store: Store, number: int, others: Sequence[str]) -> IndexStateError:
+    up_to_date = "python -m pipelines.reindex brings it up to its source; "
+    if SCORE in read_manifest(store, number).outputs:
+        up_to_date = ""  # pairs are not compared with what was scored before
+    return IndexStateError(
+        f"{store.uri} holds generation {number} of another request; what differs: "
+        f"{', '.join(others[:6])}{', ...' if len(others) > 6 else ''}.",
+        f"{up_to_date}--fresh starts over beside it; or use another index.uri.",
+    )
+
+
+def next_reindex_task(context: RunContext) -> Task | Manifest:
+    """What re-indexing has to do next, or the live generation if there is nothing.
+
+    Raises:
+        GateError: the source's state is a generation that was published and taken back.
+    """
+    store, request = context.store, context.request
+    source, listing = context.source, context.listing
+    chain = read_chain(store, live_number(store))
+    live, plan, index = chain[0], plan_of(store, chain[0]), Index(store, chain)
+    before = inventory(store, live)
+    rejects = index.rejects()
+    kept = unchanged_units(listing, before)
+    reads_alike = not _reading_differs(request, plan.request)
+    # How many documents a limit leaves of a file depends on the files before it.
+    comparable = kept if reads_alike and request.parts["source"]["limit"] is None else []
+    again = for_now(rejects) | _shadowed(index, rejects, before, kept)
+    if plan.listing == listing.hash and reads_alike and not again:
+        return live
+    run_id = request.run_id(reindex=live.generation, listing=listing.hash)
+    if number := _taken_back(store, live, listing):
+        raise GateError(
+            f"{store.uri}: generation {number} holds this state of the source, and was taken back: "
+            f"generation {live.generation} is live.",
+            "Nothing is done until the source changes; to make it live again: "
+            f"python -m pipelines.publish_generation {store.uri} {number}",
+        )
+
+    def pin() -> tuple[Sequence[Unit], str]:
+        types = {field.name: field.type for field in index.schema}
+        return units_now(source, listing, before if comparable else [], again, types), listing.hash
+
+    return Task(run_id, live.generation, pin, "reindex")
+
+
+def describe_reindex(context: RunContext) -> str:
+    """What `reindex` would do, as far as can be told without reading a document; for people.
+
+    Raises:
+        EmbedError: what would also keep it from starting.
+    """
+    store, listing = context.store, context.listing
+    live = read_manifest(store, live_number(store))
+    if context.request.index_fingerprint != live.index_fingerprint:
+        return "everything would be embedded again: the configuration has become another one"
+    task = next_reindex_task(context)
+    if not isinstance(task, Task):
+        return f"nothing to do: generation {live.generation} is what its source is"
+    read = {piece.file for unit in task.pin()[0] if unit.wanted for piece in unit.pieces}
+    before = {piece.file.path for unit in inventory(store, live) for piece in unit.pieces}
+    gone = before - {file.path for file in listing.files}
+    size = sum(max(file.size, 0) for file in read)
+    return (
+        f"{len(read):,} of {len(listing.files):,} files would be read ({byte_count(size)}), and "
+        f"their documents compared with generation {live.generation}; {len(gone):,} files are gone"
+    )
+
+
+def live_number(store: Store) -> int:
+    """The live generation.
+
+    Raises:
+        IndexStateError: there is none, or one of scores.
+    """
+    number = live_generation(store)
+    if number is None:
+        raise IndexStateError(
+            f"{store.uri}: expected a committed index to bring up to date, found none.",
+            "Run python -m pipelines.embed_corpus first.",
+        )
+    check_vectors(read_manifest(store, number), store.uri)
+    return number
+
+
+def _taken_back(store: Store, live: Manifest, listing: Listing) -> int | None:
+    """A newer generation of the source as it is now, that was live once and is no more."""
+    newer = {number for number in publications(store).values() if number > live.generation}
+    for number in sorted(newer, reverse=True):
+        if store.exists(manifest_path(number)):
+            manifest = read_manifest(store, number)
+            if manifest.compacts is None and plan_of(store, manifest).listing == listing.hash:
+                return number
+    return None
+
+
+def _reading_differs(request: Request, before: dict[str, object]) -> bool:
+    """Whether the same files would give other documents than they gave."""
+    now, then = dict(request.parts["source"]), before["source"]
+    assert isinstance(then, dict)
+    return bool(differences(now | {"uri": ""}, then | {"uri": ""}))
+
+
+def _shadowed(
+    index: Index, rejects: pa.Table, before: Sequence[Unit], kept: Sequence[Unit]
+) -> set[int]:
+    """Units with documents whose id another one had, in a file that is not as it was any more: now
+    they may be the only ones.
+    """
+    numbers = pa.array([unit.number for unit in kept], pa.int32())
+    doubles = rejects.filter(
+        pc.and_(pc.equal(rejects["code"], "duplicate_id"), pc.is_in(rejects["unit"], numbers))
+    )
+    if not doubles.num_rows:
+        return set()
+    still = {origin for unit in kept for origin in unit.origins}
+    places = newest_places(index, doubles["doc_id"].unique().to_pylist())
+    held = {doc_id for doc_id, place in places.items() if (place.run_id, place.unit) in still}
+    rows = zip(doubles["doc_id"].to_pylist(), doubles["unit"].to_pylist(), strict=True)
+    return {unit for doc_id, unit in rows if doc_id not in held}

@@ -1,0 +1,203 @@
+"""Parquet: a piece is a row group; only the configured columns are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from actors.errors import SourceError
+from pipelines.config.sections import SourceConfig
+from pipelines.index.schemas import RejectCode
+from pipelines.source.formats.base import (
+    BATCH_DOCUMENTS,
+    Access,
+    DocumentBatch,
+    FileFacts,
+    check_present,
+    derived_id,
+)
+from pipelines.source.units import Piece, SourceFile
+
+
+class ParquetFiles:
+    """Columns by name or, inside of structs, by dotted path."""
+
+    def __init__(self, config: SourceConfig) -> None:
+        self._columns = config.columns
+        self._config = config
+
+    def inspect(self, access: Access, file: SourceFile, name: str) -> FileFacts:
+        """Row groups, and the types of the configured columns."""
+        try:
+            with access.open(file) as opened:
+                parquet = pq.ParquetFile(opened)
+                metadata, schema = parquet.metadata, parquet.schema_arrow
+        except (OSError, pa.ArrowException) as error:  # pyarrow raises either for a damaged footer
+            reason = " ".join(str(error).split())
+            raise SourceError(f"{file.path}: expected a Parquet file ({reason:.160}).") from None
+        present = {field.name: field.type for field in schema}
+        for column in self._names:
+            if kind := _type_at(schema, column):
+                present[column] = kind
+        check_present(self._config, present, file.path)
+        self._check_types(present, file.path)
+        present = {name: self._copied_as(name, kind) for name, kind in present.items()}
+        pieces, first = [], 0
+        for group in range(metadata.num_row_groups):
+            rows = metadata.row_group(group).num_rows
+            pieces.append(Piece(file, name, first, first + rows, group, rows))
+            first += rows
+        return FileFacts(pieces, present)
+
+    def read(self, access: Access, piece: Piece) -> Iterator[DocumentBatch]:
+        """The rows of the row group."""
+        first = piece.start
+        with access.open(piece.file) as opened:
+            # Checksums are verified where the writer left some: damage may decompress.
+            parquet = pq.ParquetFile(opened, pre_buffer=True, page_checksum_verification=True)
+            for batch in parquet.iter_batches(
+                BATCH_DOCUMENTS, row_groups=[piece.row_group], columns=self._names
+            ):
+                table = self._canonical(piece, pa.Table.from_batches([batch]), first)
+                first += table.num_rows
+                yield _without_undecodable(table)
+
+    def no_documents(self, access: Access, piece: Piece) -> DocumentBatch:
+        """The types of the file."""
+        with access.open(piece.file) as opened:
+            schema = pq.ParquetFile(opened).schema_arrow
+        return DocumentBatch(self._canonical(piece, schema.empty_table(), 0))
+
+    @property
+    def _names(self) -> list[str]:
+        columns = self._columns
+        wanted = (columns.id, columns.text, columns.title, *columns.copied)
+        return list(dict.fromkeys(name for name in wanted if name))
+
+    def _canonical(self, piece: Piece, table: pa.Table, first: int) -> pa.Table:
+        columns, n = self._columns, table.num_rows
+        if columns.id:
+            ids = _column_at(table, columns.id).cast(pa.string())
+        else:
+            ids = pa.array([derived_id(piece, first + i) for i in range(n)], pa.string())
+        title = _column_at(table, columns.title) if columns.title else pa.nulls(n, pa.string())
+        fields = {
+            "doc_id": ids,
+            "text": _column_at(table, columns.text).cast(pa.string()),
+            "title": title.cast(pa.string()),
+        }
+        return pa.table(fields | {name: self._copied(table, name) for name in columns.copied})
+
+    def _copied(self, table: pa.Table, name: str) -> pa.ChunkedArray:
+        column = _column_at(table, name)
+        return column.cast(self._copied_as(name, column.type))
+
+    def _copied_as(self, name: str, kind: pa.DataType) -> pa.DataType:
+        """The type in the index: pyarrow can neither filter nor take from views."""
+        if name in self._columns.copied_strings or pa.types.is_string_view(kind):
+            return pa.string()
+        return pa.binary() if pa.types.is_binary_view(kind) else kind
+
+    def _check_types(self, present: dict[str, pa.DataType], path: str) -> None:
+        for key, name in self._columns.strings.items():
+            if name is None:
+                continue
+            kind = present[name]
+            if not (_is_text(kind) or (key == "id" and pa.types.is_integer(kind))):
+                wanted = "strings or integers" if key == "id" else "strings"
+                raise SourceError(
+                    f"source.columns.{key}: expected {wanted} in {name!r} of {path}, found {kind}."
+                )
+
+
+def _type_at(schema: pa.Schema, path: str) -> pa.DataType | None:
+    """The type under a column's name or a dotted path into structs."""
+    if path in schema.names:
+        return schema.field(path).type
+    first, *rest = path.split(".")
+    if first not in schema.names:
+        return None
+    kind = schema.field(first).type
+    for name in rest:
+        if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
+            return None
+        kind = kind.field(name).type
+    return kind
+
+
+def _column_at(table: pa.Table, path: str) -> pa.ChunkedArray:
+    if path in table.column_names:
+        return table[path]
+    first, *rest = path.split(".")
+    return pc.struct_field(table[first], rest)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    kinds = pa.types
+    # A column of nothing but nulls (an empty pandas partition) has no type of its own.
+    tests = (kinds.is_string, kinds.is_large_string, kinds.is_string_view, kinds.is_null)
+    return any(test(kind) for test in tests)
+
+
+def _without_undecodable(table: pa.Table) -> DocumentBatch:
+    """Nulls where a value is not UTF-8, and the rows that have such a value as faults.
+
+    Arrow takes the bytes of a Parquet string on trust; Python is where they would fail.
+    """
+    bad = np.zeros(table.num_rows, dtype=bool)
+    for name in table.column_names:
+        try:
+            table[name].validate(full=True)
+        except pa.ArrowInvalid:
+            rows = np.array([not _is_valid(table[name], row) for row in range(table.num_rows)])
+            bad |= rows
+            kept = pa.array([None if b else row for row, b in enumerate(rows)], pa.int64())
+            column = table[name].take(kept)
+            table = table.set_column(table.column_names.index(name), name, column)
+    fault: tuple[RejectCode, str] = ("bad_encoding", "not valid UTF-8")
+    return DocumentBatch(table, {int(row): fault for row in np.flatnonzero(bad)})
+
+
+def _is_valid(column: pa.ChunkedArray, row: int) -> bool:
+    try:
+        column.take(pa.array([row])).validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class ChunkSize:
+    """A column of one row group, as its footer tells."""
+
+    encoded: int
+    """Bytes: 4 a value more than the text, or, where texts repeat in a dictionary, less."""
+    compressed: int
+    is_dictionary: bool
+    """Its pages are places in a dictionary, or hardly more: writers give up on one of 1 MB."""
+
+
+def text_sizes(access: Access, file: SourceFile, column: str) -> list[ChunkSize]:
+    """The sizes of a column (a dotted path inside of structs) in each row group."""
+    with access.open(file) as opened:
+        metadata = pq.ParquetFile(opened).metadata
+    sizes = []
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        chunks = map(group.column, range(metadata.num_columns))
+        chunk = next(chunk for chunk in chunks if chunk.path_in_schema == column)
+        is_dictionary = False
+        if chunk.has_dictionary_page:
+            pages = chunk.total_compressed_size
+            pages -= chunk.data_page_offset - chunk.dictionary_page_offset
+            is_dictionary = pages <= 4 * group.num_rows
+        sizes.append(
+            ChunkSize(chunk.total_uncompressed_size, chunk.total_compressed_size, is_dictionary)
+        )
+    return sizes
