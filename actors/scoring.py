@@ -12,22 +12,14 @@ Shape suffixes: Q queries, P passages, N rows, D dimension.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
-
 import numpy as np
 import pyarrow as pa
 
 from actors.config import OUTPUTS, Output
 from actors.errors import ModelError
+from actors.search.fusion import Weights
+from actors.search.fusion import weighted_mean as weighted_mean
 from actors.vectors import Column, SparseVectors, TokenVectors
-
-if TYPE_CHECKING:
-    import torch
-
-
-Weights: TypeAlias = tuple[float, float, float]
-_Scores = TypeVar("_Scores", np.ndarray, "torch.Tensor")
 
 
 def dense_matrix(queries: np.ndarray | Column, passages: np.ndarray | Column) -> np.ndarray:
@@ -73,20 +65,6 @@ def colbert_pairs(queries: TokenVectors | Column, passages: TokenVectors | Colum
     return _pairs("colbert", queries, passages)
 
 
-def weighted_mean(scores: Mapping[Output, _Scores], weights: Weights = (1.0, 1.0, 1.0)) -> _Scores:
-    """Sum of weight * score over sum of weight, of the scores given: pairs or matrices, float32.
-
-    Weights are those of (dense, sparse, colbert), as FlagEmbedding orders them. NaN where the
-    weights used are all 0, as there.
-    """
-    if len(weights) != len(OUTPUTS):
-        raise ValueError(f"expected weights of {', '.join(OUTPUTS)}, got {weights}")
-    weight = dict(zip(OUTPUTS, weights, strict=True))
-    total: Any = sum(scores[output] * weight[output] for output in scores)
-    with np.errstate(invalid="ignore"):
-        return total / sum(weight[output] for output in scores)  # type: ignore[no-any-return]
-
-
 def pair_scores(
     queries: pa.Table, passages: pa.Table, weights: Weights = (1.0, 1.0, 1.0)
 ) -> dict[str, np.ndarray]:
@@ -120,13 +98,13 @@ def pair_scores(
 
 
 def _matrix(output: Output, queries: Column, passages: Column) -> np.ndarray:
-    from actors.search.rows import score_matrix  # late: torch
+    from actors.search.kernels import score_matrix  # late: torch
 
     return score_matrix(output, queries, passages)
 
 
 def _pairs(output: Output, queries: Column, passages: Column) -> np.ndarray:
-    from actors.search.rows import ROW_PAIRS  # late: torch
+    from actors.search.kernels import ROW_PAIRS  # late: torch
 
     if len(queries) != len(passages):
         raise ValueError(

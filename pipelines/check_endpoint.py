@@ -8,12 +8,14 @@ it is a line, before. Needs the weights where it runs (their hashes are compared
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
 
+from actors.config import Output
 from actors.errors import ConfigError
 from actors.models.files import resolve_model
 from actors.models.reranker_files import resolve_reranker
@@ -62,7 +64,7 @@ def check_endpoint(config: EndpointConfig) -> str:
         IndexStateError: another space than the index's.
     """
     keys = read_keys(config.auth)
-    model, _ = model_to_load(config)
+    model, _ = model_to_load(config.model, config.outputs, config.chunk, config.index)
     resolve_model(model)
     if config.reranker:
         resolve_reranker(config.reranker)
@@ -72,15 +74,14 @@ def check_endpoint(config: EndpointConfig) -> str:
     index = f"index {config.index.uri}" if config.index else "no index"
     reranker = f", reranker {config.reranker.name}" if config.reranker else ""
     outputs = ", ".join(model.outputs)
-    return f"{model.name} ({outputs}), {index}{_searched(config)}{reranker}, {who}"
+    return f"{model.name} ({outputs}), {index}{_searched(config, model.outputs)}{reranker}, {who}"
 
 
-def _searched(config: EndpointConfig) -> str:
+def _searched(config: EndpointConfig, given: Sequence[Output]) -> str:
     """What a search would load; whether that fits, the cluster's machines know."""
-    searched = searched_index(config)
-    if searched is None:
+    if config.search is None or config.index is None:
         return ""
-    index, outputs = searched
+    index, outputs = searched_index(config.index, given)
     return (
         f", search of generation {index.info.generation}: {index.passages:,} passages, "
         f"{needed(index, outputs)}"

@@ -36,8 +36,7 @@ from pipelines.evaluation.results import comparison_table, read_evaluation, tabl
 from pipelines.evaluation.runs import read_against, with_runs, write_run
 from pipelines.index.generations import live_generation
 from pipelines.index.reader import Index, open_index
-from pipelines.search.answers import check_can_rerank
-from pipelines.search_index import DEFAULT_RERANK_TOP
+from pipelines.search.answers import DEFAULT_RERANK_TOP, check_can_rerank
 from pipelines.store.files import local_disk
 from pipelines.store.store import open_store
 from pipelines.terminal import cli

@@ -23,16 +23,21 @@ from actors.search.fusion import Level
 from pipelines.config.loading import override
 from pipelines.config.run import RunConfig
 from pipelines.config.sections import Mode
-from pipelines.index.reader import Index, open_index
-from pipelines.search.answers import Hit, answers_text, check_can_rerank, find, rerank
+from pipelines.index.reader import Index, describe_index, open_index
+from pipelines.search.answers import (
+    DEFAULT_RERANK_TOP,
+    Hit,
+    answers_text,
+    check_can_rerank,
+    find,
+    rerank,
+)
 from pipelines.search.opening import open_searcher
 from pipelines.search.searcher import outputs_for
 from pipelines.search.space import check_same_space, read_space
-from pipelines.show_index import in_short
 from pipelines.terminal import cli
 
 DEFAULT_TOP = 10
-DEFAULT_RERANK_TOP = 100
 
 
 def search_index(
@@ -162,23 +167,14 @@ def main(
             return
         console = Console(highlight=False)
         then = f", then {reranker}" if reranker else ""
-        console.print(f"{uri}: {in_short(index)}; by {used}{then}", markup=False)
+        console.print(f"{uri}: {describe_index(index)}; by {used}{then}", markup=False)
         for query, hits in zip(queries, answers, strict=True):
             console.print(answers_text(query, hits, whole=whole))
 
 
 def _plain(query: str, mode: Mode, index: Index, hits: Sequence[Hit]) -> dict[str, object]:
-    found = []
-    for hit in hits:
-        own = {"rank": hit.rank, "score": hit.score, "scores": hit.scores}
-        columns = {k: v for k, v in hit.passage.items() if not isinstance(v, bytes)}
-        found.append(own | columns | own)  # never hidden by a column of that name
-    return {
-        "query": query,
-        "mode": mode,
-        "generation": index.info.generation,
-        "hits": found,
-    }
+    found = [{k: v for k, v in hit.to_json().items() if not isinstance(v, bytes)} for hit in hits]
+    return {"query": query, "mode": mode, "generation": index.info.generation, "hits": found}
 
 
 def _finite(value: Any) -> Any:

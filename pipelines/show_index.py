@@ -14,26 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.encoded import SCORE
-from pipelines.index.generations import live_generation
 from pipelines.index.parts import COMPUTED_COLUMNS
-from pipelines.index.reader import Index, open_index
+from pipelines.index.reader import Index, describe_index, open_index
 from pipelines.terminal.cli import Generation, IndexUri, exit_with_one_line, new_app
 
 _SHOWN = ("passage_id", "text", "n_tokens", *COMPUTED_COLUMNS)
 _OTHERS_WIDTH = 70  # columns a terminal needs for everything but the text
-
-
-def in_short(index: Index) -> str:
-    """Which generation this is, and what its view holds; no part is read for that."""
-    info, counts = index.info, index.info.counts
-    held = [f"{counts.live_documents:,} documents", f"{index.passages:,} passages"]
-    if not counts.unchanged:  # of rows of its ancestors only the ledgers know
-        held.append(f"{counts.tokens:,} tokens")
-    live = live_generation(index.store)
-    number = f"generation {info.generation}"
-    if live != info.generation:
-        number += f" (not live: {live or 'none'} is)"
-    return f"{number}, {', '.join(held)}, {info.model.name} ({', '.join(info.outputs)})"
 
 
 def look(index: Index, rows: int, width: int) -> Table:
@@ -76,7 +62,7 @@ def main(
         index = open_index(uri, generation=generation)
         console = Console()
         # As it is: a path may have [brackets], which are markup to rich.
-        console.print(f"{uri}: {in_short(index)}", highlight=False, markup=False)
+        console.print(f"{uri}: {describe_index(index)}", highlight=False, markup=False)
         console.print(look(index, rows, console.width))
 
 

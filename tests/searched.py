@@ -12,10 +12,10 @@ from actors.config import OUTPUTS, Output
 from actors.encoder import Encoder, load_encoder
 from pipelines.config.sections import SearchConfig
 from pipelines.index import Index
-from pipelines.search.opening import request
 from pipelines.search.searcher import Searcher, ShardCalls
 from pipelines.search.shard_files import ShardRequest
 from pipelines.search.shard_host import ShardHost
+from pipelines.search.shards import request
 
 SCRIPT = '<img src=x onerror="window.harmed=1"><script>window.harmed=1</script> a bridge of markup'
 TEXTS = {

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from actors.config import ModelConfig
 from actors.errors import IndexStateError
 from pipelines.check_endpoint import IMPORT_PATH, app
-from pipelines.config.sections import ServedIndex
+from pipelines.config.sections import ChunkConfig, ServedIndex
 from pipelines.embed_corpus import embed_corpus
 from pipelines.endpoint.config import parse_endpoint_config
 from pipelines.index import open_index
@@ -129,14 +129,19 @@ def test_check_endpoint_reads_a_rayservice_manifest(
     assert "PACKVEC_KEYS" in said()
 
 
+def to_load(raw: dict[str, Any]) -> tuple[ModelConfig, ChunkConfig | None]:
+    config = parse_endpoint_config(raw)
+    return model_to_load(config.model, config.outputs, config.chunk, config.index)
+
+
 def test_model_to_load_is_the_indexs_where_nothing_is_said(index: str) -> None:
-    model, chunk = model_to_load(parse_endpoint_config({"index": {"uri": index}}))
+    model, chunk = to_load({"index": {"uri": index}})
     assert (model.name, model.max_length) == ("builtin:tiny-m3", 128)
     assert model.outputs == ("dense", "sparse", "colbert")
     assert chunk is not None
     assert chunk.title_prefix
     config = {"index": {"uri": index}, "outputs": ["dense"], "chunk": {"by": "none"}}
-    model, chunk = model_to_load(parse_endpoint_config(config))
+    model, chunk = to_load(config)
     assert model.outputs == ("dense",)
     assert chunk is not None
     assert not chunk.title_prefix

@@ -18,9 +18,8 @@ from small_index import History
 from actors.encoder import Encoder
 from actors.scoring import colbert_matrix, dense_matrix, sparse_matrix, weighted_mean
 from pipelines.endpoint.route_parts import TRUNCATED_HEADER
-from pipelines.endpoint.search_service import ShardDownError
 from pipelines.search.answers import find
-from pipelines.search.searcher import MODES, Searcher
+from pipelines.search.searcher import MODES, Searcher, ShardDownError
 
 SPACE = "▁"  # a token of its own before some words, whose first character it claims
 QUERIES = ["the bridge over the river", "volcano 🌋 lava", "東京"]

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import actors.search.rows
+import actors.search.kernels
 from actors.config import ModelConfig
 from actors.encoder import Encoder, load_encoder
 from actors.errors import EncodeError, ModelError
@@ -262,7 +262,7 @@ def test_scores_in_several_blocks_equal_those_in_one(
         "_PASSAGE_TOKENS": 20,
         "_QUERY_TOKENS": 7,
     }.items():
-        monkeypatch.setattr(actors.search.rows, name, size)
+        monkeypatch.setattr(actors.search.kernels, name, size)
     for one, several in zip(whole, scores(), strict=True):
         np.testing.assert_allclose(several, one, rtol=1e-6, atol=1e-6)
 

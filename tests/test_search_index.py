@@ -27,10 +27,11 @@ from pipelines.index import Index, open_index
 from pipelines.search import shard_files
 from pipelines.search import shards as memory
 from pipelines.search.answers import Hit, excerpt, find, printable
-from pipelines.search.opening import open_searcher, request
+from pipelines.search.opening import open_searcher
 from pipelines.search.searcher import MODES, Searcher
 from pipelines.search.shard_files import ROWS, ShardFiles, in_blocks, shards_of
 from pipelines.search.shard_host import ShardHost
+from pipelines.search.shards import request
 from pipelines.search_index import _plain as plain
 from pipelines.search_index import app, search_index
 

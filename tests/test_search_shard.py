@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from actors.config import OUTPUTS
 from actors.search.fusion import best_of_pairs, merge, reciprocal_rank_fusion
-from actors.search.rows import segments, segments_on_device
+from actors.search.kernels import segments, segments_on_device
 from actors.search.shard import Shard
 from actors.search.top_rows import TopRows
 from actors.vectors import fixed_size_lists

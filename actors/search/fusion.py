@@ -5,10 +5,19 @@ Shape suffixes: Q queries, K best rows, M pairs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
+
+from actors.config import OUTPUTS, Output
+
+if TYPE_CHECKING:
+    import torch
+
+Weights: TypeAlias = tuple[float, float, float]
+"""Of dense, sparse and ColBERT, as FlagEmbedding orders them."""
+_Scores = TypeVar("_Scores", np.ndarray, "torch.Tensor")
 
 Ranking: TypeAlias = Literal["dense", "sparse", "colbert", "hybrid"]
 """What rows are ordered by; hybrid: the weighted mean of all outputs there are."""
@@ -58,3 +67,17 @@ def best_of_pairs(
     scores_QK[query_M[kept], place[kept]] = score_M[kept]
     rows_QK[query_M[kept], place[kept]] = row_M[kept]
     return scores_QK, rows_QK
+
+
+def weighted_mean(scores: Mapping[Output, _Scores], weights: Weights = (1.0, 1.0, 1.0)) -> _Scores:
+    """Sum of weight * score over sum of weight, of the scores given: pairs or matrices, float32.
+
+    Weights are those of (dense, sparse, colbert), as FlagEmbedding orders them. NaN where the
+    weights used are all 0, as there.
+    """
+    if len(weights) != len(OUTPUTS):
+        raise ValueError(f"expected weights of {', '.join(OUTPUTS)}, got {weights}")
+    weight = dict(zip(OUTPUTS, weights, strict=True))
+    total: Any = sum(scores[output] * weight[output] for output in scores)
+    with np.errstate(invalid="ignore"):
+        return total / sum(weight[output] for output in scores)  # type: ignore[no-any-return]

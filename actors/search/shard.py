@@ -21,9 +21,8 @@ import torch
 
 from actors.config import OUTPUTS, Output
 from actors.network.batch_runner import SingleThreads
-from actors.scoring import Weights, weighted_mean
-from actors.search.fusion import Best, Level, Ranking
-from actors.search.rows import SCORED_ROWS, Floats, ScoredRows, Scorer, score_pairs, segments
+from actors.search.fusion import Best, Level, Ranking, Weights, weighted_mean
+from actors.search.kernels import SCORED_ROWS, Floats, ScoredRows, Scorer, score_pairs, segments
 from actors.search.top_rows import TopRows
 
 _QUERIES, _LEAST_QUERIES = 512, 32

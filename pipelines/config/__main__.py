@@ -12,7 +12,6 @@ import typer
 
 from pipelines.config.docs import entries, markdown
 from pipelines.config.run import RunConfig
-from pipelines.terminal.cli import new_app
 
 _COLUMNS = 100
 
@@ -70,7 +69,7 @@ def annotated_yaml() -> str:
     return "\n".join(lines) + "\n"
 
 
-app = new_app()
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()

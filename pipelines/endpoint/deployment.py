@@ -129,7 +129,7 @@ class QueryEndpoint:
 
 
 def _load(config: EndpointConfig) -> tuple[Encoder, ChunkConfig | None]:
-    model, chunk = model_to_load(config)
+    model, chunk = model_to_load(config.model, config.outputs, config.chunk, config.index)
     encoder = load_encoder(model)
     if config.index:
         check_same_space(space_of(config.index), model, encoder.info.dtype)

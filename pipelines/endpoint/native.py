@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from actors.config import OUTPUTS, Output
@@ -17,6 +17,8 @@ from pipelines.endpoint.config import Kind
 from pipelines.endpoint.errors import ApiError, TextFault, documented_refusals
 from pipelines.endpoint.route_parts import (
     ARROW,
+    Body,
+    Weight,
     all_vectors,
     arrow_response,
     check_dim,
@@ -26,14 +28,6 @@ from pipelines.endpoint.route_parts import (
 )
 from pipelines.endpoint.service import Service
 from pipelines.endpoint.texts import Text
-
-Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
-
-
-class Body(BaseModel):
-    """A request's body; unknown fields are errors, so that a typo is heard."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class EncodeRequest(Body):

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 import orjson
 import pyarrow as pa
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from actors.config import Output
@@ -20,6 +20,13 @@ from pipelines.endpoint.service import Service
 from pipelines.endpoint.texts import Text
 
 TokenIds = list[Annotated[int, Field(ge=0)]]
+Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+
+
+class Body(BaseModel):
+    """A request's body; unknown fields are errors, so that a typo is heard."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 def texts_of(

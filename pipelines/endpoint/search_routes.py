@@ -6,7 +6,7 @@ import base64
 import hashlib
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -16,15 +16,15 @@ from actors.config import Output
 from actors.search.fusion import Level
 from pipelines.config.sections import Mode
 from pipelines.endpoint.errors import ApiError, documented_refusals
-from pipelines.endpoint.native import Body, Weight
-from pipelines.endpoint.route_parts import TRUNCATED_HEADER
-from pipelines.endpoint.search_service import SearchService
+from pipelines.endpoint.route_parts import TRUNCATED_HEADER, Body, Weight
+from pipelines.endpoint.search_service import SearchRequest, SearchService
 
 MOST_QUERIES = 64
 MOST_EXPLAINED = 20
+_PASSED_ON = ("top", "mode", "by", "columns", "weights", "explain")
 
 
-class SearchRequest(Body):
+class SearchBody(Body):
     """A query, or several."""
 
     query: str | None = Field(None, examples=["when was the bridge built?"])
@@ -50,19 +50,21 @@ class SearchRequest(Body):
     )
 
     @model_validator(mode="after")
-    def _check(self) -> SearchRequest:
+    def _check(self) -> SearchBody:
         if (self.query is None) == (self.queries is None):
             raise ValueError("expected either query or queries")
         if self.explain and self.top > MOST_EXPLAINED:
             raise ValueError(f"explain: expected top of at most {MOST_EXPLAINED}, got {self.top}")
         return self
 
-    def texts(self) -> list[str]:
-        """The queries."""
-        return [self.query] if self.query is not None else list(self.queries or ())
+    def request(self) -> SearchRequest:
+        """What the service is asked."""
+        plain = {name: getattr(self, name) for name in _PASSED_ON}
+        queries = [self.query] if self.query is not None else list(self.queries or ())
+        return SearchRequest(queries=queries, single=self.query is not None, **plain)
 
 
-class Place(BaseModel):
+class TokenPlace(BaseModel):
     """A token; `start` and `stop` in characters of the query or the passage's `text`, null where
     it is not of it: special, of the instruction or of the title.
     """
@@ -72,7 +74,7 @@ class Place(BaseModel):
     stop: int | None
 
 
-class PassageToken(Place):
+class PassageToken(TokenPlace):
     """A token of a passage."""
 
     score: float = Field(
@@ -114,7 +116,7 @@ class QueryExplained(BaseModel):
     """A query as its vectors see it."""
 
     sparse: list[TokenWeight] | None = Field(None, description="The heaviest first.")
-    query_tokens: list[Place] | None = Field(
+    query_tokens: list[TokenPlace] | None = Field(
         None, description="All but the first, which has no ColBERT vector."
     )
 
@@ -148,11 +150,6 @@ class SearchResponse(BaseModel):
     results: list[ResultBody]
 
 
-def hit_body(columns: dict[str, Any], **own: Any) -> dict[str, Any]:
-    """A hit as JSON; what is declared here is never hidden by a column of that name."""
-    return own | columns | own
-
-
 _PAGE = Path(__file__).with_name("search_page.html")
 _OFF = (
     "this endpoint does not search: set index: {uri: ...} and search: {} in its args and deploy it "
@@ -174,11 +171,11 @@ def search_routes(search: SearchService | None) -> APIRouter:
     }
 
     @router.post("/search", response_model=SearchResponse)
-    async def search_index(body: SearchRequest) -> Response:
+    async def search_index(body: SearchBody) -> Response:
         """The passages of the index that answer queries best: all of them are compared."""
         if search is None:
             raise ApiError(404, "no_search", _OFF)
-        answer = await search.answer(body)
+        answer = await search.answer(body.request())
         said = {TRUNCATED_HEADER: str(answer.truncated)} if answer.truncated else {}
         return Response(answer.content, 200, said, "application/json")
 

@@ -1,7 +1,7 @@
 """Searches for concurrent requests: a few at a time, in threads of their own.
 
     search = SearchService(service, searcher, generation)
-    await search.answer(SearchRequest(query="old bridges"))
+    await search.answer(SearchRequest(queries=["old bridges"]))
 
 The event loop encodes, as for any route; shards are asked by threads. Knows no HTTP and no Ray.
 """
@@ -20,22 +20,36 @@ import orjson
 import pyarrow as pa
 
 from actors.errors import IndexStateError
+from actors.search.fusion import Level
 from actors.text_vectors import TextVectors, columns_of
 from pipelines.config.sections import Mode
 from pipelines.endpoint.errors import ApiError, TextFault
 from pipelines.endpoint.explain import explain_hits, explain_query
-from pipelines.endpoint.search_routes import SearchRequest, hit_body
 from pipelines.endpoint.service import Service
 from pipelines.endpoint.texts import Text
 from pipelines.search.answers import Hit, find
-from pipelines.search.searcher import MODES, Searcher, outputs_for
+from pipelines.search.searcher import MODES, Searcher, ShardDownError, outputs_for
 
 # One scores while another waits for its rows; shards share their cores between searches anyway.
 _THREADS = 4
 
 
-class ShardDownError(Exception):
-    """A shard that died, or does not answer in time."""
+@dataclass(frozen=True, kw_only=True)
+class SearchRequest:
+    """What to search for, checked by the route."""
+
+    queries: Sequence[str]
+    single: bool = False
+    """The one query stands for itself, not for a list of one: errors name it so."""
+    top: int = 10
+    """Hits of each query."""
+    mode: Mode | None = None
+    by: Level = "passage"
+    columns: Sequence[str] | None = None
+    """Columns of the index in each hit; None: all that are neither binary nor nested."""
+    weights: tuple[float, float, float] | None = None
+    """Of dense, sparse and ColBERT in hybrid, instead of the configured ones."""
+    explain: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,7 +127,7 @@ class SearchService:
 
     def _checked(self, asked: SearchRequest, mode: Mode) -> Searcher:
         """The searcher with the weights asked for."""
-        hits, most = asked.top * len(asked.texts()), self._service.config.limits.max_hits
+        hits, most = asked.top * len(asked.queries), self._service.config.limits.max_hits
         if hits > most:
             message = f"expected at most {most:,} hits (top times queries), got {hits:,}"
             raise ApiError(413, "too_many_hits", message, field="top")
@@ -137,11 +151,11 @@ class SearchService:
         return searcher
 
     async def _encode(self, asked: SearchRequest) -> list[TextVectors]:
-        texts = [Text("query", query) for query in asked.texts()]
+        texts = [Text("query", query) for query in asked.queries]
         found = await self._service.encode(texts, self._searcher.outputs)
         for row, result in enumerate(found):
             if isinstance(result, TextFault):
-                if asked.query is None:
+                if not asked.single:
                     raise result.as_error(row, "queries")
                 raise ApiError(result.status, result.code, result.message, field="query")
         return [result for result in found if isinstance(result, TextVectors)]
@@ -169,11 +183,8 @@ class SearchService:
             columns=columns,
         )
         results = []
-        for query, own, hits in zip(asked.texts(), vectors, found, strict=True):
-            bodies = [
-                hit_body(hit.passage, rank=hit.rank, score=hit.score, scores=hit.scores)
-                for hit in hits
-            ]
+        for query, own, hits in zip(asked.queries, vectors, found, strict=True):
+            bodies = [hit.to_json() for hit in hits]
             result: dict[str, Any] = {"query": query, "hits": bodies}
             if asked.explain:
                 result["explain"] = explain_query(self._service.reader, query, own)

@@ -22,12 +22,11 @@ from actors.config import Output
 from pipelines.cluster.ray_cluster import refuse_local_index
 from pipelines.config.sections import SearchConfig
 from pipelines.endpoint.config import EndpointConfig
-from pipelines.endpoint.search_service import ShardDownError
-from pipelines.search.opening import check, cpus_of, n_shards, request
-from pipelines.search.searcher import Searcher, ShardCalls
+from pipelines.search.searcher import Searcher, ShardCalls, ShardDownError
 from pipelines.search.shard_files import ShardRequest
 from pipelines.search.shard_host import ShardHost
-from pipelines.search.space import searched_index
+from pipelines.search.shards import check, cpus_of, n_shards, request
+from pipelines.search.space import model_to_load, searched_index
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +46,10 @@ def bind_shards(config: EndpointConfig) -> ServedShards | None:
         IndexStateError: no index, or none of the endpoint's outputs in it. ConfigError: it does not
             fit the memory. StorageError: it cannot be read, or is local on several machines.
     """
-    searched = searched_index(config)
-    if searched is None or config.search is None:
+    if config.search is None or config.index is None:
         return None
-    index, outputs = searched
+    model, _ = model_to_load(config.model, config.outputs, config.chunk, config.index)
+    index, outputs = searched_index(config.index, model.outputs)
     refuse_local_index(index.store)
     machines = sum(node["Alive"] for node in ray.nodes())
     check(index, outputs, config.search, machines)

@@ -21,9 +21,9 @@ import pyarrow.compute as pc
 from actors.errors import IndexStateError
 from pipelines.index.generations import committed_generations, publications, read_manifest
 from pipelines.index.layout import manifest_path
-from pipelines.index.reader import Index
 from pipelines.index.records import Manifest
 from pipelines.index.schemas import LEDGER_SCHEMA
+from pipelines.index.view import View
 
 DELETED_SCHEMA = pa.schema([("doc_id", pa.string()), ("passage_id", pa.string())])
 _TOUCHED_SCHEMA = pa.schema([("doc_id", pa.string()), ("was", pa.int64()), ("now", pa.int64())])
@@ -39,7 +39,7 @@ class Changes:
     Iterating gives what to delete, then what to upsert (all columns), batch by batch.
     """
 
-    index: Index
+    index: View
     since: int
     deleted: pa.Table
     """DELETED_SCHEMA: passages that are not there any more."""
@@ -62,7 +62,7 @@ class Changes:
             yield "upsert", batch
 
 
-def changes_since(index: Index, since: int) -> Changes:
+def changes_since(index: View, since: int) -> Changes:
     """The changes from generation `since` of the same store to what `index` reads.
 
     Raises:
@@ -76,7 +76,7 @@ def changes_since(index: Index, since: int) -> Changes:
     return Changes(index, since, _deleted(touched), documents)
 
 
-def _generations_after(index: Index, since: int) -> list[Manifest] | None:
+def _generations_after(index: View, since: int) -> list[Manifest] | None:
     """What was added to `since` to make the generation of `index`, the newest first.
 
     None: that is not how it was made, or what would tell is gone. Generations that only rewrite
@@ -116,7 +116,7 @@ def _rewritten_by(manifest: Manifest, rewritten: Manifest | None) -> int | None:
     return manifest.compacts
 
 
-def _said_by(index: Index, added: list[Manifest]) -> tuple[pa.Table, pa.Table] | None:
+def _said_by(index: View, added: list[Manifest]) -> tuple[pa.Table, pa.Table] | None:
     """Touched documents (_TOUCHED_SCHEMA), and the ledger of those to upsert.
 
     None: a file of a generation that only led here is gone.
@@ -125,7 +125,7 @@ def _said_by(index: Index, added: list[Manifest]) -> tuple[pa.Table, pa.Table] |
     masked = [pa.table([[], []], schema=pa.schema([("part", pa.string()), ("row", pa.int64())]))]
     mine = {manifest.generation for manifest in index.chain}
     for manifest in reversed(added):
-        alone = Index(index.store, [manifest])
+        alone = View(index.store, [manifest])
         try:
             ledger, ((_, deletions),) = alone.documents(), alone.deletions()
             own = pc.is_in(deletions["part"], pa.array(alone.part_paths, pa.string()))
@@ -154,7 +154,7 @@ def _said_by(index: Index, added: list[Manifest]) -> tuple[pa.Table, pa.Table] |
     return touched, index.documents(live["doc_id"].combine_chunks())
 
 
-def _compared(before: Index, index: Index) -> tuple[pa.Table, pa.Table]:
+def _compared(before: View, index: View) -> tuple[pa.Table, pa.Table]:
     """As `_said_by`, of any two generations."""
     old = _documents_of(before, index).select(["doc_id", "doc_hash", "n_rows"])
     ledger = index.documents()
@@ -171,7 +171,7 @@ def _compared(before: Index, index: Index) -> tuple[pa.Table, pa.Table]:
     return touched, ledger.take(at)
 
 
-def _open(number: int, index: Index) -> Index:
+def _open(number: int, index: View) -> View:
     """Another generation of the same store."""
     store = index.store
     there = committed_generations(store)
@@ -188,17 +188,17 @@ def _open(number: int, index: Index) -> Index:
             raise _removed(number, index)
         chain.append(read_manifest(store, at))
         at = chain[-1].parent
-    return Index(store, chain)
+    return View(store, chain)
 
 
-def _documents_of(before: Index, index: Index) -> pa.Table:
+def _documents_of(before: View, index: View) -> pa.Table:
     try:
         return before.documents()
     except FileNotFoundError:
         raise _removed(before.info.generation, index) from None
 
 
-def _removed(number: int, index: Index) -> IndexStateError:
+def _removed(number: int, index: View) -> IndexStateError:
     there = committed_generations(index.store)
     now = index.info.generation
     return IndexStateError(

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from actors.reranker import Reranker
 
 
+DEFAULT_RERANK_TOP = 100
+"""Hits that a reranker reads of each query."""
 RERANK = "rerank"
 """What a reranker's scores are called."""
 
@@ -43,6 +45,11 @@ class Hit:
     """Of the searcher."""
     passage: dict[str, Any]
     """Columns of the index that are no vectors."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Rank and scores before the passage's columns; none of these hides one of those."""
+        own = {"rank": self.rank, "score": self.score, "scores": self.scores}
+        return own | self.passage | own
 
 
 def find(

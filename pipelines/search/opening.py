@@ -11,16 +11,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import ray
-
 from actors.config import Output
-from pipelines.cluster.ray_cluster import ray_session, refuse_local_index
 from pipelines.config.sections import RayConfig, SearchConfig
 from pipelines.index.reader import Index
 from pipelines.search.searcher import Searcher, ShardCalls
-from pipelines.search.shard_files import ShardRequest, shards_of
-from pipelines.search.shard_host import ShardHost
-from pipelines.search.shards import check_fits, needed
+from pipelines.search.shard_files import ShardRequest
+from pipelines.search.shards import check, cpus_of, n_shards, request
 
 
 @contextmanager
@@ -43,36 +39,6 @@ def open_searcher(
 
     with shard_actors(index, outputs, search, ray) as shards:
         yield Searcher(shards, outputs, search)
-
-
-def request(
-    index: Index, outputs: Sequence[Output], search: SearchConfig, number: int, shards: int
-) -> ShardRequest:
-    """What shard `number` of so many is told."""
-    return ShardRequest(
-        uri=index.store.uri,
-        storage_options=index.store.options,
-        generation=index.info.generation,
-        number=number,
-        shards=shards,
-        outputs=tuple(outputs),
-        folder=search.folder,
-    )
-
-
-def n_shards(index: Index, wanted: int) -> int:
-    """How many shards there will be: an index of few parts makes fewer."""
-    return len(shards_of(index.parts, wanted))
-
-
-def check(index: Index, outputs: Sequence[Output], search: SearchConfig, machines: int) -> None:
-    """That the vectors fit; those of candidates are only looked up.
-
-    Raises:
-        ConfigError: they do not.
-    """
-    scanned = [output for output in outputs if output != "colbert" or not search.candidates]
-    check_fits(index.store.uri, needed(index, scanned), machines, search.max_memory_bytes)
 
 
 class _Here(ShardCalls):
@@ -98,6 +64,10 @@ def shard_actors(
         ConfigError: no cluster, or too little memory on it. StorageError: a local index on several
             machines.
     """
+    import ray  # late: a search in this process needs none
+
+    from pipelines.cluster.ray_cluster import ray_session, refuse_local_index
+
     with ray_session(config):
         refuse_local_index(index.store)
         machines = sum(node["Alive"] for node in ray.nodes())
@@ -112,14 +82,13 @@ def shard_actors(
                 actor.stop()
 
 
-def cpus_of(search: SearchConfig) -> int:
-    """Half of a machine's: its other half encodes queries, and reads."""
-    return search.cpus_per_shard or max((os.cpu_count() or 1) // 2, 1)
-
-
 class _Actor(ShardCalls):
     def __init__(self, request: ShardRequest, search: SearchConfig) -> None:
-        cpus = cpus_of(search)
+        import ray
+
+        from pipelines.search.shard_host import ShardHost  # late: torch
+
+        self._ray, cpus = ray, cpus_of(search)
         options = {
             "num_cpus": cpus,
             "num_gpus": search.gpus_per_shard,
@@ -132,7 +101,7 @@ class _Actor(ShardCalls):
 
     def start(self, method: str, *args: Any, **named: Any) -> Callable[[], Any]:
         reference = getattr(self._actor, method).remote(*args, **named)
-        return lambda: ray.get(reference)
+        return lambda: self._ray.get(reference)
 
     def stop(self) -> None:
-        ray.kill(self._actor)
+        self._ray.kill(self._actor)

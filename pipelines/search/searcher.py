@@ -20,12 +20,23 @@ import pyarrow as pa
 
 from actors.config import OUTPUTS, Output
 from actors.errors import IndexStateError
-from actors.scoring import Weights, weighted_mean
-from actors.search.fusion import Best, Level, best_of_pairs, merge, reciprocal_rank_fusion
+from actors.search.fusion import (
+    Best,
+    Level,
+    Weights,
+    best_of_pairs,
+    merge,
+    reciprocal_rank_fusion,
+    weighted_mean,
+)
 from pipelines.config.sections import Mode, SearchConfig
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 """One output, their weighted mean, or reciprocal rank fusion of them."""
+
+
+class ShardDownError(Exception):
+    """A shard that died, or does not answer in time."""
 
 
 class ShardCalls(Protocol):

@@ -1,4 +1,7 @@
-"""What a search holds in memory, estimated from manifests before anything is loaded."""
+"""How an index is spread over shards, and whether their vectors fit the memory there is.
+
+Estimated from manifests, before anything is loaded. Loads neither torch nor Ray.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from pathlib import Path
 
 from actors.config import Output
 from actors.errors import ConfigError
+from pipelines.config.sections import SearchConfig
 from pipelines.index.reader import Index
+from pipelines.search.shard_files import ShardRequest, shards_of
 from pipelines.terminal.text import byte_count
 
 _VALUE_BYTES = {"float16": 2, "float32": 4}
@@ -83,3 +88,38 @@ def free_bytes() -> int:
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         free = min(free, int(most) - int(used.read_text()) + int(stat.get("file", 0)))
     return free
+
+
+def request(
+    index: Index, outputs: Sequence[Output], search: SearchConfig, number: int, shards: int
+) -> ShardRequest:
+    """What shard `number` of so many is told."""
+    return ShardRequest(
+        uri=index.store.uri,
+        storage_options=index.store.options,
+        generation=index.info.generation,
+        number=number,
+        shards=shards,
+        outputs=tuple(outputs),
+        folder=search.folder,
+    )
+
+
+def n_shards(index: Index, wanted: int) -> int:
+    """How many shards there will be: an index of few parts makes fewer."""
+    return len(shards_of(index.parts, wanted))
+
+
+def check(index: Index, outputs: Sequence[Output], search: SearchConfig, machines: int) -> None:
+    """That the vectors fit; those of candidates are only looked up.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    scanned = [output for output in outputs if output != "colbert" or not search.candidates]
+    check_fits(index.store.uri, needed(index, scanned), machines, search.max_memory_bytes)
+
+
+def cpus_of(search: SearchConfig) -> int:
+    """Half of a machine's: its other half encodes queries, and reads."""
+    return search.cpus_per_shard or max((os.cpu_count() or 1) // 2, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,6 @@ from actors.models.files import resolve_model
 from pipelines.config.loading import parse_config
 from pipelines.config.run import RunConfig
 from pipelines.config.sections import ChunkConfig, ServedIndex
-from pipelines.endpoint.config import EndpointConfig
 from pipelines.index.generations import check_vectors, live_generation, read_manifest
 from pipelines.index.reader import Index, open_index
 from pipelines.index.records import Manifest
@@ -102,37 +101,39 @@ def space_of(index: ServedIndex) -> IndexSpace:
     return read_space(index.uri, index.storage_options, index.generation)
 
 
-def model_to_load(config: EndpointConfig) -> tuple[ModelConfig, ChunkConfig | None]:
-    """The model with its outputs, and how titles are put; the index's where nothing is said.
+def model_to_load(
+    model: ModelConfig | None,
+    outputs: tuple[Output, ...] | None,
+    chunk: ChunkConfig | None,
+    index: ServedIndex | None,
+) -> tuple[ModelConfig, ChunkConfig | None]:
+    """The model with its outputs, and the chunker, which puts titles; the index's where None.
 
     Raises:
         IndexStateError: as `read_space`.
     """
-    model, outputs, chunk = config.model, config.outputs, config.chunk
-    if config.index and (model is None or chunk is None):
-        run = space_of(config.index).run
+    if index and (model is None or chunk is None):
+        run = space_of(index).run
         chunk = chunk or run.chunk
         if model is None:
             model, outputs = run.model, outputs or run.outputs
-    assert model is not None  # EndpointConfig has one or the other
+    assert model is not None  # callers give a model or an index
     return dataclasses.replace(model, outputs=outputs or model.outputs), chunk
 
 
-def searched_index(config: EndpointConfig) -> tuple[Index, tuple[Output, ...]] | None:
-    """What an endpoint searches, by which of its outputs; None without `search`.
+def searched_index(
+    wanted: ServedIndex, given: Sequence[Output]
+) -> tuple[Index, tuple[Output, ...]]:
+    """The index to search, and those of its outputs for which queries have vectors (`given`).
 
     Raises:
-        IndexStateError: no index, or it has vectors of no output that the endpoint gives.
+        IndexStateError: no index, or it has vectors of none of these outputs.
     """
-    if config.search is None or config.index is None:
-        return None
-    wanted = config.index
     index = open_index(wanted.uri, wanted.storage_options, generation=wanted.generation)
-    model, _ = model_to_load(config)
-    outputs = tuple(o for o in OUTPUTS if o in model.outputs and o in index.info.outputs)
+    outputs = tuple(o for o in OUTPUTS if o in given and o in index.info.outputs)
     if not outputs:
         raise IndexStateError(
             f"outputs: expected some of {', '.join(index.info.outputs)}, of which {wanted.uri} has "
-            f"vectors, got {', '.join(model.outputs)}."
+            f"vectors, got {', '.join(given)}."
         )
     return index, outputs
