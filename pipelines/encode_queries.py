@@ -16,12 +16,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import pyarrow as pa
 import typer
 
-from actors.encoder import Encoder, load_encoder
 from actors.errors import ConfigError, EncodeError, SourceError, StorageError
 from pipelines.config.loading import load_config
 from pipelines.config.run import RunConfig
@@ -37,6 +36,9 @@ from pipelines.terminal.cli import (
     log_to_stderr,
     new_app,
 )
+
+if TYPE_CHECKING:
+    from actors.encoder import Encoder
 
 QUERY_SCHEMA = pa.schema(
     {
@@ -99,6 +101,8 @@ def encode_queries(config: RunConfig, source: SourceConfig, out: Path) -> Encode
     reader = Source(source)
     units = reader.units(reader.list_files())
     with _appearing_when_complete(out) as file:
+        from actors.encoder import load_encoder  # late: torch
+
         encoder, found = load_encoder(config.encoder), EncodedQueries()
         colbert = config.index.colbert_storage
         types = stored_rows(QUERY_SCHEMA.empty_table(), encoder.empty(), colbert)

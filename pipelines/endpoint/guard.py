@@ -11,12 +11,14 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Collection, MutableMapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actors.errors import ConfigError
 from pipelines.endpoint.config import AuthConfig
 from pipelines.endpoint.errors import ApiError, error_response, route_path
-from pipelines.endpoint.service import Service
+
+if TYPE_CHECKING:
+    from pipelines.endpoint.service import Service
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
