@@ -15,14 +15,15 @@ import pyarrow as pa
 
 from actors.config import ModelConfig
 from pipelines.config import RunConfig
-from pipelines.passages.slices import Slice, SliceReader
+from pipelines.passages.slices import Slice
+from pipelines.run.engine import slice_reader
 from pipelines.source import Source
 
 
 def slices_of(config: RunConfig) -> Iterator[Slice]:
     """What reading tasks would make of the source, one after the other."""
     source = Source(config.source)
-    reader = SliceReader(config)
+    reader = slice_reader(config)
     for unit in source.units(source.list_files()):
         yield from reader.slices(unit)
 

@@ -12,22 +12,23 @@ import argparse
 import sys
 import tempfile
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actors.models.files import resolve_model
 from pipelines.config import RunConfig, parse_config
 from pipelines.embed_corpus import embed_corpus
 from pipelines.index.layout import digests_folder, done_path
 from pipelines.index.records import Done, EncoderRecord, FileRecord
 from pipelines.plan.plan import DoneRecords, plan_run
-from pipelines.plan.request import Request
-from pipelines.run import runner as run_module
-from pipelines.run.tasks import Task
-from pipelines.source import Source
-from pipelines.store import Store, open_store
+from pipelines.run.context import RunContext
+from pipelines.run.in_process import InProcessEngine
+from pipelines.run.tasks import Task, next_embed_task
+from pipelines.store import Store
+from pipelines.terminal.cli import silent
+from pipelines.terminal.progress import Progress
 
 _FILE = FileRecord(path="data/run/000000-0000000000-aaaa.parquet", rows=9, bytes=9, sha256="0" * 64)
 _ENCODER = EncoderRecord(
@@ -46,15 +47,18 @@ class StartError(Exception):
     """Ray would be started now."""
 
 
+class _NotStarted(InProcessEngine):
+    def running(self, store: Store, *, verbose: bool) -> AbstractContextManager[None]:
+        raise StartError
+
+
 def prepare(config: RunConfig, records: int) -> tuple[Store, str]:
     """A planned run with so many done records, one slice short of complete."""
-    request = Request.of(config, resolve_model(config.encoder))
-    source = Source(config.source)
-    listing = source.list_files()
-    store = open_store(config.index.uri)
-    task = next_task_of(store, request, source, listing, fresh=False, replay=False)
+    context = RunContext.of(config, Progress(silent()))
+    store = context.store
+    task = next_embed_task(context, fresh=False, replay=False)
     assert isinstance(task, Task)
-    plan_run(store, config, request, task.pin, listing.files, task.run_id)
+    plan_run(store, config, context.request, task.pin, context.listing.files, task.run_id)
     folder = Path(store.path(done_path(task.run_id, 0, 0))).parent
     folder.mkdir(parents=True)
     for first in range(records):
@@ -84,14 +88,9 @@ def prepare(config: RunConfig, records: int) -> tuple[Store, str]:
 
 def seconds_to_start(config: RunConfig) -> float:
     """Of the command's own work, from the configuration to the start of Ray."""
-
-    def stop(*_: object, **__: object) -> None:
-        raise StartError
-
-    run_module.ray_session = stop  # type: ignore[assignment]
     began = time.perf_counter()
     try:
-        embed_corpus(config)
+        embed_corpus(config, engine=_NotStarted())
     except StartError:
         return time.perf_counter() - began
     raise AssertionError("expected something left to do")

@@ -28,20 +28,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from actors.models.files import resolve_model
 from benchmarks.facts import write_result
 from pipelines.cluster.ray_cluster import ray_session
 from pipelines.config import RunConfig, parse_config
 from pipelines.config.sections import RayConfig
-from pipelines.passages.slices import Slice, SliceReader
+from pipelines.passages.slices import Slice
 from pipelines.plan.plan import DoneRecords, plan_run, todo_table, unit_of
-from pipelines.plan.request import Request
 from pipelines.reports.run_numbers import utilisation
-from pipelines.run import on_ray as data_path
+from pipelines.run import on_ray
 from pipelines.run.commit import commit
-from pipelines.run.tasks import Task
+from pipelines.run.context import RunContext
+from pipelines.run.engine import EncodeJob, slice_reader
+from pipelines.run.tasks import Task, next_embed_task
 from pipelines.source import Source
-from pipelines.store import open_store
 from pipelines.terminal.cli import silent
 from pipelines.terminal.progress import Progress
 
@@ -54,14 +53,12 @@ Read = Callable[..., Iterator[pa.Table]]
 
 
 def ready_made(slices: int) -> Read:
-    """Instead of `read_slices`: so many slices a unit, all alike but for documents' ids."""
+    """Instead of `read_rows`: so many slices a unit, all alike but for documents' ids."""
 
-    def read(
-        batch: pa.Table, config: RunConfig, run_id: str, session: str, known: object = None
-    ) -> Iterator[pa.Table]:
+    def read(batch: pa.Table, job: EncodeJob) -> Iterator[pa.Table]:
         for row in batch.to_pylist():
             unit = unit_of(row)
-            [one] = SliceReader(config).slices(unit)
+            [one] = slice_reader(job.config).slices(unit)
             for number in range(slices):
                 yield _numbered(one, number, last=number == slices - 1).to_row()
 
@@ -101,29 +98,32 @@ def measure(folder: Path, actors: int, slices: int, seconds: float | None) -> Ro
     config = config_of(folder, actors, 1e15)
     source = Source(config.source)
     listing = source.list_files()
-    reader, units = SliceReader(config), source.units(listing)
+    reader, units = slice_reader(config), source.units(listing)
     made = [piece for unit in units for piece in reader.slices(unit)]
     tokens = sum(int(piece.passages["n_tokens"].to_numpy().sum()) for piece in made) // len(made)
     if seconds is not None:
         config = config_of(folder, actors, tokens / seconds)
-    request = Request.of(config, resolve_model(config.encoder))
-    store = open_store(config.index.uri)
-    task = next_task_of(store, request, source, listing, fresh=False, replay=False)
+    context = RunContext.of(config, Progress(silent()))
+    store, request = context.store, context.request
+    task = next_embed_task(context, fresh=False, replay=False)
     assert isinstance(task, Task)
     run = plan_run(store, config, request, task.pin, listing.files, task.run_id)
     records = DoneRecords(store, task.run_id)
-    data_path.read_slices = ready_made(slices // _UNITS)
+    on_ray.read_rows = ready_made(slices // _UNITS)
+    job = EncodeJob(config, task.run_id, "attempt", request.space_fingerprint)
     before, began = _cpu_seconds(), time.perf_counter()
     with _peak_memory() as memory:
-        data_path.encode_units(
-            config, request, run, todo_table(run.units, []), records, Progress(silent())
-        )
+        for receipt in context.engine.encode(
+            job, lambda: todo_table(run.units, records.read()), context.progress
+        ):
+            records.add(receipt)
+            context.progress.update(receipt)
     wall = time.perf_counter() - began
     used = {name: after - before[name] for name, after in _cpu_seconds().items()}
     done = records.read()
     times = [record.times for record in done if record.times]
     began = time.perf_counter()
-    commit(store, config, request, run, done, lambda: None, None)
+    commit(context, run, done, lambda: None)
     committing = time.perf_counter() - began
     span = max(t.ended for t in times) - min(t.began for t in times)
     return {

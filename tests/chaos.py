@@ -116,7 +116,7 @@ def kind_of(process: psutil.Process) -> str | None:
     name = " ".join(process.cmdline()[:1])
     if "SliceEncoder" in name:
         return "encoder"
-    if "read_slices" in name:
+    if "read_rows" in name:
         return "reader"
     return "raylet" if name.endswith("/raylet") else None
 

@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 os.environ["RAY_AUTH_MODE"] = "disabled"
 
+import pyarrow as pa
 import ray
 import ray.cloudpickle
 from conftest import config_for
@@ -28,10 +28,10 @@ from pipelines.cluster import watch
 from pipelines.config import RunConfig
 from pipelines.config.sections import RayConfig
 from pipelines.embed_corpus import embed_corpus
-from pipelines.encode.slice_encoder import SliceEncoder
-from pipelines.passages.slices import Slice
 from pipelines.plan.plan import read_done
-from pipelines.run import on_ray as data_path
+from pipelines.run import on_ray
+from pipelines.run.engine import EncodeJob
+from pipelines.run.on_ray import EncodingActor
 from pipelines.store import open_store
 
 MIB = 1 << 20
@@ -40,21 +40,25 @@ PATIENCE_SECONDS = 5.0
 """Until the pool is made smaller; in production a minute, for machines that come back."""
 
 
-class SlowEncoder(SliceEncoder):
+class SlowActor(EncodingActor):
     """Leaves nodes the time to come and go, and their processes the CPU to start."""
 
-    def encode(self, work: Slice) -> Any:
+    def __call__(self, row: pa.Table) -> pa.Table:
         time.sleep(0.8)
-        return super().encode(work)
+        return super().__call__(row)
 
 
-class MeasuredEncoder(SliceEncoder):
+class MeasuredActor(EncodingActor):
     """Says how much memory its process had at most, what it maps of the object store included."""
 
-    def encode(self, work: Slice) -> Any:
-        done = super().encode(work)
+    def __init__(self, job: EncodeJob, actors: int) -> None:
+        super().__init__(job, actors)
+        self._store = job.open_store()
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        done = super().__call__(row)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        self._store.overwrite(f"peaks/{work.first_document}", str(peak).encode())
+        self._store.overwrite(f"peaks/{row['first_document'][0]}", str(peak).encode())
         return done
 
 
@@ -83,7 +87,7 @@ def wait_for(what: Callable[[], bool]) -> None:
 def changing(config: RunConfig) -> None:
     """Embed on a cluster of a head without GPU and a node, which changes meanwhile."""
     watch._PATIENCE_SECONDS = PATIENCE_SECONDS
-    data_path.SliceEncoder = SlowEncoder  # type: ignore[misc]
+    on_ray.EncodingActor = SlowActor  # type: ignore[misc]
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0})
     try:
         cluster.add_node(**NODE)
@@ -101,7 +105,7 @@ def changing(config: RunConfig) -> None:
 
 def small(config: RunConfig) -> None:
     """Embed with a small object store."""
-    data_path.SliceEncoder = MeasuredEncoder  # type: ignore[misc]
+    on_ray.EncodingActor = MeasuredActor  # type: ignore[misc]
     options = {"include_dashboard": False, "log_to_driver": False}
     ray.init("local", num_cpus=4, num_gpus=1, object_store_memory=400 * MIB, **options)
     try:
@@ -119,7 +123,7 @@ def main(case: str, index: str, documents: str, model: str = "builtin:tiny-m3") 
             "model": {"name": model, "max_length": 8192, "dtype": "float32"},
             "chunk": {"by": "none"},
             "slice": {},
-            "ray": {"slices_per_actor": 1},
+            "ray": {"engine": "ray", "slices_per_actor": 1},
         }
         small(config_for(documents, **sections))
     else:

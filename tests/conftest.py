@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -19,10 +19,11 @@ import pyarrow.parquet as pq
 import pytest
 from s3_server import s3_bucket, s3_endpoint
 
-from pipelines.config import RunConfig, parse_config
+from pipelines.config import AnyRunConfig, RunConfig, parse_config
 
 __all__ = ["config_for", "s3_bucket", "s3_endpoint"]
 
+AnyConfig = TypeVar("AnyConfig", bound=AnyRunConfig)
 ROOT = Path(__file__).parent.parent
 CORPUS = ROOT / "conf/data/simplewiki-1200.parquet"
 
@@ -43,15 +44,6 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
-
-
-@pytest.fixture
-def without_ray() -> Iterator[None]:
-    """Runs do their work in this process."""
-    from in_process import ray_left_out  # here: it imports what most files do without
-
-    with ray_left_out():
-        yield
 
 
 @pytest.fixture(autouse=True)
@@ -80,19 +72,27 @@ def config_for(source: Path | str, /, **sections: Any) -> RunConfig:
         "outputs": ["dense", "sparse", "colbert"],
         "chunk": {"max_tokens": 96, "overlap": 8},
         "slice": {"documents": 20},
-        "ray": {"actors": 1},  # each loads torch anew, which is most of a small run
+        "ray": {"engine": "in_process", "actors": 1},
     }
     for name, value in sections.items():
         raw[name] = raw[name] | value if isinstance(raw.get(name), dict) else value
     return parse_config(raw)
 
 
+def in_process(config: AnyConfig) -> AnyConfig:
+    """The same configuration, run in this process."""
+    ray = config.ray.model_copy(update={"engine": "in_process"})
+    return config.model_copy(update={"ray": ray})
+
+
 @pytest.fixture
-def make_config(tmp_path: Path) -> Callable[..., RunConfig]:
-    """`config_for` with an index of the test's own."""
+def make_config(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., RunConfig]:
+    """`config_for` with an index of the test's own; on Ray where the test uses the cluster."""
+    engine = "ray" if "ray_cluster" in request.fixturenames else "in_process"
 
     def make(source: Path | str, /, **sections: Any) -> RunConfig:
         sections["index"] = {"uri": str(tmp_path / "index")} | sections.get("index", {})
+        sections["ray"] = {"engine": engine} | sections.get("ray", {})
         return config_for(source, **sections)
 
     return make

@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import config_for
-from in_process import ray_left_out
 
 from pipelines.config import RunConfig
 from pipelines.embed_corpus import embed_corpus
@@ -172,9 +171,7 @@ def parquet_rows(folder: Path, documents: Rows) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def of_parquet(
-    rows: Rows, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None
-) -> list[dict[str, Any]]:
+def of_parquet(rows: Rows, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The index rows that other formats are compared with."""
     return parquet_rows(tmp_path_factory.mktemp("parquet"), rows)
 
@@ -184,11 +181,9 @@ def flat_of_parquet(
     flat_rows: Rows, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, Any]]:
     """The same of the flat ones."""
-    with ray_left_out():
-        return parquet_rows(tmp_path_factory.mktemp("flat"), flat_rows)
+    return parquet_rows(tmp_path_factory.mktemp("flat"), flat_rows)
 
 
-# The fixtures that run on Ray come before the one that leaves it out.
 @pytest.mark.parametrize("name", FORMATS)
 def test_any_format_gives_the_passages_texts_and_vectors_of_parquet(
     tmp_path: Path,
@@ -196,7 +191,6 @@ def test_any_format_gives_the_passages_texts_and_vectors_of_parquet(
     flat_rows: Rows,
     of_parquet: list[dict[str, Any]],
     flat_of_parquet: list[dict[str, Any]],
-    without_ray: None,
     name: str,
 ) -> None:
     write, source = FORMATS[name]

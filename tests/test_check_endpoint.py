@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 from conftest import CORPUS, ROOT, config_for
-from in_process import ray_left_out
 from typer.testing import CliRunner
 
 from actors.config import ModelConfig
@@ -29,8 +28,7 @@ MODEL = {"name": "builtin:tiny-m3", "max_length": 128}
 def index(tmp_path_factory: pytest.TempPathFactory) -> str:
     uri = str(tmp_path_factory.mktemp("space") / "index")
     chunk = {"max_tokens": 96, "title_prefix": True}
-    with ray_left_out():
-        embed_corpus(config_for(CORPUS, index={"uri": uri}, chunk=chunk, source={"limit": 20}))
+    embed_corpus(config_for(CORPUS, index={"uri": uri}, chunk=chunk, source={"limit": 20}))
     return uri
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import duckdb
 import pytest
 from conftest import ROOT
-from in_process import ray_left_out
 
 from pipelines.config import load_config
 from pipelines.embed_corpus import embed_corpus
@@ -32,9 +31,8 @@ def snippets(language: str) -> list[str]:
 def out(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
     """The quickstart's index, of its first 60 articles."""
     out = tmp_path_factory.mktemp("docs")
-    settings = [f"index.uri={out}/quickstart", "source.limit=60"]
-    with ray_left_out():
-        embed_corpus(load_config(ROOT / "conf/quickstart.yaml", settings))
+    settings = [f"index.uri={out}/quickstart", "source.limit=60", "ray.engine=in_process"]
+    embed_corpus(load_config(ROOT / "conf/quickstart.yaml", settings))
     return out
 
 

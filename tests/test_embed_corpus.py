@@ -13,8 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,30 +26,27 @@ import pyarrow.parquet as pq
 import pytest
 import ray.data
 from conftest import ROOT, config_for
-from in_process import ray_left_out
 from rich.console import Console
 from test_metrics import scraped, values
 
 from actors.encoder import load_encoder
 from actors.errors import EmbedError, IndexStateError, SourceChangedError
-from actors.models.files import resolve_model
 from pipelines.cluster.ray_cluster import pool_for
+from pipelines.config import RunConfig
 from pipelines.embed_corpus import embed_corpus
 from pipelines.index import open_index
 from pipelines.index.layout import publication_path
 from pipelines.index.lease import hold_lease
 from pipelines.index.records import Done, Manifest
 from pipelines.plan.plan import Run, plan_run, read_done, todo_table
-from pipelines.plan.request import Request
-from pipelines.run import runner as module
+from pipelines.run.context import RunContext
+from pipelines.run.engine import EncodeJob
 from pipelines.run.on_ray import receipts
-from pipelines.run.tasks import Task
-from pipelines.source import Source
-from pipelines.store import Store, open_store
-from pipelines.terminal.cli import Log
+from pipelines.run.runner import run_next
+from pipelines.run.tasks import Task, next_embed_task
+from pipelines.store import open_store
+from pipelines.terminal.cli import Log, silent
 from pipelines.terminal.progress import Progress
-
-pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +74,7 @@ def indexed(
 ) -> tuple[Path, Manifest, Any]:
     """One committed index that several tests look at."""
     index = tmp_path_factory.mktemp("indexed")
-    config = config_for(source, index={"uri": str(index)})
+    config = config_for(source, index={"uri": str(index)}, ray={"engine": "ray"})
     return index, embed_corpus(config), config
 
 
@@ -228,54 +224,56 @@ def test_index_reader_gives_the_same_rows_as_the_parts(indexed: tuple[Path, Mani
 
 
 def test_plan_with_gpus_tokenises_outside_the_two_encoder_actors(
-    source: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch
+    source: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
 ) -> None:
     # On a busy machine the first actor would have done everything before the second is there.
     monkeypatch.setattr(ray.data.DataContext.get_current(), "wait_for_min_actors_s", 120)
     config = make_config(source, slice={"documents": 4}, ray={"slices_per_actor": 1, "actors": 2})
-    request, _, run = _planned(config)
+    context, run = _planned(config)
     todo, pool = todo_table(run.units, []), pool_for(config.ray)
-    dataset = receipts(config, request, run.plan.run_id, "session", todo, pool, None)
+    dataset = receipts(_job(context, run), todo, pool)
     done = [Done.model_validate_json(row["done"]) for row in dataset.iter_rows()]
     plan = dataset.stats()
-    assert "MapBatches(read_slices)" in plan
-    assert "MapBatches(SliceEncoder)" in plan
-    assert "read_slices)->" not in plan.replace(" ", "")  # fused, it would be one operator
+    assert "MapBatches(read_rows)" in plan
+    assert "MapBatches(EncodingActor)" in plan
+    assert "read_rows)->" not in plan.replace(" ", "")  # fused, it would be one operator
     assert len(done) == sum(-(-unit.documents // 4) for unit in run.units)
     assert len({record.encoder.worker for record in done}) == 2
     assert sum(record.documents for record in done) == 90
 
 
-def _planned(config: Any) -> tuple[Request, Store, Run]:
+def _planned(config: Any) -> tuple[RunContext, Run]:
     """A run as a driver leaves it that dies after planning."""
-    request = Request.of(config, resolve_model(config.encoder))
-    source = Source(config.source)
-    listing = source.list_files()
-    store = open_store(config.index.uri, config.index.storage_options)
-    task = next_task_of(store, request, source, listing, fresh=False, replay=False)
+    context = RunContext.of(config, Progress(silent()))
+    task = next_embed_task(context, fresh=False, replay=False)
     assert isinstance(task, Task)
-    return request, store, plan_run(store, config, request, task.pin, listing.files, task.run_id)
+    files, store = context.listing.files, context.store
+    return context, plan_run(store, config, context.request, task.pin, files, task.run_id)
 
 
-def test_interrupted_run_goes_on_without_doing_slices_again(source: Path, make_config: Any) -> None:
+def _job(context: RunContext, run: Run) -> EncodeJob:
+    return EncodeJob(context.config, run.plan.run_id, "attempt", context.request.space_fingerprint)
+
+
+def test_interrupted_run_goes_on_without_doing_slices_again(
+    source: Path, make_config: Any, ray_cluster: None
+) -> None:
     config = make_config(source, slice={"documents": 7})
-    request, store, run = _planned(config)
-    run_id = run.plan.run_id
-    todo = todo_table(run.units, [])
-    pool = pool_for(config.ray)
-    for _ in receipts(config, request, run_id, "session", todo.slice(0, 2), pool, None).iter_rows():
+    context, run = _planned(config)
+    store, run_id = context.store, run.plan.run_id
+    todo, pool = todo_table(run.units, []), pool_for(config.ray)
+    for _ in receipts(_job(context, run), todo.slice(0, 2), pool).iter_rows():
         pass  # two of the four units are done when the driver "dies"
     before = read_done(store, run_id)
     assert 0 < sum(record.documents for record in before) < 90
-    with ray_left_out():
-        manifest = embed_corpus(config)
+    manifest = embed_corpus(config)
     after = {(r.unit, r.first_document): r for r in read_done(store, run_id)}
     assert all(after[r.unit, r.first_document] == r for r in before)
     assert manifest.counts.documents == 90
 
 
 def test_run_that_died_before_publishing_is_published_by_the_next(
-    source: Path, make_config: Any, without_ray: None
+    source: Path, make_config: Any
 ) -> None:
     config = make_config(source, source={"limit": 10})
     manifest = embed_corpus(config)
@@ -285,7 +283,7 @@ def test_run_that_died_before_publishing_is_published_by_the_next(
 
 
 def test_limit_takes_the_first_documents_in_plan_order(
-    source: Path, make_config: Any, articles: pa.Table, without_ray: None
+    source: Path, make_config: Any, articles: pa.Table
 ) -> None:
     config = make_config(source, source={"limit": 55}, outputs=["dense"])
     embed_corpus(config)
@@ -294,7 +292,7 @@ def test_limit_takes_the_first_documents_in_plan_order(
 
 
 def test_bad_rows_become_rejects_and_their_neighbours_are_embedded(
-    tmp_path: Path, make_config: Any, articles: pa.Table, without_ray: None
+    tmp_path: Path, make_config: Any, articles: pa.Table
 ) -> None:
     good = articles.slice(0, 30).to_pylist()
     bad = [
@@ -344,7 +342,7 @@ def test_bad_rows_become_rejects_and_their_neighbours_are_embedded(
 
 
 def test_changed_file_stops_a_resumed_run_and_fresh_starts_over(
-    tmp_path: Path, make_config: Any, articles: pa.Table, without_ray: None
+    tmp_path: Path, make_config: Any, articles: pa.Table
 ) -> None:
     corpus = tmp_path / "corpus.parquet"
     pq.write_table(articles.slice(0, 20), corpus)
@@ -367,9 +365,7 @@ def test_index_held_by_a_living_run_is_refused(source: Path, make_config: Any) -
         embed_corpus(config)
 
 
-def test_colbert_as_bytes_reads_as_the_same_numbers(
-    source: Path, make_config: Any, without_ray: None
-) -> None:
+def test_colbert_as_bytes_reads_as_the_same_numbers(source: Path, make_config: Any) -> None:
     tables = []
     for storage in ("values", "bytes"):
         config = make_config(source, source={"limit": 12})
@@ -425,34 +421,34 @@ def test_scanner_that_is_not_read_to_its_end_lets_the_interpreter_exit(
 
 
 def test_run_that_waited_for_the_lease_sees_what_was_committed_meanwhile(
-    source: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch, without_ray: None
+    source: Path, make_config: Any
 ) -> None:
     """Another run commits between this one's first look and its lease."""
     config = make_config(source, source={"limit": 10}, outputs=["dense"])
     other = make_config(source, source={"limit": 10}, outputs=["sparse"])
-    real = module.hold_lease
     manifests: list[Manifest] = []
 
-    @contextmanager
-    def slow_lease(store: Store, run_id: str) -> Iterator[Any]:
-        if not manifests:
-            with monkeypatch.context() as undo:
-                undo.setattr(module, "hold_lease", real)
-                manifests.append(embed_corpus(config))
-        with real(store, run_id) as lease:
-            yield lease
+    def commits_between(run: RunConfig) -> Manifest:
+        context = RunContext.of(run, Progress(silent()))
 
-    monkeypatch.setattr(module, "hold_lease", slow_lease)
-    assert embed_corpus(config) == manifests[0]
+        def next_task() -> Task | Manifest:
+            task = next_embed_task(context, fresh=False, replay=False)
+            if not manifests:  # before this run has the lease
+                manifests.append(embed_corpus(config))
+            return task
+
+        return run_next(context, next_task)[0]
+
+    assert commits_between(config) == manifests[0]
     manifests.clear()
     Path(config.index.uri).rename(f"{config.index.uri}-aside")
     with pytest.raises(IndexStateError, match="outputs"):
-        embed_corpus(other)
+        commits_between(other)
     assert len(list(Path(config.index.uri, "generations").iterdir())) == 1
 
 
 def test_fresh_run_that_died_before_publishing_is_published_by_the_next(
-    source: Path, make_config: Any, without_ray: None
+    source: Path, make_config: Any
 ) -> None:
     config = make_config(source, source={"limit": 10}, outputs=["dense"])
     first = embed_corpus(config)
@@ -469,7 +465,7 @@ def test_fresh_run_that_died_before_publishing_is_published_by_the_next(
 
 
 def test_index_whose_every_document_was_rejected_is_empty_with_its_columns(
-    tmp_path: Path, make_config: Any, without_ray: None
+    tmp_path: Path, make_config: Any
 ) -> None:
     corpus = tmp_path / "docs" / "blank.parquet"
     corpus.parent.mkdir()

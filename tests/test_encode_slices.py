@@ -9,6 +9,7 @@ import os
 import signal
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -21,14 +22,14 @@ from actors.encoder import load_encoder
 from actors.errors import DeviceError, ModelError
 from actors.models.files import resolve_model
 from actors.network import forward
-from pipelines.encode.slice_encoder import SliceEncoder
 from pipelines.index.layout import done_path
 from pipelines.index.parts import VECTOR_COLUMNS
 from pipelines.index.records import Done
 from pipelines.index.schemas import LEDGER_SCHEMA, REJECTS_SCHEMA
-from pipelines.passages.slices import SliceReader
 from pipelines.plan.plan import read_done
 from pipelines.plan.request import Request
+from pipelines.run.engine import EncodeJob, slice_encoder, slice_reader
+from pipelines.run.on_ray import EncodingActor
 from pipelines.source import Source
 from pipelines.store import open_store
 
@@ -67,10 +68,11 @@ class Bench:
         self.config = make_config(path, **({"slice": {"documents": 100}} | sections))
         source = Source(self.config.source)
         [unit] = source.units(source.list_files())
-        self.slices = [*SliceReader(self.config).slices(unit)]
+        self.slices = [*slice_reader(self.config).slices(unit)]
         request = Request.of(self.config, resolve_model(self.config.encoder))
         self.store = open_store(self.config.index.uri, self.config.index.storage_options)
-        self.encoder = SliceEncoder(self.config, RUN, request.space_fingerprint, "session")
+        self.job = EncodeJob(self.config, RUN, "attempt", request.space_fingerprint)
+        self.encoder = slice_encoder(self.job)
 
     def encode(self):
         """The only slice, encoded."""
@@ -443,8 +445,7 @@ class Killed(BaseException):
 
 def next_process(work, killers, fault=Killed):
     """A slice encoder that reads the words of those before it, and dies of some passages."""
-    request = Request.of(work.config, resolve_model(work.config.encoder))
-    process = SliceEncoder(work.config, RUN, request.space_fingerprint, "session")
+    process = slice_encoder(work.job)
     running = process._encoder._forward
     backbone = running.backbone
 
@@ -524,18 +525,20 @@ def test_slice_encoder_whose_device_failed_for_good_ends_its_process(bench, monk
     work, signals = bench([SENTENCE, LONG]), []
     monkeypatch.setattr("os.kill", lambda pid, number: signals.append((pid, number)))
     killer = tokens_of(work.slices[0], "d0")
-    process = next_process(work, {killer}, torch.AcceleratorError("CUDA error: illegal address"))
+    process = EncodingActor(work.job, actors=1)
+    fault = torch.AcceleratorError("CUDA error: illegal address")
+    process._encoder = next_process(work, {killer}, fault)
     with pytest.raises(DeviceError, match="cpu: expected vectors, found CUDA error"):
         process(work.slices[0].to_row())
     assert signals == [(os.getpid(), signal.SIGKILL)]
     assert read_done(work.store, RUN) == []
-    assert next_process(work, set())._words.deaths("000000-0000000000") == {(0, 5): 1}
+    assert next_process(work, set())._journal.deaths("000000-0000000000") == {(0, 5): 1}
 
 
 def test_slice_encoder_other_model_than_the_drivers_is_refused(bench):
     work = bench([SENTENCE])
     with pytest.raises(ModelError, match=r"expected space fingerprint 0000 .*, found ") as caught:
-        SliceEncoder(work.config, RUN, "0000", "session")
+        slice_encoder(replace(work.job, space_fingerprint="0000"))
     own = work.encoder._encoder.info.space_fingerprint
     assert own in caught.value.message
     assert "same model files" in caught.value.remedy

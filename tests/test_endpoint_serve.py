@@ -31,7 +31,6 @@ from conftest import CORPUS, ROOT, config_for
 from endpoint import RERANKER, tiny_reranker
 from huggingface_hub import InferenceClient
 from hypothesis import HealthCheck, given, settings
-from in_process import ray_left_out
 from langchain_openai import OpenAIEmbeddings
 from ray import serve
 from ray.serve.context import _get_global_client
@@ -65,8 +64,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("endpoint") / "index"
     chunk = {"max_tokens": 96, "title_prefix": True}
     source = {"limit": 60}
-    with ray_left_out():
-        embed_corpus(config_for(CORPUS, index={"uri": str(folder)}, chunk=chunk, source=source))
+    embed_corpus(config_for(CORPUS, index={"uri": str(folder)}, chunk=chunk, source=source))
     return folder
 
 

@@ -50,11 +50,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, invoke: Any) -> Any:
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("Ray was started")
 
-    def make(*options: str, **settings: Any) -> tuple[int, str]:
+    def make(*options: str, engine: str = "ray", **settings: Any) -> tuple[int, str]:
         raw: dict[str, Any] = {
             "source": {"uri": "docs.parquet"},
             "index": {"uri": "index"},
             "model": {"name": "builtin:tiny-m3", "max_length": 64},
+            "ray": {"engine": engine},
         }
         for path, value in settings.items():
             section = raw
@@ -65,7 +66,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, invoke: Any) -> Any:
         Path("run.yaml").write_text(yaml.safe_dump(raw))
         with monkeypatch.context() as patch:
             patch.setattr(ray, "init", never)
-            patch.setattr("pipelines.run.runner.ray_session", never)
             return invoke("run.yaml", *options)
 
     return make
@@ -170,10 +170,8 @@ def test_error_access_denied(
     check(run(**settings), f"{uri}/docs", "access denied", "credentials")
 
 
-@pytest.mark.usefixtures("without_ray")
-def test_error_index_of_another_request(run: Any, invoke: Any) -> None:
-    run()  # writes run.yaml; Ray is refused
-    code, message = invoke("run.yaml")
+def test_error_index_of_another_request(run: Any) -> None:
+    code, message = run(engine="in_process")
     assert code == 0, message
     result = run(chunk__max_tokens=32, outputs=["dense", "sparse"])
     check(result, "generation 1 of another request", "chunk.max_tokens", "outputs", "--fresh")

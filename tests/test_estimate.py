@@ -20,13 +20,12 @@ from reading import http_place
 
 from actors.encoder import load_encoder
 from actors.models.files import resolve_model
-from pipelines.encode.slice_encoder import SliceEncoder
 from pipelines.estimate.estimate import Estimate, estimate_run
 from pipelines.estimate.sample import Budget
 from pipelines.estimate.speed import Speed
 from pipelines.passages.blocks import BlockBuilder
 from pipelines.passages.rows import passage_blocks
-from pipelines.passages.slices import SliceReader
+from pipelines.run.engine import EncodeJob, slice_encoder, slice_reader
 from pipelines.source import Source
 from pipelines.terminal.text import byte_count, describe
 
@@ -343,8 +342,11 @@ def test_estimate_of_bytes_is_within_fifteen_percent_of_the_parts(
     sections = {"slice": {"documents": 12}} | OUTPUTS[name]
     config = make_config(corpus_of(tmp_path, rows[:24], "parquet"), **sections)
     fingerprint = load_encoder(config.encoder).info.space_fingerprint
-    encoder, units = SliceEncoder(config, "run", fingerprint, "session"), planned(config)[2]
-    reader = SliceReader(config)
+    encoder, units = (
+        slice_encoder(EncodeJob(config, "run", "attempt", fingerprint)),
+        planned(config)[2],
+    )
+    reader = slice_reader(config)
     parts = [encoder.encode(piece).part for unit in units for piece in reader.slices(unit)]
     found = estimate_of(config)
     assert found.slices == len(parts)
@@ -356,8 +358,11 @@ def test_estimate_of_bytes_is_within_fifteen_percent_of_the_parts(
 def test_estimate_of_bytes_by_column_is_what_the_columns_take(tmp_path, make_config, rows):
     config = make_config(corpus_of(tmp_path, rows[:30], "parquet"), slice={"documents": 30})
     fingerprint = load_encoder(config.encoder).info.space_fingerprint
-    encoder, unit = SliceEncoder(config, "run", fingerprint, "session"), planned(config)[2][0]
-    [piece] = SliceReader(config).slices(unit)
+    encoder, unit = (
+        slice_encoder(EncodeJob(config, "run", "attempt", fingerprint)),
+        planned(config)[2][0],
+    )
+    [piece] = slice_reader(config).slices(unit)
     part = encoder.encode(piece).part
     metadata = pq.read_metadata(Path(config.index.uri) / part.path)
     true = {"text": 0, "dense": 0, "sparse": 0, "colbert": 0, "columns": part.bytes}
@@ -418,8 +423,9 @@ def test_byte_count_has_three_digits_and_a_unit(size, text):
 
 def test_estimating_starts_neither_ray_nor_an_encoder():
     code = (
-        "import sys; from pipelines.estimate.estimate import estimate_run; print([m for m in sys.modules "
-        "if m == 'ray' or m.startswith(('transformers', 'actors.encoder', 'actors.network.backbone'))])"
+        "import sys; from pipelines.estimate.estimate import estimate_run; "
+        "names = ('transformers', 'actors.encoder', 'actors.network.backbone', 'ray.'); "
+        "print([m for m in sys.modules if m == 'ray' or m.startswith(names)])"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT
-from in_process import ray_left_out
 from typer.testing import CliRunner
 
 from actors.encoder import load_encoder
@@ -41,7 +40,8 @@ def config_of(data: Path, folder: Path, *more: str) -> RunConfig:
         "search.folder": folder / "mapped",
     }
     overrides = [f"{key}={value}" for key, value in places.items()]
-    return load_config(ROOT / "conf/beir.yaml", [*overrides, "model.dtype=float32", *more])
+    overrides += ["model.dtype=float32", "ray.engine=in_process", *more]
+    return load_config(ROOT / "conf/beir.yaml", overrides)
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,7 @@ def evaluated(
 ) -> tuple[RunConfig, Evaluated, Index]:
     """With the quickstart encoder; the index is not there before."""
     config = config_of(SMALL, tmp_path_factory.mktemp("evaluate"))
-    with ray_left_out():
-        return config, *evaluate_index(config)
+    return config, *evaluate_index(config)
 
 
 def compared_by_hand(config: RunConfig, index: Index) -> dict[str, np.ndarray]:
@@ -123,8 +122,7 @@ def test_evaluation_of_the_whole_dataset_equals_brute_force(tmp_path: Path) -> N
     if not WHOLE.is_dir():
         pytest.skip("the whole of XQuAD is not here")
     config = config_of(WHOLE, tmp_path)
-    with ray_left_out():
-        check_against_hand(config, *evaluate_index(config))
+    check_against_hand(config, *evaluate_index(config))
 
 
 def test_evaluation_says_what_it_was_of(evaluated: tuple[RunConfig, Evaluated, Index]) -> None:
@@ -155,11 +153,11 @@ def run_command(
             "evaluate.out": tmp_path / "out",
             "evaluate.modes": "[dense]",
             "model.dtype": "float32",
+            "ray.engine": "in_process",
         }
         sets = [word for key, value in places.items() for word in ("--set", f"{key}={value}")]
         command = [str(ROOT / "conf/beir.yaml"), *sets, *arguments]
-        with ray_left_out():
-            result = CliRunner().invoke(app, command, env={"COLUMNS": "120"})
+        result = CliRunner().invoke(app, command, env={"COLUMNS": "120"})
         return result.exit_code, result.output, capfd.readouterr().err
 
     return run
@@ -294,14 +292,13 @@ def test_gate_that_asks_for_a_measure_keeps_what_is_worse_from_going_live(tmp_pa
         tiny = ("model.name=builtin:tiny-m3", "model.heads=null", "chunk.title_prefix=false")
         return config_of(SMALL, tmp_path, *tiny, "outputs=[dense]", "gate.vectors=false", floor)
 
-    with ray_left_out():
-        with pytest.raises(GateError, match=r"nDCG@10 of dense is 0\.\d+ over 426 .* \(0\.99\)"):
-            embed_corpus(config(0.99))
-        store = open_store(str(tmp_path / "index"))
-        assert live_generation(store) is None
-        assert open_index(str(tmp_path / "index"), generation=1).info.generation == 1
-        assert embed_corpus(config(0.001)).generation == 1
-        assert live_generation(store) == 1
+    with pytest.raises(GateError, match=r"nDCG@10 of dense is 0\.\d+ over 426 .* \(0\.99\)"):
+        embed_corpus(config(0.99))
+    store = open_store(str(tmp_path / "index"))
+    assert live_generation(store) is None
+    assert open_index(str(tmp_path / "index"), generation=1).info.generation == 1
+    assert embed_corpus(config(0.001)).generation == 1
+    assert live_generation(store) == 1
 
 
 @pytest.mark.parametrize(
@@ -317,7 +314,7 @@ def test_gate_that_could_never_be_passed_is_refused_before_anything_is_embedded(
 ) -> None:
     floor = "gate.quality=[{least: 0.5}]"
     tiny = ("model.name=builtin:tiny-m3", "model.heads=null", "outputs=[dense]", floor, change)
-    with ray_left_out(), pytest.raises(EmbedError, match=said):
+    with pytest.raises(EmbedError, match=said):
         embed_corpus(config_of(SMALL, tmp_path, *tiny))
     assert not (tmp_path / "index/runs").exists()
 

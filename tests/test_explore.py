@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import config_for
-from in_process import ray_left_out
 
 from actors.config import OUTPUTS
 from actors.errors import IndexStateError
@@ -32,8 +31,7 @@ def embedded(folder: Path, articles: pa.Table, outputs: list[str], **sections) -
         search={"folder": str(folder / "search")},
         **sections,
     )
-    with ray_left_out():
-        embed_corpus(config)
+    embed_corpus(config)
     return explore(config.index.uri)
 
 

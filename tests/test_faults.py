@@ -17,29 +17,26 @@ import pytest
 import ray.cloudpickle
 import torch
 import typer
+from conftest import in_process
 from fault_proxy import FaultProxy
-from in_process import ray_left_out
 from rich.console import Console
 from s3_server import s3_bucket  # noqa: F401
-from test_embed_corpus import _planned
+from test_embed_corpus import _job, _planned
 
 from actors.encoder import Encoder
 from actors.errors import EmbedError, LeaseHeldError
 from actors.network.packing import PackedBatch
 from pipelines.embed_corpus import embed_corpus
-from pipelines.encode import crash_journal as last_words
-from pipelines.encode import slice_encoder as encode_slices
+from pipelines.encode import crash_journal, slice_encoder
 from pipelines.encode.crash_journal import read_journal
-from pipelines.encode.slice_encoder import SliceEncoder
 from pipelines.index import open_index
 from pipelines.index.lease import hold_lease
 from pipelines.index.records import Done
-from pipelines.passages import blocks, slices
+from pipelines.passages import blocks
 from pipelines.plan.plan import read_done
-from pipelines.run import job as work
-from pipelines.run import on_ray as data_path
+from pipelines.run import engine, job, on_ray
 from pipelines.run.commit import commit
-from pipelines.run.engine import read_slices
+from pipelines.run.on_ray import EncodingActor, read_rows
 from pipelines.store import open_store
 from pipelines.terminal.cli import Log, exit_with_one_line
 from pipelines.verify_index import verify
@@ -75,13 +72,13 @@ def ids(articles: pa.Table, *without: int) -> list[str]:
     return sorted(doc_id for row, doc_id in enumerate(every) if row not in without)
 
 
-class FatalEncoder(SliceEncoder):
+class FatalActor(EncodingActor):
     """Its process dies of the text KILLER, and sleeps over SLEEPER; one death alone is enough."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        encode_slices.DEATHS_ALONE = last_words.DEATHS_ALONE = 1
+        slice_encoder.DEATHS_ALONE = crash_journal.DEATHS_ALONE = 1
         super().__init__(*args, **kwargs)
-        encoder = self._encoder
+        encoder = self._encoder._encoder
         assert isinstance(encoder, Encoder)
         killer, sleeper = (
             encoder.passage_tokenizer.tokenize([text]).values.tolist() for text in (KILLER, SLEEPER)
@@ -103,7 +100,7 @@ class FatalEncoder(SliceEncoder):
 def test_passage_that_kills_its_actor_every_time_is_rejected_alone(
     corpus: Any, articles: pa.Table, make_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data_path, "SliceEncoder", FatalEncoder)
+    monkeypatch.setattr(on_ray, "EncodingActor", FatalActor)
     config = make_config(corpus({8: KILLER}), slice={"documents": 10}, max_reject_fraction=0.1)
     manifest = embed_corpus(config)
     assert manifest.counts.rejects == {"encoder_error": 1}
@@ -118,15 +115,15 @@ def test_passage_that_kills_its_actor_every_time_is_rejected_alone(
     assert_whole(config.index.uri)
 
 
-class FatalLoader(SliceEncoder):
+class FatalLoader(EncodingActor):
     """Its process dies while it loads the model, three times at most."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         def die(_: Any) -> Any:
             os.kill(os.getpid(), signal.SIGKILL)
 
-        last_words.MOST_STARTS = 3
-        work.load_encoder = die
+        crash_journal.MOST_STARTS = 3
+        job.load_encoder = die
         super().__init__(*args, **kwargs)
 
 
@@ -134,7 +131,7 @@ class FatalLoader(SliceEncoder):
 def test_actor_that_dies_whenever_it_loads_the_model_ends_the_run(
     corpus: Any, make_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data_path, "SliceEncoder", FatalLoader)
+    monkeypatch.setattr(on_ray, "EncodingActor", FatalLoader)
     said = io.StringIO()
     log = Log(Console(file=said))
     with pytest.raises(typer.Exit) as caught, exit_with_one_line(log):
@@ -145,7 +142,7 @@ def test_actor_that_dies_whenever_it_loads_the_model_ends_the_run(
     assert line.endswith("See whether the actors' memory is enough for the model, and Ray's logs.")
 
 
-def fatal_read_slices(*args: Any, **kwargs: Any) -> Iterator[pa.Table]:
+def fatal_read_rows(*args: Any, **kwargs: Any) -> Iterator[pa.Table]:
     """Its process dies of the text KILLER, three times."""
     build = blocks.BlockBuilder.build
 
@@ -154,14 +151,14 @@ def fatal_read_slices(*args: Any, **kwargs: Any) -> Iterator[pa.Table]:
             os.kill(os.getpid(), signal.SIGKILL)
         return build(self, batch, *more)
 
-    most = read_slices.MOST_READINGS
+    most = crash_journal.MOST_READINGS
     blocks.BlockBuilder.build = fatal  # type: ignore[method-assign]
-    read_slices.MOST_READINGS = 3
+    crash_journal.MOST_READINGS = engine.MOST_READINGS = 3
     try:
-        yield from read_slices.read_slices(*args, **kwargs)
+        yield from read_rows(*args, **kwargs)
     finally:
         blocks.BlockBuilder.build = build  # type: ignore[method-assign]
-        read_slices.MOST_READINGS = most
+        crash_journal.MOST_READINGS = engine.MOST_READINGS = most
 
 
 @pytest.mark.slow
@@ -171,7 +168,7 @@ def test_unit_that_kills_its_reader_every_time_is_one_that_cannot_be_read(
     path = corpus({20: KILLER})
     config = make_config(path, slice={"documents": 5})
     with monkeypatch.context() as patch:
-        patch.setattr(data_path, "read_slices", fatal_read_slices)
+        patch.setattr(on_ray, "read_rows", fatal_read_rows)
         with pytest.raises(EmbedError, match=r"1 of 2 units cannot be read .*row group 1"):
             embed_corpus(config)
     # Tried again by the same command; this time nothing kills.
@@ -183,7 +180,7 @@ def test_unit_that_kills_its_reader_every_time_is_one_that_cannot_be_read(
 def test_pipeline_in_which_nothing_moves_stops_naming_stage_and_slice(
     corpus: Any, make_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data_path, "SliceEncoder", FatalEncoder)
+    monkeypatch.setattr(on_ray, "EncodingActor", FatalActor)
     config = make_config(corpus({18: SLEEPER}), slice={"documents": 5}, ray={"stuck_minutes": 0.3})
     with pytest.raises(EmbedError, match=r"nothing moved for .* while encoding") as caught:
         embed_corpus(config)
@@ -258,21 +255,19 @@ def files_of(index: str) -> dict[Path, bytes]:
 def test_zombie_of_a_killed_run_changes_nothing(corpus: Any, make_config: Any) -> None:
     """It encodes and commits what another run has taken over and finished meanwhile."""
     config = make_config(corpus({}), slice={"documents": 15}, model={"dtype": "float32"})
-    request, store, run = _planned(config)
-    run_id = run.plan.run_id
-    zombie = SliceEncoder(config, run_id, request.space_fingerprint, "dead session")
-    reader = slices.SliceReader(config)
+    context, run = _planned(config)
+    store, run_id = context.store, run.plan.run_id
+    zombie, reader = engine.slice_encoder(_job(context, run)), engine.slice_reader(config)
     with hold_lease(store, run_id, beat_seconds=60) as lease:
         done = [zombie.encode(next(iter(reader.slices(run.units[0]))))]
         # As if it were silent for long, on another host.
         store.overwrite("leases/000001.released", b"")
-        with ray_left_out():
-            manifest = embed_corpus(config)
+        manifest = embed_corpus(in_process(config))
         before = files_of(config.index.uri)
         late = zombie.encode(next(iter(reader.slices(run.units[1]))))
         assert late == read_done(store, run_id)[1]  # the winner's record, not its own
         with pytest.raises(LeaseHeldError, match="another run took over epoch 1"):
-            commit(store, config, request, run, [*done, late], lease.check)
+            commit(context, run, [*done, late], lease.check)
     after = files_of(config.index.uri)
     assert {path: after[path] for path in before} == before
     assert (manifest.generation, manifest.counts.documents) == (1, 30)

@@ -43,7 +43,7 @@ def test_reindex_on_a_cluster_and_s3_encodes_what_changed(s3_bucket, tmp_path, a
     write("a", rows[:20])
     write("b", rows[20:40])
     index = {"uri": f"{bucket}/index", "storage_options": options}
-    config = config_for(docs, index=index, outputs=["dense"])
+    config = config_for(docs, index=index, outputs=["dense"], ray={"engine": "ray"})
     embed_corpus(config)
     before = open_index(index["uri"], options)
     rows[25]["text"] += " One sentence more."
@@ -58,8 +58,8 @@ def test_reindex_on_a_cluster_and_s3_encodes_what_changed(s3_bucket, tmp_path, a
     assert counts.encoded == len(new - old) < counts.passages
     chain = read_chain(after.store, 2)
     numbering = Numbering(inventory(after.store, chain[0]))
-    whole = gather(Index(after.store, chain), numbering)
-    refs = put_known(Index(after.store, chain), numbering, options)
+    whole = gather(Index(after.store, chain), numbering.of_run)
+    refs = put_known(Index(after.store, chain), numbering.of_run)
     assert len(refs.buckets) == 4
     parts = refs.get().buckets
     assert np.concatenate([part.ids for part in parts]).tolist() == whole.ids.tolist()

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, config_for
-from in_process import ray_left_out
 from judged_by_hand import GOOD, POOR, evaluation, evaluation_of_files
 from nbclient import NotebookClient
 
@@ -40,8 +39,7 @@ def index(tmp_path_factory: pytest.TempPathFactory, articles: pa.Table) -> str:
         index={"uri": str(folder / "index")},
         search={"folder": str(folder / "search")},
     )
-    with ray_left_out():
-        embed_corpus(config)
+    embed_corpus(config)
     return config.index.uri
 
 

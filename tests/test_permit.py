@@ -13,8 +13,6 @@ from actors.errors import ConfigError
 from pipelines.embed_corpus import app, embed_corpus
 from pipelines.estimate.confirm import Permit
 
-pytestmark = pytest.mark.usefixtures("without_ray")
-
 
 @pytest.fixture
 def large(tmp_path: Any, make_config: Any) -> Any:

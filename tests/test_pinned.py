@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from in_process import ray_left_out
 from reading import place, source_of  # noqa: F401
 
 from actors.errors import SourceChangedError
@@ -124,15 +122,15 @@ def test_read_file_removed_after_its_last_batch_is_named(tmp_path):
 
 # On Ray an error arrives wrapped; that is the same for both.
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize(("change", "how"), [("replaced", nullcontext), ("removed", ray_left_out)])
+@pytest.mark.parametrize(("change", "engine"), [("replaced", "ray"), ("removed", "in_process")])
 def test_run_whose_file_changes_after_planning_stops_and_goes_on_once_it_is_restored(
-    tmp_path, make_config, monkeypatch, articles, change, how
+    tmp_path, make_config, monkeypatch, articles, change, engine
 ):
     path, kept = tmp_path / "docs/a.parquet", tmp_path / "kept"
     path.parent.mkdir()
     pq.write_table(articles.slice(0, 20), path)
     shutil.copy2(path, kept)
-    config = make_config(path.parent, outputs=["dense"])
+    config = make_config(path.parent, outputs=["dense"], ray={"engine": engine})
     plan_run = module.plan_run
 
     def plan_then_change(*args, **how):
@@ -143,7 +141,7 @@ def test_run_whose_file_changes_after_planning_stops_and_goes_on_once_it_is_rest
         return run
 
     monkeypatch.setattr(module, "plan_run", plan_then_change)
-    with pytest.raises(Exception, match=r"a\.parquet") as caught, how():
+    with pytest.raises(Exception, match=r"a\.parquet") as caught:
         embed_corpus(config)
     cause = find_cause(caught.value)
     assert isinstance(cause, SourceChangedError)
@@ -152,7 +150,6 @@ def test_run_whose_file_changes_after_planning_stops_and_goes_on_once_it_is_rest
     assert not list(Path(config.index.uri).glob("runs/*/done/*"))
     monkeypatch.undo()
     shutil.copy2(kept, path)
-    with ray_left_out():
-        assert embed_corpus(config).counts.documents == 20
+    assert embed_corpus(config).counts.documents == 20
     live = open_index(config.index.uri).documents()
     assert sorted(live["doc_id"].to_pylist()) == sorted(articles["id"].slice(0, 20).to_pylist())

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import config_for
-from in_process import without_ray
 from typer.testing import CliRunner
 
 from actors.encoded import EncodedBatch
@@ -23,7 +22,7 @@ from pipelines.index import open_index
 from pipelines.index.generations import live_generation, publish
 from pipelines.reindex import app, reindex
 from pipelines.reports.run_report import read_report
-from pipelines.run import runner as run_module
+from pipelines.run.in_process import InProcessEngine
 from pipelines.store import open_store
 from pipelines.verify_index import verify
 
@@ -65,9 +64,8 @@ class Corpus:
 
 
 @pytest.fixture
-def corpus(tmp_path, monkeypatch):
+def corpus(tmp_path):
     """Three files of ten documents."""
-    without_ray(monkeypatch)
     made = Corpus(tmp_path / "docs")
     for name in "abc":
         made.write(name, [document(f"{name}{i}") for i in range(10)])
@@ -180,35 +178,38 @@ def test_reindex_of_files_renamed_shuffled_and_touched_encodes_nothing(config, c
     assert_as_fresh(config, tmp_path)
 
 
-def test_reindex_does_not_read_files_that_are_as_they_were(config, corpus, monkeypatch):
+class NotingEngine(InProcessEngine):
+    """Notes the files that it is asked to read."""
+
+    def __init__(self):
+        super().__init__()
+        self.read = []
+
+    def encode(self, job, todo, progress):
+        rows = todo().to_pylist()
+        self.read += [Path(piece["path"]).name for row in rows for piece in row["pieces"]]
+        return super().encode(job, todo, progress)
+
+
+def test_reindex_does_not_read_files_that_are_as_they_were(config, corpus):
     embed_corpus(config)
     corpus.change("b", lambda rows: rows[1:])
-    read = []
-    original = run_module.encode_units
-
-    def note(config, request, run, todo, *more):
-        read.extend(piece["path"] for row in todo.to_pylist() for piece in row["pieces"])
-        return original(config, request, run, todo, *more)
-
-    monkeypatch.setattr(run_module, "encode_units", note)
-    assert reindex(config).counts.deleted == 1
-    assert {Path(path).name for path in read} == {"b.parquet"}
+    engine = NotingEngine()
+    assert reindex(config, engine=engine).counts.deleted == 1
+    assert engine.read == ["b.parquet", "b.parquet"]  # a row group each
 
 
 def test_reindex_after_a_file_is_gone_deletes_its_documents_and_reads_nothing(
-    config, corpus, tmp_path, monkeypatch
+    config, corpus, tmp_path
 ):
     embed_corpus(config)
     (corpus.folder / "b.parquet").unlink()
-
-    def never(*_, **__):
-        raise AssertionError("something was read")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(run_module, "encode_units", never)
-        counts = reindex(
-            config.model_copy(update={"gate": config.gate.model_copy(update={"max_deleted": 0.5})})
-        ).counts
+    engine = NotingEngine()
+    counts = reindex(
+        config.model_copy(update={"gate": config.gate.model_copy(update={"max_deleted": 0.5})}),
+        engine=engine,
+    ).counts
+    assert engine.read == []
     assert (counts.deleted, counts.unchanged, counts.documents) == (10, 20, 0)
     assert_as_fresh(config, tmp_path)
 
@@ -379,22 +380,19 @@ def test_reindex_that_was_taken_back_is_not_done_again(config, corpus):
     assert reindex(config).counts.deleted == 3
 
 
-def test_reindex_over_another_publication_in_the_meantime_stays_unpublished(
-    config, corpus, monkeypatch
-):
+def test_reindex_over_another_publication_in_the_meantime_stays_unpublished(config, corpus):
     embed_corpus(config)
     corpus.change("a", lambda rows: rows[1:])
     reindex(config)
     corpus.change("a", lambda rows: rows[1:])
-    commit = run_module.commit
 
-    def roll_back_then_commit(store, *more):
-        publish(store, 1)
-        return commit(store, *more)
+    class RollingBack(InProcessEngine):
+        def encode(self, job, todo, progress):
+            publish(job.open_store(), 1)
+            return super().encode(job, todo, progress)
 
-    monkeypatch.setattr(run_module, "commit", roll_back_then_commit)
     with pytest.raises(GateError, match="generation 1 was published while generation 3"):
-        reindex(config)
+        reindex(config, engine=RollingBack())
     assert live(config).info.generation == 1
 
 

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import ROOT
-from in_process import ray_left_out
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from pipelines.config import load_config
@@ -96,8 +95,7 @@ def config(tmp_path: Path, articles: pa.Table) -> Path:
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(raw))
     pq.write_table(articles.slice(0, 10), tmp_path / "docs.parquet")
-    with ray_left_out():
-        embed_corpus(load_config(path))
+    embed_corpus(load_config(path, ["ray.engine=in_process"]))
     pq.write_table(articles.slice(0, 12), tmp_path / "docs.parquet")
     return path
 

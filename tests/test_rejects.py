@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from in_process import ray_left_out
 
 from actors.errors import EmbedError
 from pipelines.config import RunConfig
@@ -133,12 +132,11 @@ def test_rejects_of_json_lines_are_told_apart_and_everything_else_is_embedded(
     assert caught.value.exit_code == 1
     assert "allow_unreadable_units=true" in caught.value.remedy
     parts, tries = parts_of(config), reject_files_of(config)
-    with pytest.raises(EmbedError, match=message), ray_left_out():
+    with pytest.raises(EmbedError, match=message):
         embed_corpus(config)  # tried again: its reject is written again, nothing is encoded again
     assert (parts_of(config), reject_files_of(config)) == (parts, tries + 1)
     update = {"allow_unreadable_units": True, "max_reject_fraction": 0.2}
-    with ray_left_out():
-        manifest = embed_corpus(config.model_copy(update=update))
+    manifest = embed_corpus(config.model_copy(update=update))
     assert parts_of(config) == parts
 
     index = open_index(config.index.uri)
@@ -210,7 +208,7 @@ def flip_bytes_of(path: Path, row_group: int, column: int) -> None:
 
 
 def test_rejects_of_parquet_are_told_apart_and_everything_else_is_embedded(
-    tmp_path: Path, make_config: Any, articles: pa.Table, without_ray: None
+    tmp_path: Path, make_config: Any, articles: pa.Table
 ) -> None:
     docs = tmp_path / "docs"
     docs.mkdir()
@@ -274,7 +272,7 @@ BAD_RECORDS = [
 
 
 def test_rejects_of_csv_are_told_apart_and_everything_else_is_embedded(
-    tmp_path: Path, make_config: Any, articles: pa.Table, without_ray: None
+    tmp_path: Path, make_config: Any, articles: pa.Table
 ) -> None:
     good = articles.slice(0, 300).select(["id", "text", "title"])
     lines = [b",".join(map(csv_field, row.values())) for row in good.to_pylist()]

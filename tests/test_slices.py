@@ -16,9 +16,9 @@ from actors.models.tiny import ensure_tiny_m3
 from actors.tokens.tokenizer import TextTokenizer
 from pipelines.index.schemas import REJECTS_SCHEMA
 from pipelines.passages.rows import passage_blocks
-from pipelines.passages.slices import Slice, SliceReader
+from pipelines.passages.slices import Slice
 from pipelines.plan.plan import todo_table
-from pipelines.run.engine import read_slices
+from pipelines.run.engine import EncodeJob, read_slices, slice_reader
 from pipelines.source import Source
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +54,7 @@ def open_corpus(tmp_path, make_config):
         pq.write_table(table, path, row_group_size=group or max(table.num_rows, 1))
         config = make_config(path, **sections)
         source = Source(config.source)
-        return SliceReader(config), source.units(source.list_files()), config
+        return slice_reader(config), source.units(source.list_files()), config
 
     return make
 
@@ -296,10 +296,11 @@ def test_slice_from_several_rows_is_refused(read):
 
 def test_read_slices_of_a_todo_table_are_those_not_done(open_corpus):
     reader, units, config = open_corpus(varied(90), group=40, slice={"documents": 15})
-    rows = [*read_slices(todo_table(units, []), config, "run", "session")]
+    job = EncodeJob(config, "run", "attempt", "")
+    found = [*read_slices(job, reader, todo_table(units, []))]
     expected = [piece for unit in units for piece in reader.slices(unit)]
-    assert all(row.num_rows == 1 for row in rows)
-    assert [Slice.from_row(row) for row in rows] == expected
+    assert found == expected
+    assert [Slice.from_row(piece.to_row()) for piece in found] == expected
     assert [(piece.unit, piece.last) for piece in expected] == [
         (0, False),
         (0, False),
@@ -491,12 +492,13 @@ def test_reading_slices_imports_no_torch(open_corpus):
         "import sys\n"
         "from pipelines.config import RunConfig\n"
         "from pipelines.plan.plan import todo_table\n"
-        "from pipelines.read_slices import read_slices\n"
+        "from pipelines.run.engine import EncodeJob, read_slices, slice_reader\n"
         "from pipelines.source.source import Source\n"
         "config = RunConfig.model_validate_json(sys.stdin.read())\n"
         "source = Source(config.source)\n"
         "units = source.units(source.list_files())\n"
-        "print(len([*read_slices(todo_table(units, []), config, 'run', 'session')]))\n"
+        "job = EncodeJob(config, 'run', 'attempt', '')\n"
+        "print(len([*read_slices(job, slice_reader(config), todo_table(units, []))]))\n"
         "print(*sorted({'torch', 'transformers', 'ray'} & set(sys.modules)))\n"
     )
     result = subprocess.run(

@@ -7,11 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.errors import ConfigError, IndexStateError
-from actors.models.files import resolve_model
-from pipelines.plan.request import Request
-from pipelines.run.tasks import Task
-from pipelines.source import Source
-from pipelines.store import open_store
+from pipelines.run.context import RunContext
+from pipelines.run.tasks import Task, next_embed_task
+from pipelines.terminal.cli import silent
+from pipelines.terminal.progress import Progress
 
 
 @pytest.fixture
@@ -22,16 +21,8 @@ def next_task(tmp_path, make_config):
     pq.write_table(pa.table({c: [f"{c} {i}" for i in range(4)] for c in columns}), path)
 
     def make(*, fresh=False, replay=False, **sections):
-        config = make_config(path, **sections)
-        source = Source(config.source)
-        return next_task_of(
-            open_store(config.index.uri),
-            Request.of(config, resolve_model(config.encoder)),
-            source,
-            source.list_files(),
-            fresh=fresh,
-            replay=replay,
-        )
+        context = RunContext.of(make_config(path, **sections), Progress(silent()))
+        return next_embed_task(context, fresh=fresh, replay=replay)
 
     return make
 

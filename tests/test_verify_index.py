@@ -16,7 +16,6 @@ import pytest
 from conftest import config_for
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from in_process import ray_left_out
 from s3_server import Fault, s3_server, upload_folder  # noqa: F401
 from small_index import History
 from test_replay import run_with_poison
@@ -59,10 +58,9 @@ def build(folder: Path, *, replay: bool, **index: str) -> Path:
         max_reject_fraction=0.5,
     )
     run_with_poison(config)
-    with ray_left_out():
-        embed_corpus(config)
-        if replay:
-            embed_corpus(config, replay_rejects=True)
+    embed_corpus(config)
+    if replay:
+        embed_corpus(config, replay_rejects=True)
     return folder / "index"
 
 
