@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 
 from actors.config import ComputeDtype, Output, Pooling, RerankerKind
 
@@ -152,71 +153,33 @@ def _encoder(
     )
 
 
-def _long_gte(name: str, dim: int, vocab_size: int, note: str = "") -> KnownModel:
-    return KnownModel(
-        name=name,
-        family="new",
-        pooling="cls",
-        dim=dim,
-        max_length=8192,
-        vocab_size=vocab_size,
-        remote_code=True,
-        note=note,
-    )
-
-
-def _gte_qwen(name: str, dim: int, vocab_size: int, dtype: ComputeDtype) -> KnownModel:
-    return KnownModel(
-        name=name,
-        family="qwen2",
-        pooling="last_token",
-        dim=dim,
-        max_length=32768,
-        vocab_size=vocab_size,
-        query_instruction=_WEB,
-        query_format="Instruct: {}\nQuery: {}",
-        dtype=dtype,
-        remote_code=True,
-        note="attends both ways, in its own code; transformers' own qwen2 would attend causally",
-    )
-
-
-def _qwen3(name: str, dim: int, vocab_size: int) -> KnownModel:
-    return KnownModel(
-        name=name,
-        family="qwen3",
-        pooling="last_token",
-        dim=dim,
-        max_length=32768,
-        vocab_size=vocab_size,
-        query_instruction=_WEB,
-        query_format="Instruct: {}\nQuery:{}",  # no space after the colon
-    )
-
-
-def _mistral(
-    name: str,
-    query_instruction: str,
-    *,
-    dtype: ComputeDtype = "float16",
-    license: str = "",
-    note: str = "",
-) -> KnownModel:
-    """E5-Mistral and its descendants."""
-    return KnownModel(
-        name=name,
-        family="mistral",
-        pooling="last_token",
-        dim=4096,
-        max_length=4096,
-        vocab_size=32000,
-        query_instruction=query_instruction,
-        query_format="Instruct: {}\nQuery: {}",
-        dtype=dtype,
-        license=license,
-        note=note,
-    )
-
+_decoder = partial(KnownModel, pooling="last_token")
+_long_gte = partial(KnownModel, family="new", pooling="cls", max_length=8192, remote_code=True)
+_gte_qwen = partial(
+    _decoder,
+    family="qwen2",
+    max_length=32768,
+    query_instruction=_WEB,
+    query_format="Instruct: {}\nQuery: {}",
+    remote_code=True,
+    note="attends both ways, in its own code; transformers' own qwen2 would attend causally",
+)
+_qwen3 = partial(
+    _decoder,
+    family="qwen3",
+    max_length=32768,
+    query_instruction=_WEB,
+    query_format="Instruct: {}\nQuery:{}",  # no space after the colon
+)
+_mistral = partial(  # E5-Mistral and its descendants
+    _decoder,
+    family="mistral",
+    dim=4096,
+    max_length=4096,
+    vocab_size=32000,
+    query_instruction=_WEB,
+    query_format="Instruct: {}\nQuery: {}",
+)
 
 MODELS: tuple[KnownModel, ...] = (
     # Encoders: name, family, pooling, dim, vocab_size, query instruction, passage instruction
@@ -292,19 +255,18 @@ MODELS: tuple[KnownModel, ...] = (
     _encoder("thenlper/gte-base-zh", "bert", "cls", 768, 21128),
     _encoder("thenlper/gte-small-zh", "bert", "cls", 512, 21128),
     _long_gte(
-        "Alibaba-NLP/gte-multilingual-base",
-        768,
-        250048,
-        "alibaba-nlp-community/gte-multilingual-base has these weights for transformers' own gte",
+        name="Alibaba-NLP/gte-multilingual-base",
+        dim=768,
+        vocab_size=250048,
+        note="alibaba-nlp-community/gte-multilingual-base has these weights for transformers' own gte",
     ),
-    _long_gte("Alibaba-NLP/gte-large-en-v1.5", 1024, 30528),
-    _long_gte("Alibaba-NLP/gte-base-en-v1.5", 768, 30528),
+    _long_gte(name="Alibaba-NLP/gte-large-en-v1.5", dim=1024, vocab_size=30528),
+    _long_gte(name="Alibaba-NLP/gte-base-en-v1.5", dim=768, vocab_size=30528),
     _encoder("maidalun1020/bce-embedding-base_v1", "xlm-roberta", "cls", 768, 250002),
     # Decoders
-    KnownModel(
+    _decoder(
         name="BAAI/bge-en-icl",
         family="mistral",
-        pooling="last_token",
         dim=4096,
         max_length=512,
         vocab_size=32003,
@@ -313,10 +275,9 @@ MODELS: tuple[KnownModel, ...] = (
         query_suffix="\n<response>",
         note="in-context examples go before the query; has positions for 32,768 tokens",
     ),
-    KnownModel(
+    _decoder(
         name="BAAI/bge-multilingual-gemma2",
         family="gemma2",
-        pooling="last_token",
         dim=3584,
         max_length=4096,
         vocab_size=256002,
@@ -326,10 +287,9 @@ MODELS: tuple[KnownModel, ...] = (
         license="gemma",
         note="its card computes in float16, where Gemma 2 is unstable: vLLM refuses that",
     ),
-    KnownModel(
+    _decoder(
         name="BAAI/bge-code-v1",
         family="qwen2",
-        pooling="last_token",
         dim=1536,
         max_length=4096,
         vocab_size=151667,
@@ -338,32 +298,37 @@ MODELS: tuple[KnownModel, ...] = (
         query_format="<instruct>{}\n<query>{}",
         note="instruct it by task: its card lists 16, this is CosQA's",
     ),
-    KnownModel(
+    _decoder(
         name="BAAI/bge-reasoner-embed-qwen3-8b-0923",
         family="qwen3",
-        pooling="last_token",
         dim=4096,
         max_length=8192,
         query_format="Instruct: {}\nQuery: {}",
         note="instruct it by task, as FlagEmbedding's evaluation/bright/prompts.py does: "
         "'Given a Biology post, retrieve relevant passages that help answer the post.'",
     ),
-    _qwen3("Qwen/Qwen3-Embedding-0.6B", 1024, 151669),
-    _qwen3("Qwen/Qwen3-Embedding-4B", 2560, 151665),
-    _qwen3("Qwen/Qwen3-Embedding-8B", 4096, 151665),
-    _mistral("intfloat/e5-mistral-7b-instruct", _WEB),
-    _mistral("Salesforce/SFR-Embedding-2_R", _WEB, license="cc-by-nc-4.0"),
-    _mistral("Salesforce/SFR-Embedding-Mistral", _WEB, license="cc-by-nc-4.0"),
+    _qwen3(name="Qwen/Qwen3-Embedding-0.6B", dim=1024, vocab_size=151669),
+    _qwen3(name="Qwen/Qwen3-Embedding-4B", dim=2560, vocab_size=151665),
+    _qwen3(name="Qwen/Qwen3-Embedding-8B", dim=4096, vocab_size=151665),
+    _mistral(name="intfloat/e5-mistral-7b-instruct"),
+    _mistral(name="Salesforce/SFR-Embedding-2_R", license="cc-by-nc-4.0"),
+    _mistral(name="Salesforce/SFR-Embedding-Mistral", license="cc-by-nc-4.0"),
     _mistral(
-        "Linq-AI-Research/Linq-Embed-Mistral",
-        "Given a question, retrieve Wikipedia passages that answer the question",
+        name="Linq-AI-Research/Linq-Embed-Mistral",
+        query_instruction="Given a question, retrieve Wikipedia passages that answer the question",
         dtype="bfloat16",
         license="cc-by-nc-4.0",
         note="a gated repository: accept its conditions on the hub first",
     ),
-    _gte_qwen("Alibaba-NLP/gte-Qwen2-7B-instruct", 3584, 151646, "bfloat16"),
-    _gte_qwen("Alibaba-NLP/gte-Qwen2-1.5B-instruct", 1536, 151646, "float16"),
-    _gte_qwen("Alibaba-NLP/gte-Qwen1.5-7B-instruct", 4096, 151936, "float16"),
+    _gte_qwen(
+        name="Alibaba-NLP/gte-Qwen2-7B-instruct", dim=3584, vocab_size=151646, dtype="bfloat16"
+    ),
+    _gte_qwen(
+        name="Alibaba-NLP/gte-Qwen2-1.5B-instruct", dim=1536, vocab_size=151646, dtype="float16"
+    ),
+    _gte_qwen(
+        name="Alibaba-NLP/gte-Qwen1.5-7B-instruct", dim=4096, vocab_size=151936, dtype="float16"
+    ),
 )
 
 RERANKERS = (

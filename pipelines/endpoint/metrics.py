@@ -5,7 +5,7 @@ packvec_requests_total{replica="a1b2",route="/encode",status="200"} 12.0
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import Metric
@@ -23,91 +23,49 @@ class EndpointMetrics:
 
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
-        self.requests = Counter(
-            "packvec_requests", "Requests answered.", ["route", "status"], registry=registry
-        )
-        self.errors = Counter(
-            "packvec_errors", "Requests refused, by reason.", ["route", "code"], registry=registry
-        )
-        self.request_seconds = Histogram(
-            "packvec_request_seconds",
-            "From the arrival of a request at the replica to its answer.",
-            ["route"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self.texts = Counter("packvec_texts", "Texts encoded.", registry=registry)
-        self.text_faults = Counter(
-            "packvec_text_faults", "Texts that have no vectors.", ["code"], registry=registry
-        )
-        self.tokens = Counter(
-            "packvec_tokens", "Tokens encoded, special tokens included.", registry=registry
-        )
-        self.truncated = Counter("packvec_truncated_texts", "Texts cut.", registry=registry)
-        self.cache_hits = Counter(
-            "packvec_cache_hits", "Texts answered from the cache.", registry=registry
-        )
-        self.cache_misses = Counter(
-            "packvec_cache_misses", "Texts looked for in the cache in vain.", registry=registry
-        )
-        self.cache_bytes = Gauge("packvec_cache_bytes", "What the cache holds.", registry=registry)
-        self.queued_texts = Gauge(
-            "packvec_queued_texts", "Texts waiting or being encoded.", registry=registry
-        )
-        self.batch_texts = Histogram(
-            "packvec_batch_texts", "Texts in a forward pass.", buckets=_TEXTS, registry=registry
-        )
-        self.batch_fill = Histogram(
-            "packvec_batch_fill",
-            "Tokens of a forward pass as a share of its budget.",
-            buckets=_FILL,
-            registry=registry,
-        )
-        self.queue_seconds = Histogram(
-            "packvec_queue_seconds",
-            "How long the oldest text of a forward pass waited for it, tokenising included.",
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self.encode_seconds = Histogram(
-            "packvec_encode_seconds",
-            "A forward pass and what becomes of its vectors.",
-            buckets=_SECONDS,
-            registry=registry,
-        )
 
-        self.searches = Counter(
-            "packvec_searches", "Queries searched for.", ["mode"], registry=registry
-        )
-        self.search_seconds = Histogram(
-            "packvec_search_seconds",
-            "From a request's vectors to its ranked passages, waiting included.",
-            ["mode"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self.queued_searches = Gauge(
-            "packvec_queued_searches", "Requests searching or waiting for it.", registry=registry
-        )
-        self.reranks = Counter("packvec_reranks", "Requests reranked.", registry=registry)
-        self.rerank_pairs = Counter(
-            "packvec_rerank_pairs", "Pairs of a query and a text scored.", registry=registry
-        )
-        self.rerank_seconds = Histogram(
-            "packvec_rerank_seconds",
-            "From a request's pairs to their scores, waiting included.",
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self.rerank_pass_seconds = Histogram(
-            "packvec_rerank_pass_seconds",
-            "A forward pass of the reranker.",
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self.queued_pairs = Gauge(
-            "packvec_queued_pairs", "Pairs waiting or being scored.", registry=registry
-        )
+        def counter(name: str, about: str, *labels: str) -> Counter:
+            return Counter(f"packvec_{name}", about, labels, registry=registry)
+
+        def gauge(name: str, about: str) -> Gauge:
+            return Gauge(f"packvec_{name}", about, registry=registry)
+
+        def histogram(
+            name: str, about: str, *labels: str, buckets: Sequence[float] = _SECONDS
+        ) -> Histogram:
+            return Histogram(f"packvec_{name}", about, labels, buckets=buckets, registry=registry)
+
+        self.requests = counter("requests", "Requests answered.", "route", "status")
+        self.errors = counter("errors", "Requests refused, by reason.", "route", "code")
+        about = "From the arrival of a request at the replica to its answer."
+        self.request_seconds = histogram("request_seconds", about, "route")
+        self.texts = counter("texts", "Texts encoded.")
+        self.text_faults = counter("text_faults", "Texts that have no vectors.", "code")
+        self.tokens = counter("tokens", "Tokens encoded, special tokens included.")
+        self.truncated = counter("truncated_texts", "Texts cut.")
+        self.cache_hits = counter("cache_hits", "Texts answered from the cache.")
+        self.cache_misses = counter("cache_misses", "Texts looked for in the cache in vain.")
+        self.cache_bytes = gauge("cache_bytes", "What the cache holds.")
+        self.queued_texts = gauge("queued_texts", "Texts waiting or being encoded.")
+        about = "Texts in a forward pass."
+        self.batch_texts = histogram("batch_texts", about, buckets=_TEXTS)
+        about = "Tokens of a forward pass as a share of its budget."
+        self.batch_fill = histogram("batch_fill", about, buckets=_FILL)
+        about = "How long the oldest text of a forward pass waited for it, tokenising included."
+        self.queue_seconds = histogram("queue_seconds", about)
+        about = "A forward pass and what becomes of its vectors."
+        self.encode_seconds = histogram("encode_seconds", about)
+        self.searches = counter("searches", "Queries searched for.", "mode")
+        about = "From a request's vectors to its ranked passages, waiting included."
+        self.search_seconds = histogram("search_seconds", about, "mode")
+        self.queued_searches = gauge("queued_searches", "Requests searching or waiting for it.")
+        self.reranks = counter("reranks", "Requests reranked.")
+        self.rerank_pairs = counter("rerank_pairs", "Pairs of a query and a text scored.")
+        about = "From a request's pairs to their scores, waiting included."
+        self.rerank_seconds = histogram("rerank_seconds", about)
+        about = "A forward pass of the reranker."
+        self.rerank_pass_seconds = histogram("rerank_pass_seconds", about)
+        self.queued_pairs = gauge("queued_pairs", "Pairs waiting or being scored.")
 
     def observe(self, stats: ForwardStats) -> None:
         """Count one forward pass."""
