@@ -16,6 +16,7 @@ import typer
 
 from actors.errors import IndexStateError
 from pipelines.index.generations import live_generation
+from pipelines.index.layout import recognise
 from pipelines.index.lease import Lease, hold_lease
 from pipelines.maintain.garbage import (
     KEEP_ALL,
@@ -23,7 +24,6 @@ from pipelines.maintain.garbage import (
     Garbage,
     Retention,
     find_garbage,
-    known_of,
 )
 from pipelines.store.files import StoredFile
 from pipelines.store.store import Store, open_store
@@ -47,7 +47,8 @@ def sweep(
         IndexStateError: there is no index, or one so damaged that garbage cannot be told.
         LeaseHeldError: a run is writing it.
     """
-    if all(found is None or found.kind == "temporary" for found in map(known_of, store.find())):
+    places = (recognise(file.path) for file in store.find())
+    if all(place is None or place[0] == "temporary" for place in places):
         raise IndexStateError(f"{store.uri}: expected an index, found none.", "Correct the path.")
     with hold_lease(store, "sweep") as lease:
         garbage = find_garbage(store, lease.epoch, timedelta(days=days), retention)

@@ -16,7 +16,8 @@ from searched import encoder_of, searched_index, searcher_of
 from small_index import History
 
 from actors.encoder import Encoder
-from actors.scoring import colbert_matrix, dense_matrix, sparse_matrix, weighted_mean
+from actors.scoring import colbert_matrix, dense_matrix, sparse_matrix
+from actors.search.fusion import weighted_mean
 from pipelines.endpoint.route_parts import TRUNCATED_HEADER
 from pipelines.search.answers import find
 from pipelines.search.searcher import MODES, Searcher, ShardDownError

@@ -22,7 +22,7 @@ from actors.encoder import load_encoder
 from actors.models.files import resolve_model
 from pipelines.estimate.estimate import Estimate, estimate_run
 from pipelines.estimate.sample import Budget
-from pipelines.estimate.speed import Speed
+from pipelines.estimate.speed import RememberedSpeed
 from pipelines.passages.blocks import BlockBuilder
 from pipelines.passages.rows import passage_blocks
 from pipelines.run.engine import EncodeJob, slice_encoder, slice_reader
@@ -383,11 +383,11 @@ def test_estimate_of_bytes_by_column_is_what_the_columns_take(tmp_path, make_con
 
 def test_estimate_of_hours_divides_tokens_by_the_speed_of_all_actors(tmp_path, make_config, rows):
     config = make_config(corpus_of(tmp_path, rows[:30]), ray={"actors": 3})
-    found = estimate_of(config, speed=Speed(10.0, "given"))
+    found = estimate_of(config, speed=RememberedSpeed(10.0, "given"))
     assert found.hours == pytest.approx(found.tokens / 10 / 3 / 3600)
-    assert estimate_of(config, speed=Speed(10.0, "given"), actors=6).hours == pytest.approx(
-        found.hours / 2
-    )
+    assert estimate_of(
+        config, speed=RememberedSpeed(10.0, "given"), actors=6
+    ).hours == pytest.approx(found.hours / 2)
     assert "with 3 actors (10 tokens/s each, given)" in found.to_text()
 
 

@@ -11,6 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
+import pytest
+
+from pipelines.index.layout import TEMPLATES, PathTemplate, recognise
+
 ROOT = Path(__file__).parent.parent
 ORDER = [
     *("store", "config", "cluster", "index", "source", "terminal", "plan", "reports"),
@@ -310,3 +314,38 @@ def test_documented_names_can_be_imported() -> None:
         if not hasattr(importlib.import_module(module), name)
     ]
     assert not missing
+
+
+# 8. Paths
+
+
+SAMPLE = {
+    "run": "0123456789abcdef",
+    "nonce": "0123456789ab",
+    "session": "ba9876543210",
+    "entry": "001122334455",
+    "rows": "data",
+    "table": "parts",
+    "report": "report.json",
+    "state": "beat",
+    "target": "generations/000001/.manifest.json",
+}
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.kind)
+def test_path_of_the_layout_is_recognised_by_its_own_template_alone(template: PathTemplate) -> None:
+    path = template(*(SAMPLE.get(name, 7) for name in template.fields))
+    assert [other for other in TEMPLATES if other.match(path) is not None] == [template]
+    kind, fields = recognise(path) or ("", {})
+    assert kind == template.kind
+    assert list(fields) == template.fields
+
+
+def test_path_of_no_template_is_not_recognised() -> None:
+    for path in (
+        "notes.txt",
+        "data/x.parquet",
+        "generations/1/manifest.json",
+        "leases/000001.lock",
+    ):
+        assert recognise(path) is None

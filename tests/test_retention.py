@@ -18,7 +18,8 @@ from actors.errors import IndexStateError
 from pipelines.compact_index import compact
 from pipelines.index import open_index
 from pipelines.index.generations import highest_generation, live_generation, publications, publish
-from pipelines.maintain.garbage import Published, Retention, expired
+from pipelines.maintain.garbage import Retention, expired
+from pipelines.publish_generation import Published
 from pipelines.store import Store, open_store
 from pipelines.sweep_index import app, sweep
 from pipelines.verify_index import verify

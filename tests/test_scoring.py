@@ -25,8 +25,8 @@ from actors.scoring import (
     pair_scores,
     sparse_matrix,
     sparse_pairs,
-    weighted_mean,
 )
+from actors.search.fusion import weighted_mean
 from actors.token_names import TokenNames
 from actors.vectors import SparseVectors, TokenVectors, fixed_size_lists
 

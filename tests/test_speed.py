@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines.config import parse_config
-from pipelines.estimate.speed import Speed, recall_speed, remember_speed
+from pipelines.estimate.speed import RememberedSpeed, recall_speed, remember_speed
 
 
 def config_of(**changes):
@@ -34,7 +34,7 @@ def test_recall_speed_gives_what_was_remembered_last():
     assert recall_speed(config_of()) is None
     remember_speed(config_of(), 1000.0, "cpu")
     remember_speed(config_of(), 1234.5, "cuda")
-    assert recall_speed(config_of()) == Speed(1234.5, "measured here on cuda")
+    assert recall_speed(config_of()) == RememberedSpeed(1234.5, "measured here on cuda")
 
 
 @pytest.mark.parametrize(
@@ -55,14 +55,14 @@ def test_recall_speed_for_another_computation_is_none(other):
 def test_recall_speed_for_another_corpus_is_the_same():
     remember_speed(config_of(), 1000.0, "cuda")
     other = config_of(source={"uri": "others"}, index={"uri": "there"}, chunk={"overlap": 3})
-    assert recall_speed(other) == Speed(1000.0, "measured here on cuda")
+    assert recall_speed(other) == RememberedSpeed(1000.0, "measured here on cuda")
 
 
 def test_remember_speed_keeps_the_others(cache):
     for number in range(150):
         remember_speed(config_of(model={"name": f"model-{number}"}), 100.0 + number, "cpu")
     assert len(json.loads(cache.read_text())) == 100
-    assert recall_speed(config_of(model={"name": "model-149"})) == Speed(
+    assert recall_speed(config_of(model={"name": "model-149"})) == RememberedSpeed(
         249.0, "measured here on cpu"
     )
     assert recall_speed(config_of(model={"name": "model-50"})) is not None
@@ -77,7 +77,7 @@ def test_speed_file_of_whatever_content_is_no_error(cache, content):
     cache.write_bytes(content)
     assert recall_speed(config_of()) is None
     remember_speed(config_of(), 7.0, "cpu")
-    assert recall_speed(config_of()) == Speed(7.0, "measured here on cpu")
+    assert recall_speed(config_of()) == RememberedSpeed(7.0, "measured here on cpu")
 
 
 @pytest.mark.parametrize("value", [0, -1, "fast", True, None, float("nan"), float("inf"), [1], {}])

@@ -258,7 +258,8 @@ MODELS: tuple[KnownModel, ...] = (
         name="Alibaba-NLP/gte-multilingual-base",
         dim=768,
         vocab_size=250048,
-        note="alibaba-nlp-community/gte-multilingual-base has these weights for transformers' own gte",
+        note="alibaba-nlp-community/gte-multilingual-base has these weights for "
+        "transformers' own gte",
     ),
     _long_gte(name="Alibaba-NLP/gte-large-en-v1.5", dim=1024, vocab_size=30528),
     _long_gte(name="Alibaba-NLP/gte-base-en-v1.5", dim=768, vocab_size=30528),

@@ -119,8 +119,7 @@ def _in_words(key: Schema, defs: Schema) -> str:
 
 
 def _as_yaml(value: Any) -> str:
-    data = list(value) if isinstance(value, tuple) else value
-    flow: str = yaml.safe_dump([data], default_flow_style=True, width=float("inf"))
+    flow: str = yaml.safe_dump([value], default_flow_style=True, width=float("inf"))
     return flow.strip()[1:-1]
 
 

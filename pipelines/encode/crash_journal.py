@@ -21,7 +21,13 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from actors.errors import EmbedError
-from pipelines.index.layout import new_nonce, readings_folder, words_folder, words_path
+from pipelines.index.layout import (
+    new_nonce,
+    reading_path,
+    readings_folder,
+    words_folder,
+    words_path,
+)
 from pipelines.index.records import Record
 from pipelines.store.store import Store
 
@@ -46,7 +52,7 @@ def may_read(store: Store, run_id: str, session: str, unit: int) -> bool:
     folder = readings_folder(run_id, session, unit)
     begun = len(store.list(folder))
     if begun < MOST_READINGS:
-        store.overwrite(f"{folder}/{new_nonce()}", b"")
+        store.overwrite(reading_path(run_id, session, unit, new_nonce()), b"")
     return begun < MOST_READINGS
 
 

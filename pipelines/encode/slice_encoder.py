@@ -27,7 +27,7 @@ from pipelines.encode.crash_journal import (
 )
 from pipelines.encode.overlap import EncoderQueue, Spent
 from pipelines.encode.reuse import VectorSources
-from pipelines.index.layout import done_path, new_nonce, slice_name, unreadable_path
+from pipelines.index.layout import done_path, new_nonce, rows_path, slice_name, unreadable_path
 from pipelines.index.parts import (
     ColbertStorage,
     PartWriter,
@@ -164,9 +164,9 @@ class SliceEncoder:
         """
         began, started = time.time(), time.monotonic()
         nonce = new_nonce()
-        name = f"{self._run_id}/{slice_name(work.unit, work.first_document)}-{nonce}.parquet"
+        place = self._run_id, work.unit, work.first_document
         times = _Times()
-        part, placed = self._write_part(work, f"data/{name}", times)
+        part, placed = self._write_part(work, rows_path("data", *place, nonce), times)
         documents = placed.ledger(work, part)
         rejects = pa.concat_tables([work.rejects, placed.rejects(work)])
         kept = np.flatnonzero(placed.document_ok[placed.document])
@@ -193,9 +193,9 @@ class SliceEncoder:
             rejects=Counter(rejects["code"].to_pylist()),
             masked=placed.masked(work, part),
             part=part,
-            ledger=_write_rows(self._store, documents, f"documents/{name}"),
-            reject_file=_write_rows(self._store, rejects, f"rejects/{name}"),
-            unchanged_file=_write_rows(self._store, work.unchanged, f"unchanged/{name}"),
+            ledger=self._write("documents", documents, place, nonce),
+            reject_file=self._write("rejects", rejects, place, nonce),
+            unchanged_file=self._write("unchanged", work.unchanged, place, nonce),
             encoder=EncoderRecord(
                 space_fingerprint=info.space_fingerprint,
                 dim=info.dim,
@@ -210,10 +210,17 @@ class SliceEncoder:
             times=times.record(began, began + time.monotonic() - started),
         )
         path_of = unreadable_path if work.unreadable else done_path
-        path = path_of(self._run_id, work.unit, work.first_document)
+        path = path_of(*place)
         if self._store.create_exclusive(path, done.to_bytes()):
             return done
         return Done.model_validate_json(self._store.read(path))
+
+    def _write(
+        self, rows: str, table: pa.Table, place: tuple[str, int, int], nonce: str
+    ) -> FileRecord | None:
+        if not table.num_rows:
+            return None
+        return write_table(self._store, table, rows_path(rows, *place, nonce))
 
     def _write_part(
         self, work: Slice, path: str, times: _Times
@@ -285,7 +292,3 @@ class _Times:
             write=round(self.written, 3),
             upload=round(self.uploaded, 3),
         )
-
-
-def _write_rows(store: Store, table: pa.Table, path: str) -> FileRecord | None:
-    return write_table(store, table, path) if table.num_rows else None

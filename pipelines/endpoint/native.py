@@ -11,7 +11,8 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from actors.config import OUTPUTS, Output
-from actors.scoring import colbert_pairs, dense_pairs, sparse_pairs, weighted_mean
+from actors.scoring import colbert_pairs, dense_pairs, sparse_pairs
+from actors.search.fusion import weighted_mean
 from actors.text_vectors import TextVectors, columns_of
 from pipelines.endpoint.config import Kind
 from pipelines.endpoint.errors import ApiError, TextFault, documented_refusals

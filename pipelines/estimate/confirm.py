@@ -10,7 +10,7 @@ from actors.errors import ConfigError
 from actors.models.files import ModelFiles, resolve_model
 from pipelines.config.run import RunConfig
 from pipelines.estimate.estimate import Estimate, estimate_run
-from pipelines.estimate.speed import Speed, recall_speed
+from pipelines.estimate.speed import RememberedSpeed, recall_speed
 from pipelines.source.formats.base import compression_of
 from pipelines.source.source import Source
 from pipelines.source.units import Unit
@@ -142,7 +142,9 @@ def dry_run(
     config = config.with_absolute_paths()
     source = Source(config.source)
     files = resolve_model(config.encoder)
-    given = Speed(tokens_per_second, "given") if tokens_per_second else recall_speed(config)
+    speed = recall_speed(config)
+    if tokens_per_second:
+        speed = RememberedSpeed(tokens_per_second, "given")
     units = source.units(source.list_files())
-    estimate = estimate_run(config, files, source, units, speed=given, actors=actors)
+    estimate = estimate_run(config, files, source, units, speed=speed, actors=actors)
     return json.dumps(estimate.to_json()) if form == "json" else estimate.to_text()

@@ -6,24 +6,17 @@ will be tokenised. Knows nothing of passages and tokens.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
 
 import fsspec
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from actors.errors import UnreadableUnitError
 from pipelines.config.sections import SourceConfig, absolute_uri
-from pipelines.index.schemas import RejectCode
-from pipelines.source.formats.base import Access, DocumentBatch, compression_of, is_damage
+from pipelines.estimate.sample_reader import Read, SampleRange, SampleReader, joined
+from pipelines.source.formats.base import Access, DocumentBatch, compression_of
 from pipelines.source.formats.parquet_files import ChunkSize, text_sizes
-from pipelines.source.formats.registry import FORMATS
-from pipelines.source.listing import is_http
 from pipelines.source.source import Source
 from pipelines.source.units import SourceFile, Unit
 
@@ -114,194 +107,6 @@ def _rows(units: Iterable[Unit]) -> Mapping[SourceFile, int]:
     return rows
 
 
-class Beginnings:
-    """A store in which every file ends after its first bytes: between two records, where possible.
-
-    `quote` is what may stand around line ends inside of a record (CSV).
-    """
-
-    protocol = "file"
-
-    def __init__(self, fs: Any, most: int, quote: str | None = None) -> None:
-        self.is_cut = False
-        self._fs = fs
-        self._most = most
-        self._quote = (quote or "").encode()
-
-    def open(self, path: str, mode: str = "rb") -> io.BytesIO:
-        """The first bytes."""
-        if is_http(self._fs):  # not every server gives a range
-            with self._fs.open(path, mode, block_size=0) as stream:
-                data = _read(stream, self._most + 1)
-        else:
-            data = self._fs.cat_file(path, start=0, end=self._most + 1)
-        self.is_cut = len(data) > self._most
-        if self.is_cut:
-            data = data[: self._most]
-            if not compression_of(path):
-                data = self._whole_lines(data)
-        return io.BytesIO(data)
-
-    def _whole_lines(self, data: bytes) -> bytes:
-        """Up to the last line end outside of quotes; all of it where there is none."""
-        end = data.rfind(b"\n") + 1
-        inside = data.count(self._quote, 0, end) % 2 if self._quote else 0
-        while inside and end:
-            start = data.rfind(b"\n", 0, end - 1) + 1
-            inside = (inside + data.count(self._quote, start, end)) % 2
-            end = start
-        return data[:end] or data
-
-
-def _read(stream: Any, size: int) -> bytes:
-    """So many bytes, or all there are: one read of an HTTP stream gives what has arrived."""
-    parts: list[bytes] = []
-    while size > 0 and (part := stream.read(size)):
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
-
-
-_LONGEST_BEGINNING = 64 << 20
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where to read."""
-
-    unit: Unit
-    size: float
-    """Of the unit, in the measure of `UnitSizes.text`."""
-    stands_for: float
-    """So much of the corpus, in the same measure."""
-    most: int | None = None
-    """Bytes to read; None: all of the unit."""
-    is_dictionary: bool = False
-    """Of Parquet: its text is encoded by a dictionary."""
-    offset: int | None = None
-    """In the unit, where it can be read from any line on; None: from its beginning."""
-
-
-@dataclass(frozen=True)
-class Read:
-    """What came from one place."""
-
-    batches: list[DocumentBatch]
-    characters: np.ndarray
-    text_bytes: int
-    is_broken: bool
-    """The unit cannot be read beyond."""
-    size: float = 0.0
-    """In the measure of `UnitSizes.text`."""
-
-    @property
-    def documents(self) -> int:
-        """How many."""
-        return len(self.characters)
-
-
-class SampleReader:
-    """Reads places of one source."""
-
-    def __init__(self, config: SourceConfig, source: Source, access: Access, longest: int) -> None:
-        self._config, self._source, self._access, self._longest = config, source, access, longest
-
-    def read(self, place: Place) -> Read:
-        """The documents there, and how much they are."""
-        unit = place.unit
-        if place.most is None:
-            return replace(self._collect(self._source.read(unit)), size=place.size)
-        if unit.pieces[0].row_group is not None:
-            return self._first_rows(place, place.most)
-        if place.offset is not None:
-            start = unit.pieces[0].start + place.offset
-            lines = replace(unit.pieces[0], start=start, stop=start + place.most)
-            found = self._collect(self._source.read(replace(unit, pieces=(lines,), documents=None)))
-            return replace(found, size=place.most)
-        return self._beginning(place, place.most)
-
-    def _first_rows(self, place: Place, most: int) -> Read:
-        found, rows = self._collect(self._source.read(place.unit), most), place.unit.documents or 0
-        n = found.documents
-        if not n or n >= rows:
-            return replace(found, size=place.size)
-        encoded, by_rows = float(found.text_bytes + 4 * n), place.size * n / rows
-        # Bytes, not rows, say how far this went, for lengths may change from the first row to the
-        # last; but in a dictionary repeated texts take none. Chance alone is no repetition.
-        noise = 2 * _variation(found.characters) / np.sqrt(n)
-        repeats = place.is_dictionary and encoded > by_rows * (1 + noise)
-        return replace(found, size=by_rows if repeats else encoded)
-
-    def _beginning(self, place: Place, most: int) -> Read:
-        """Of a file that can only be read from its first byte on: further where that is nothing."""
-        piece, name = place.unit.pieces[0], place.unit.format
-        quote = self._config.csv.quote if name in ("csv", "tsv") else None
-        while True:
-            store = Beginnings(self._access.fs, most, quote)
-            documents = FORMATS[name].make(self._config).read(Access(store), piece)
-            found = self._collect(documents)
-            if not store.is_cut:
-                return replace(found, size=place.size)
-            found = _without_torn(found)
-            if found.documents or most >= _LONGEST_BEGINNING:
-                break
-            most *= 8
-        # The document that is torn at the end is lost: as much of one as a place taken at random
-        # lies behind its beginning (the inspection paradox: (1 + cv^2) / 2).
-        lost = (1 + _variation(found.characters) ** 2) / 2
-        return replace(found, size=most * found.documents / (found.documents + lost))
-
-    def _collect(self, documents: Iterable[DocumentBatch], most: int | None = None) -> Read:
-        """Up to so many bytes of text; texts are cut, so that memory is bounded."""
-        batches: list[DocumentBatch] = []
-        characters = [np.zeros(0, np.int64)]
-        size, is_broken = 0, False
-        try:
-            for batch in documents:
-                text = batch.table["text"]
-                cut = pc.utf8_slice_codeunits(text, 0, self._longest)
-                at = batch.table.column_names.index("text")
-                batches.append(replace(batch, table=batch.table.set_column(at, "text", cut)))
-                characters.append(pc.fill_null(pc.utf8_length(text), 0).to_numpy().astype(np.int64))
-                size += pc.sum(pc.binary_length(text)).as_py() or 0
-                if most is not None and size >= most:
-                    break
-        except UnreadableUnitError:
-            is_broken = True
-        except (OSError, pa.ArrowException) as error:  # of a file's beginning
-            if isinstance(error, OSError) and not is_damage(error):
-                raise
-            is_broken = True
-        return Read(batches, np.concatenate(characters), size, is_broken)
-
-
-def _without_torn(found: Read) -> Read:
-    """Less the faults at its end: there a record is torn."""
-    if not found.documents:
-        return found
-    documents = joined(found.batches)
-    n = found.documents
-    while n and n - 1 in documents.faults:
-        n -= 1
-    return replace(found, batches=[documents.slice(0, n)], characters=found.characters[:n])
-
-
-def _variation(values: np.ndarray) -> float:
-    """Standard deviation over mean."""
-    return float(values.std() / values.mean()) if len(values) and values.any() else 0.0
-
-
-def joined(batches: Sequence[DocumentBatch]) -> DocumentBatch:
-    """As one; one at least."""
-    tables, first = [], 0
-    faults: dict[int, tuple[RejectCode, str]] = {}
-    for batch in batches:
-        tables.append(batch.table)
-        faults |= {first + row: fault for row, fault in batch.faults.items()}
-        first += batch.table.num_rows
-    return DocumentBatch(pa.concat_tables(tables), faults)
-
-
 _PLACES = 32
 _MOST_PLACES = 256  # of small files; each is a request or two to a store
 _FEWEST_PLACES = 4
@@ -359,7 +164,7 @@ def take_sample(
     is_whole = _fits(config, units, sizes, budget)
     if is_whole:
         known = zip(units, sizes.text.tolist(), strict=True)
-        places = [Place(unit, size, stands_for=size) for unit, size in known]
+        places = [SampleRange(unit, size, stands_for=size) for unit, size in known]
     elif _is_document_a_file(units):
         places = _files(units, sizes, budget)
     else:
@@ -385,7 +190,7 @@ def take_sample(
     )
 
 
-def _weights(place: Place, found: Read) -> np.ndarray:
+def _weights(place: SampleRange, found: Read) -> np.ndarray:
     """Equal: a place stands for so much of the corpus (Hansen and Hurwitz 1943)."""
     is_all = place.stands_for == found.size  # also where both are 0
     weight = 1.0 if is_all else place.stands_for / max(found.size, 1.0)
@@ -412,7 +217,7 @@ def _count(most: float, mean: float) -> int:
 
 def _places(
     access: Access, units: Sequence[Unit], sizes: UnitSizes, budget: Budget
-) -> Iterator[Place]:
+) -> Iterator[SampleRange]:
     """At equal distances in bytes."""
     most, total = _most(units, budget), float(sizes.text.sum())
     count = _count(most, total / len(units))
@@ -429,10 +234,12 @@ def _places(
         if _has_lines(unit, access):
             for offset in offsets:
                 begin = int(max(min(offset, size - share), 0))
-                yield Place(unit, size, distance, min(share, int(size)), offset=begin)
+                yield SampleRange(unit, size, distance, min(share, int(size)), offset=begin)
         else:
             is_dictionary = bool(sizes.is_dictionary[number])
-            yield Place(unit, size, distance * len(offsets), share * len(offsets), is_dictionary)
+            yield SampleRange(
+                unit, size, distance * len(offsets), share * len(offsets), is_dictionary
+            )
 
 
 def _is_document_a_file(units: Sequence[Unit]) -> bool:
@@ -440,7 +247,7 @@ def _is_document_a_file(units: Sequence[Unit]) -> bool:
     return first.documents is not None and first.row_group is None
 
 
-def _files(units: Sequence[Unit], sizes: UnitSizes, budget: Budget) -> list[Place]:
+def _files(units: Sequence[Unit], sizes: UnitSizes, budget: Budget) -> list[SampleRange]:
     """Whole files, each as likely as any other."""
     total = float(sizes.text.sum())
     files = [(unit, piece) for unit in units for piece in unit.pieces[: unit.documents]]
@@ -448,7 +255,9 @@ def _files(units: Sequence[Unit], sizes: UnitSizes, budget: Budget) -> list[Plac
     chosen = [files[i] for i in ((np.arange(count) + 0.5) * len(files) / count).astype(int)]
     found = [float(max(piece.file.size, 0)) for _, piece in chosen]
     return [
-        Place(replace(unit, pieces=(piece,), documents=1), size, size * total / max(sum(found), 1))
+        SampleRange(
+            replace(unit, pieces=(piece,), documents=1), size, size * total / max(sum(found), 1)
+        )
         for (unit, piece), size in zip(chosen, found, strict=True)
     ]
 

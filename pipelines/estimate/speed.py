@@ -21,7 +21,7 @@ _MOST = 100  # machines and models
 
 
 @dataclass(frozen=True)
-class Speed:
+class RememberedSpeed:
     """Tokens a second of one actor."""
 
     tokens_per_second: float
@@ -49,7 +49,7 @@ def remember_speed(config: RunConfig, tokens_per_second: float, device: str) -> 
             temporary.unlink(missing_ok=True)
 
 
-def recall_speed(config: RunConfig) -> Speed | None:
+def recall_speed(config: RunConfig) -> RememberedSpeed | None:
     """What `remember_speed` kept, None where nothing fits."""
     found = _read().get(_key(config))
     if not isinstance(found, dict):
@@ -57,7 +57,7 @@ def recall_speed(config: RunConfig) -> Speed | None:
     speed, device = found.get("tokens_per_second"), found.get("device")
     if not isinstance(speed, float) or not 0 < speed < math.inf:
         return None
-    return Speed(speed, f"measured here on {device}")
+    return RememberedSpeed(speed, f"measured here on {device}")
 
 
 def _key(config: RunConfig) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from actors.tokens.tokenizer_files import load_tokenizer
 from pipelines.evaluation.dataset import Rankings
-from pipelines.evaluation.extras import extra
+from pipelines.evaluation.measures import extra
 
 K1 = 1.5
 B = 0.75

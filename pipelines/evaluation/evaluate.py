@@ -30,7 +30,7 @@ from pipelines.evaluation.dataset import (
     read_judged,
     unknown_documents,
 )
-from pipelines.evaluation.extras import extra
+from pipelines.evaluation.measures import extra
 from pipelines.evaluation.ranking import SecondStage, rank_judged
 from pipelines.evaluation.results import DatasetFacts, Evaluation, IndexFacts, evaluate_modes
 from pipelines.index.generations import check_vectors

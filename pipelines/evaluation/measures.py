@@ -6,15 +6,33 @@ ECIR 2022), whose nDCG, recall and AP are trec_eval's.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from actors.errors import ConfigError
 from pipelines.evaluation.dataset import Qrels, Rankings
-from pipelines.evaluation.extras import extra
+
+_NEEDED_BY = {"eval": "evaluation", "notebooks": "notebooks"}
+
+
+def extra(module: str, name: Literal["eval", "notebooks"] = "eval") -> Any:
+    """The imported module, of the extra `name`.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{_NEEDED_BY[name]}: expected the package {error.name}, found none.",
+            f"pip install 'packvec[{name}]'",
+        ) from None
+
 
 MEASURES = ("nDCG@10", "R@100", "RR@10", "AP")
 """In ir-measures' notation; the first is the one that BEIR compares by."""

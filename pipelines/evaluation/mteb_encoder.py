@@ -23,7 +23,7 @@ from actors.config import ModelConfig
 from actors.encoder import Encoder, load_encoder
 from actors.errors import ConfigError
 from actors.tokens.tokenizer import encoder_input
-from pipelines.evaluation.extras import extra
+from pipelines.evaluation.measures import extra
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _NO_NAME = re.compile(r"[^\w.-]+")

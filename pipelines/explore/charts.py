@@ -23,7 +23,7 @@ from actors.token_names import TokenNames
 from actors.tokens.tokenizer import encoder_input
 from actors.vectors import Column, SparseVectors, TokenVectors
 from pipelines.config.sections import ChunkConfig
-from pipelines.evaluation.extras import extra
+from pipelines.evaluation.measures import extra
 from pipelines.index.reader import Index
 from pipelines.passages.chunker import Chunker
 from pipelines.reports.html import (

@@ -34,11 +34,11 @@ from pipelines.explore.charts import (
 )
 from pipelines.index.reader import Index, open_index
 from pipelines.reports.html import Chart, Facts, Note, Section, Table
-from pipelines.reports.run_report import moment
 from pipelines.search.answers import Hit, excerpt, find
 from pipelines.search.opening import open_searcher
 from pipelines.search.searcher import outputs_for
 from pipelines.search.space import IndexSpace, check_same_space, read_space
+from pipelines.terminal.text import moment
 
 _SHOWN = 8
 _EXCERPT = 180

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from actors.encoded import SCORE
 from actors.errors import GateError, IndexStateError
-from pipelines.index.layout import generation_path, manifest_path, publication_path
+from pipelines.index.layout import manifest_path, publication_path, table_path
 from pipelines.index.parts import write_table
 from pipelines.index.records import FORMAT_VERSION, FileRecord, Manifest, TableRecord, Tables
 from pipelines.index.schemas import FILES_SCHEMA
@@ -183,7 +183,7 @@ def write_tables(
     """The tables of a generation, under names that are `nonce`'s own."""
 
     def put(name: str, table: pa.Table) -> TableRecord:
-        path = generation_path(number, f"{name}-{nonce}.parquet")
+        path = table_path(number, name, nonce)
         return TableRecord(path=path, sha256=write_table(store, table, path).sha256)
 
     return Tables(

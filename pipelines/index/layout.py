@@ -1,19 +1,99 @@
-"""Where the records of an index lie: every path, relative to the index.
+"""Where the files of an index lie: one template for each path, which builds and recognises it.
 
-    runs/<run_id>/plan.json, units.parquet       what a run reads: pinned
-    runs/<run_id>/done/<slice>.json              the commit of one slice
-    runs/<run_id>/digests/                       copies of these: done_records.py
-    runs/<run_id>/words/, readings/              what processes were at
-    data|documents|rejects|unchanged/<run_id>/<slice>-<nonce>.parquet
-    generations/<number>/manifest.json           the commit of a run
-    publications/<number>.json                   which generation is live
+    path = manifest_path(7)                 "generations/000007/manifest.json"
+    recognise(path)                         ("manifest", {"number": "000007"})
 
-See docs/index-format.md.
+Paths are relative to the index. See docs/index-format.md.
 """
 
 from __future__ import annotations
 
+import re
 import secrets
+
+_HEX = "[0-9a-f]"
+_FIELDS = {
+    "run": (f"{_HEX}{{16}}", ""),
+    "nonce": (f"{_HEX}{{12}}", ""),
+    "session": ("[^/]+", ""),
+    "entry": ("[^/]+", ""),
+    "unit": (r"\d{6,}", "06d"),
+    "first": (r"\d{10,}", "010d"),
+    "number": (r"\d{6,}", "06d"),
+    "epoch": (r"\d{6,}", "06d"),
+    "rows": ("data|documents|rejects|unchanged", ""),
+    "table": ("parts|documents|rejects|deletions|unchanged", ""),
+    "report": (r"config\.yaml|report\.json|report\.html", ""),
+    "state": ("json|beat|released", ""),
+    "target": (r"(?:.*/)?\.[^/]+", ""),
+}
+"""Field of a template -> what it may be, and how a value is written."""
+
+
+class PathTemplate:
+    """The path of one kind of file. Called with the values of its fields, in their order."""
+
+    def __init__(self, kind: str, template: str) -> None:
+        self.kind, self._template = kind, template
+        self.fields = re.findall(r"{(\w+)}", template)
+        parts = re.split(r"{\w+}", template)
+        names = [f"(?P<{name}>{_FIELDS[name][0]})" for name in self.fields]
+        self._pattern = re.compile(
+            "".join(re.escape(a) + b for a, b in zip(parts, [*names, ""], strict=True))
+        )
+
+    def __call__(self, *values: str | int) -> str:
+        """The path."""
+        pairs = zip(self.fields, values, strict=True)
+        written = {name: format(value, _FIELDS[name][1]) for name, value in pairs}
+        return self._template.format(**written)
+
+    def match(self, path: str) -> dict[str, str] | None:
+        """The fields of a path of this kind, None for another path."""
+        found = self._pattern.fullmatch(path)
+        return found.groupdict() if found else None
+
+
+plan_path = PathTemplate("plan", "runs/{run}/plan.json")
+units_path = PathTemplate("plan", "runs/{run}/units.parquet")
+done_path = PathTemplate("done", "runs/{run}/done/{unit}-{first}.json")
+"""The commit of one slice."""
+unreadable_path = PathTemplate("done", "runs/{run}/done/{unit}-{first}.unreadable.json")
+"""The record that a unit could not be read from some document on."""
+digest_path = PathTemplate("journal", "runs/{run}/digests/{entry}.jsonl.gz")
+"""Copies of some hundred done records."""
+words_path = PathTemplate("journal", "runs/{run}/words/{session}-{entry}.json")
+"""The entry of one encoding process in the crash journal."""
+reading_path = PathTemplate("journal", "runs/{run}/readings/{session}-{unit}/{entry}")
+"""One attempt to read a unit."""
+rows_path = PathTemplate("rows", "{rows}/{run}/{unit}-{first}-{nonce}.parquet")
+"""A file of one slice: its part, ledger, rejects or unchanged documents."""
+commit_rejects_path = PathTemplate("rows", "rejects/{run}/commit-{nonce}.parquet")
+manifest_path = PathTemplate("manifest", "generations/{number}/manifest.json")
+table_path = PathTemplate("table", "generations/{number}/{table}-{nonce}.parquet")
+generation_path = PathTemplate("report", "generations/{number}/{report}")
+"""A file that is written after the commit: config.yaml, report.json or report.html."""
+publication_path = PathTemplate("publication", "publications/{number}.json")
+lease_path = PathTemplate("lease", "leases/{epoch}.{state}")
+temporary_path = PathTemplate("temporary", "{target}.{nonce}.tmp")
+"""A local file that is being written."""
+
+TEMPLATES = [value for value in globals().values() if isinstance(value, PathTemplate)]
+_OF_RUN = re.compile(rf"(?:runs|{_FIELDS['rows'][0]})/({_FIELDS['run'][0]})/.+")
+
+
+def recognise(path: str) -> tuple[str, dict[str, str]] | None:
+    """Kind and fields of a file of an index, None for a path that no template has."""
+    for template in TEMPLATES:
+        if (fields := template.match(path)) is not None:
+            return template.kind, fields
+    return None
+
+
+def run_of(path: str) -> str | None:
+    """The run whose folders a file lies in, whatever it is."""
+    found = _OF_RUN.fullmatch(path)
+    return found[1] if found else None
 
 
 def slice_name(unit: int, first_document: int) -> str:
@@ -22,75 +102,30 @@ def slice_name(unit: int, first_document: int) -> str:
 
 
 def new_nonce() -> str:
-    """What makes a file's name its writer's own."""
+    """A random part of a file name, so that no two writers share a file."""
     return secrets.token_hex(6)
 
 
-def plan_path(run_id: str) -> str:
-    """Path of a run's plan."""
-    return f"runs/{run_id}/plan.json"
-
-
-def units_path(run_id: str) -> str:
-    """Path of a run's units."""
-    return f"runs/{run_id}/units.parquet"
-
-
 def done_folder(run_id: str) -> str:
-    """Folder of a run's slice commits."""
+    """Folder of a run's done records."""
     return f"runs/{run_id}/done"
 
 
-def digests_folder(run_id: str) -> str:
-    """Folder of copies of a run's slice commits, some hundred a file."""
-    return f"runs/{run_id}/digests"
-
-
 def done_prefix(run_id: str, unit: int) -> str:
-    """What the paths of one unit's commits begin with."""
+    """What the paths of one unit's done records begin with."""
     return f"{done_folder(run_id)}/{unit:06d}-"
 
 
-def done_path(run_id: str, unit: int, first_document: int) -> str:
-    """Path of one slice's commit."""
-    return f"{done_folder(run_id)}/{slice_name(unit, first_document)}.json"
-
-
-def unreadable_path(run_id: str, unit: int, first_document: int) -> str:
-    """Path of the record that a unit could not be read from some document on."""
-    return f"{done_folder(run_id)}/{slice_name(unit, first_document)}.unreadable.json"
-
-
-def generation_folder(number: int) -> str:
-    """Folder of a generation."""
-    return f"generations/{number:06d}"
-
-
-def manifest_path(number: int) -> str:
-    """Path of a generation's manifest."""
-    return f"{generation_folder(number)}/manifest.json"
-
-
-def publication_path(number: int) -> str:
-    """Path of a publication."""
-    return f"publications/{number:06d}.json"
-
-
-def generation_path(generation: int, name: str) -> str:
-    """Path of a file of a generation."""
-    return f"{generation_folder(generation)}/{name}"
+def digests_folder(run_id: str) -> str:
+    """Folder of copies of a run's done records."""
+    return f"runs/{run_id}/digests"
 
 
 def words_folder(run_id: str) -> str:
-    """Folder of what the encoding processes of a run said last."""
+    """Folder of the crash journal of a run's encoding processes."""
     return f"runs/{run_id}/words"
 
 
-def words_path(run_id: str, session: str, nonce: str) -> str:
-    """Path of what one encoding process said last."""
-    return f"{words_folder(run_id)}/{session}-{nonce}.json"
-
-
 def readings_folder(run_id: str, session: str, unit: int) -> str:
-    """Folder with a file for each time a session of a run began to read a unit."""
+    """Folder with a file for each attempt of a session to read a unit."""
     return f"runs/{run_id}/readings/{session}-{unit:06d}"

@@ -30,7 +30,7 @@ from pathlib import Path
 from pydantic import AwareDatetime, ValidationError
 
 from actors.errors import IndexStateError, LeaseHeldError, StorageError
-from pipelines.index.layout import new_nonce
+from pipelines.index.layout import lease_path, new_nonce
 from pipelines.index.records import Record
 from pipelines.store.store import Store
 
@@ -155,7 +155,7 @@ def hold_lease(
     finally:
         stop.set()
         beat.join(beat_seconds)  # a beat that hangs must not keep the run from ending
-        _write(store, _path(epoch, "released"), datetime.now(UTC).isoformat())
+        _write(store, lease_path(epoch, "released"), datetime.now(UTC).isoformat())
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class _Taking:
             newest = _newest_epoch(self.store)
             if newest:
                 self._wait_for_end(newest, me)
-            path = _path(newest + 1, "json")
+            path = lease_path(newest + 1, "json")
             if not self.store.create_exclusive(path, me.to_bytes()):
                 continue  # another run was faster: look again
             probe = me.model_copy(update={"nonce": new_nonce()})
@@ -189,9 +189,9 @@ class _Taking:
 
     def _wait_for_end(self, epoch: int, me: Owner) -> None:
         """Return once the owner of an epoch is known to write no more."""
-        if self.store.exists(_path(epoch, "released")):
+        if self.store.exists(lease_path(epoch, "released")):
             return
-        path = _path(epoch, "json")
+        path = lease_path(epoch, "json")
         try:
             owner = Owner.model_validate_json(self.store.read(path))
         except ValidationError as error:
@@ -222,12 +222,12 @@ class _Taking:
                     "has a heartbeat",
                     f"Wait for it, or stop it there and wait {self.expiry_seconds:g} s",
                 )
-            if self.store.exists(_path(epoch, "released")):
+            if self.store.exists(lease_path(epoch, "released")):
                 return
 
     def _last_beat(self, epoch: int) -> bytes:
         try:
-            return self.store.read(_path(epoch, "beat"))
+            return self.store.read(lease_path(epoch, "beat"))
         except FileNotFoundError:
             return b""
 
@@ -242,7 +242,7 @@ def _beat(store: Store, epoch: int, seconds: float, stop: threading.Event) -> No
     count = 0
     while not stop.is_set():
         count += 1
-        _write(store, _path(epoch, "beat"), f"{count} {datetime.now(UTC).isoformat()}")
+        _write(store, lease_path(epoch, "beat"), f"{count} {datetime.now(UTC).isoformat()}")
         stop.wait(seconds)
 
 
@@ -260,10 +260,6 @@ def _newest_epoch(store: Store) -> int:
     return max(
         (int(p.stem) for p in names if p.suffix == ".json" and p.stem.isdecimal()), default=0
     )
-
-
-def _path(epoch: int, kind: str) -> str:
-    return f"leases/{epoch:06d}.{kind}"
 
 
 def _process_stat(pid: int, proc: Path) -> tuple[str, int]:

@@ -120,7 +120,10 @@ def reject_table(rows: Iterable[tuple[str | None, int, int, RejectCode, str]]) -
     return pa.table(arrays, schema=REJECTS_SCHEMA)
 
 
-_VALUE_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
+VALUE_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
+UNIT_LENGTH_TOLERANCE = {"float16": 2e-3, "float32": 1e-4}
+"""How far the length of a normalised vector may be from 1, by its stored type. Rounding a number to
+float16 moves it by 2**-11 of itself at most; computing in half precision adds as much again."""
 
 
 def as_numbers(table: pa.Table, info: Manifest) -> pa.Table:
@@ -130,27 +133,30 @@ def as_numbers(table: pa.Table, info: Manifest) -> pa.Table:
     column = table["colbert"].combine_chunks()
     if not pa.types.is_fixed_size_binary(column.type.value_type):
         return table
-    numbers = colbert_from_bytes(column, _VALUE_TYPES[info.vector_dtype])
+    numbers = colbert_from_bytes(column, VALUE_TYPES[info.vector_dtype])
     return table.set_column(table.column_names.index("colbert"), "colbert", numbers)
 
 
-def score_type(info: Manifest) -> pa.DataType:
-    """Of a reranker's column: a number a pair, or one for each layer that scores."""
-    return pa.float32() if info.model.dim == 1 else pa.list_(pa.float32(), info.model.dim)
+def output_type(name: str, info: Manifest, *, stored: bool = True) -> pa.DataType:
+    """The column type of an output; `stored`: in parts, where ColBERT vectors may be bytes."""
+    value, model = VALUE_TYPES.get(info.vector_dtype, pa.null()), info.model
+    if name == "dense":
+        return pa.list_(value, model.dim)
+    if name == "sparse":
+        return pa.struct([("indices", pa.list_(pa.int32())), ("values", pa.list_(pa.float32()))])
+    if name == SCORE:  # a number a pair, or one for each layer that scores
+        return pa.float32() if model.dim == 1 else pa.list_(pa.float32(), model.dim)
+    dim = model.colbert_dim or 1
+    if stored and info.colbert_storage == "bytes":
+        return pa.list_(pa.binary(dim * (4 if info.vector_dtype == "float32" else 2)))
+    return pa.list_(pa.list_(value, dim))
 
 
 def schema_without_parts(info: Manifest) -> pa.Schema:
     """Of an index whose every document was rejected; without its metadata columns."""
-    value = _VALUE_TYPES[info.vector_dtype]
-    sparse = [("indices", pa.list_(pa.int32())), ("values", pa.list_(pa.float32()))]
-    vectors = {
-        "dense": pa.list_(value, info.model.dim),
-        "sparse": pa.struct(sparse),
-        "colbert": pa.list_(pa.list_(value, info.model.colbert_dim or 1)),
-        SCORE: score_type(info),
-    }
-    chosen = [(name, vectors[name]) for name in COMPUTED_COLUMNS if name in info.outputs]
-    return pa.schema([*PASSAGE_SCHEMA, *(pa.field(*pair) for pair in chosen)])
+    chosen = [name for name in COMPUTED_COLUMNS if name in info.outputs]
+    columns = [pa.field(name, output_type(name, info, stored=False)) for name in chosen]
+    return pa.schema([*PASSAGE_SCHEMA, *columns])
 
 
 LOST_SCHEMA = pa.schema([field for field in LEDGER_SCHEMA if field.name != "doc_hash"])

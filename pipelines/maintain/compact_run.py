@@ -22,7 +22,13 @@ from pipelines.index.generations import (
     software_versions,
     write_tables,
 )
-from pipelines.index.layout import done_folder, generation_path, plan_path, units_path
+from pipelines.index.layout import (
+    commit_rejects_path,
+    done_folder,
+    generation_path,
+    plan_path,
+    units_path,
+)
 from pipelines.index.lease import Lease
 from pipelines.index.parts import write_table
 from pipelines.index.reader import Index
@@ -70,7 +76,7 @@ def write_compacted(lease: Lease, view: LiveView, outputs: Outputs, run_id: str)
     nonce, number = rewriter.nonce, highest_generation(store) + 1
     rejects = Index(store, manifests).rejects()
     codes = Counter(rejects["code"].to_pylist())
-    path = f"rejects/{run_id}/commit-{nonce}.parquet"
+    path = commit_rejects_path(run_id, nonce)
     lease.check()
     tables = write_tables(
         store,

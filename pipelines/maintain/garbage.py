@@ -6,7 +6,6 @@ Never what a manifest that stays refers to, nor what is young. Nothing here remo
 from __future__ import annotations
 
 import itertools
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pydantic import ValidationError
 
 from actors.errors import IndexStateError
 from pipelines.index.generations import publications
+from pipelines.index.layout import lease_path, recognise, run_of
 from pipelines.index.records import Done, Manifest
 from pipelines.maintain.audit import Generation, Problems, read_committed
 from pipelines.store.files import StoredFile
@@ -38,7 +38,7 @@ class Retention:
 
 
 @dataclass(frozen=True)
-class Published:
+class Publication:
     """A publication: which generation, and when by the store's clock."""
 
     generation: int
@@ -49,7 +49,7 @@ def expired(
     retention: Retention,
     manifests: Mapping[int, Manifest],
     committed: Mapping[int, datetime],
-    publications: Mapping[int, Published],
+    publications: Mapping[int, Publication],
     now: datetime,
     age: timedelta,
 ) -> list[int]:
@@ -76,7 +76,7 @@ def expired(
     return sorted(manifests.keys() - kept, reverse=True)
 
 
-def _ends(publications: Mapping[int, Published]) -> dict[int, datetime]:
+def _ends(publications: Mapping[int, Publication]) -> dict[int, datetime]:
     """When generations were live for the last time: when another one took over."""
     numbers = sorted(publications)
     return {
@@ -96,28 +96,6 @@ def _with_ancestors(numbers: Iterable[int], manifests: Mapping[int, Manifest]) -
 
 
 KEEP_ALL = Retention()
-
-_HEX = "[0-9a-f]"
-_RUN = f"(?P<run>{_HEX}{{16}})"
-_SLICE = r"\d{6,}-\d{10,}"
-_FOLDERS = "data|documents|rejects|unchanged"
-_RULES = {
-    "temporary": rf"(?:.*/)?\.[^/]+\.{_HEX}{{12}}\.tmp",
-    "done": rf"runs/{_RUN}/done/{_SLICE}(?:\.unreadable)?\.json",
-    "plan": rf"runs/{_RUN}/(?:plan\.json|units\.parquet)",
-    "words": rf"runs/{_RUN}/(?:words|readings|digests)/.+",
-    "rows": rf"(?:{_FOLDERS})/{_RUN}/(?:{_SLICE}|commit)-{_HEX}{{12}}\.parquet",
-    "table": rf"generations/(?P<number>\d{{6,}})/(?:parts|documents|rejects|deletions|unchanged)"
-    rf"-{_HEX}{{12}}"
-    r"\.parquet",
-    "manifest": r"generations/(?P<number>\d{6,})/manifest\.json",
-    "report": r"generations/(?P<number>\d{6,})/(?:config\.yaml|report\.json|report\.html)",
-    "publication": r"publications/(?P<number>\d{6,})\.json",
-    "lease": r"leases/(?P<epoch>\d{6,})\.(?:json|beat|released)",
-}
-"""Every file an index has; see layout.py."""
-_PATTERNS = {kind: re.compile(rule) for kind, rule in _RULES.items()}
-_OF_RUN = re.compile(rf"(?:runs|{_FOLDERS})/{_RUN}/.+")
 
 _TABLES = "tables that no manifest names"
 PUBLICATIONS = "publications of removed generations"
@@ -145,7 +123,7 @@ class _Known:
 
     file: StoredFile
     kind: str
-    place: Mapping[str, str | None]
+    place: Mapping[str, str]
     """`run`, `number` or `epoch`."""
 
     @property
@@ -176,8 +154,9 @@ def find_garbage(
         IndexStateError: a manifest, table, publication or done record cannot be read.
     """
     files = store.find()
-    known = [found for file in files if (found := known_of(file))]
-    now = next(f.file.modified for f in known if f.path == f"leases/{epoch:06d}.json")
+    places = ((file, recognise(file.path)) for file in files)
+    known = [_Known(file, *place) for file, place in places if place]
+    now = next(f.file.modified for f in known if f.path == lease_path(epoch, "json"))
     generations = _read_committed(store, known)
     paths = {f.path for f in known}
     garbage = Garbage(unknown=[file.path for file in files if file.path not in paths])
@@ -192,17 +171,17 @@ def find_garbage(
     alive = {generation.manifest.run_id for generation in generations.values()}
     for file in files:
         if file.modified > now - age:
-            alive |= {match["run"] for match in [_OF_RUN.fullmatch(file.path)] if match}
+            alive |= {run for run in [run_of(file.path)] if run}
     _find_runs(store, known, old, alive, garbage)
     for run in runs & garbage.slices.keys():
         del garbage.slices[run]  # its generation goes: nothing is to be done again
     for f in old:
         if f.kind == "temporary":
             garbage.by_kind["temporary files"].append(f.file)
-        elif f.kind == "lease" and int(f.place["epoch"] or 0) < epoch:
+        elif f.kind == "lease" and int(f.place["epoch"]) < epoch:
             garbage.by_kind["old leases"].append(f.file)
         elif f.kind == "table" or (
-            f.kind == "report" and int(f.place["number"] or 0) not in generations
+            f.kind == "report" and int(f.place["number"]) not in generations
         ):
             garbage.by_kind[_TABLES].append(f.file)
     return garbage
@@ -221,7 +200,7 @@ def _find_expired(
     if not retention.forgets:
         return
     of_kind = {
-        kind: {int(f.place["number"] or 0): f.file for f in known if f.kind == kind}
+        kind: {int(f.place["number"]): f.file for f in known if f.kind == kind}
         for kind in ("manifest", "publication")
     }
     manifests, published = of_kind["manifest"], of_kind["publication"]
@@ -231,7 +210,7 @@ def _find_expired(
         {number: generation.manifest for number, generation in generations.items()},
         {number: file.modified for number, file in manifests.items()},
         {
-            number: Published(generation, published[number].modified)
+            number: Publication(generation, published[number].modified)
             for number, generation in names.items()
         },
         now,
@@ -243,14 +222,6 @@ def _find_expired(
         for number, generation in names.items()
         if generation in garbage.generations
     ]
-
-
-def known_of(file: StoredFile) -> _Known | None:
-    """What the layout says of a file; None: nothing."""
-    for kind, pattern in _PATTERNS.items():
-        if match := pattern.fullmatch(file.path):
-            return _Known(file, kind, match.groupdict())
-    return None
 
 
 def _read_committed(store: Store, known: Iterable[_Known]) -> dict[int, Generation]:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from actors.errors import IndexStateError
-from pipelines.index.layout import new_nonce, slice_name
+from pipelines.index.layout import new_nonce, rows_path
 from pipelines.index.parts import PartWriter, checked_file, describe_file, read_columns, write_table
 from pipelines.index.records import FileRecord
 from pipelines.index.schemas import LEDGER_SCHEMA
@@ -68,7 +68,7 @@ class PartRewriter:
             StorageError: the bytes of an old one are not those that were committed.
             IndexStateError: its ledger is of other rows than its live ones.
         """
-        path = f"data/{self.run_id}/{self._name(number)}"
+        path = rows_path("data", self.run_id, number, 0, self.nonce)
         ledgers, truncated = [], 0
         with scratch_folder() as scratch, ExitStack() as stack:
             local = scratch / "part.parquet"
@@ -139,13 +139,11 @@ class PartRewriter:
     def _described(
         self, number: int, part: FileRecord, ledgers: Sequence[pa.Table], truncated: int
     ) -> NewPart:
-        ledger, path = pa.concat_tables(ledgers), f"documents/{self.run_id}/{self._name(number)}"
+        ledger = pa.concat_tables(ledgers)
+        path = rows_path("documents", self.run_id, number, 0, self.nonce)
         file = write_table(self.store, ledger, path) if ledger.num_rows else None
         tokens = pc.sum(ledger["n_tokens"]).as_py() or 0
         return NewPart(part, file, ledger.num_rows, tokens, truncated)
-
-    def _name(self, number: int) -> str:
-        return f"{slice_name(number, 0)}-{self.nonce}.parquet"
 
 
 def ledgers_by_part(store: Store, chain: Sequence[Generation]) -> dict[str, list[str]]:

@@ -32,7 +32,7 @@ from pipelines.index.schemas import LEDGER_SCHEMA, REJECTS_SCHEMA, UNCHANGED_SCH
 from pipelines.maintain.audit import Generation, Problems, chain_of, columns_of, one_line
 from pipelines.maintain.verify_rows import (
     MASKED_SCHEMA,
-    Part,
+    PartCheck,
     Totals,
     check_counts,
     check_part,
@@ -122,7 +122,7 @@ class _Check:
                 ledger = pa.concat_tables([LEDGER_SCHEMA.empty_table(), *files])
                 ledger = ledger.filter(pc.equal(ledger["part"], path))
             masked, again = self.masked.get(path, nothing), path in read_before
-            part = Part(path, generation.manifest, normalized, ledger, masked, not again)
+            part = PartCheck(path, generation.manifest, normalized, ledger, masked, not again)
             return check_part(file, part, self.problems)
 
         found = self._read_all(generation.parts, look)

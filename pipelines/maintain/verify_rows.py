@@ -12,16 +12,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from actors.encoded import SCORE
 from pipelines.index.layout import manifest_path
 from pipelines.index.parts import COMPUTED_COLUMNS, colbert_from_bytes
 from pipelines.index.records import Manifest
-from pipelines.index.schemas import DELETIONS_SCHEMA, PASSAGE_SCHEMA, score_type
+from pipelines.index.schemas import (
+    DELETIONS_SCHEMA,
+    PASSAGE_SCHEMA,
+    UNIT_LENGTH_TOLERANCE,
+    VALUE_TYPES,
+    output_type,
+)
 from pipelines.maintain.audit import Generation, Problems
-
-_VALUE_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
-# Rounding a number to fp16 moves it by 2**-11 of itself at most, and so the length of a vector.
-_TOLERANCES = {"float16": 1e-3, "float32": 1e-5}
 
 
 class Findings:
@@ -43,29 +44,15 @@ class Findings:
             self._problems.add(self._path, expected, f"otherwise {count:,} times, first: {first}")
 
 
-def expected_type(name: str, manifest: Manifest) -> pa.DataType:
-    """The type of a vector column in the parts of a generation."""
-    value, model = _VALUE_TYPES.get(manifest.vector_dtype, pa.null()), manifest.model
-    if name == "dense":
-        return pa.list_(value, model.dim)
-    if name == "sparse":
-        lists = [("indices", pa.list_(pa.int32())), ("values", pa.list_(pa.float32()))]
-        return pa.struct(lists)
-    if name == SCORE:
-        return score_type(manifest)
-    dim = model.colbert_dim or 1
-    if manifest.colbert_storage == "bytes":
-        return pa.list_(pa.binary(dim * (4 if manifest.vector_dtype == "float32" else 2)))
-    return pa.list_(pa.list_(value, dim))
-
-
 class VectorCheck:
     """Looks at the vectors of one part, some rows at a time, in order."""
 
     def __init__(self, manifest: Manifest, normalized: bool, findings: Findings) -> None:
-        """The columns must have the types `expected_type` says."""
-        self._value_type = _VALUE_TYPES.get(manifest.vector_dtype)
-        self._tolerance = _TOLERANCES.get(manifest.vector_dtype, 0) if normalized else None
+        """The columns must have the types `output_type` says."""
+        self._value_type = VALUE_TYPES.get(manifest.vector_dtype)
+        self._tolerance = (
+            UNIT_LENGTH_TOLERANCE.get(manifest.vector_dtype, 0) if normalized else None
+        )
         self._findings = findings
 
     def check(self, table: pa.Table, start: int) -> None:
@@ -151,7 +138,7 @@ _DEFAULTS = {"doc_id": "", "passage_id": "", "passage_no": -1, "n_tokens": 0, "t
 
 
 @dataclass(frozen=True)
-class Part:
+class PartCheck:
     """What is known of a part before it is read."""
 
     path: str
@@ -186,7 +173,7 @@ class Totals:
 
 
 def masked_rows(generations: Mapping[int, Generation]) -> dict[str, pa.Table]:
-    """Part -> the rows of it that any generation masks."""
+    """PartCheck -> the rows of it that any generation masks."""
     tables = [MASKED_SCHEMA.empty_table()]
     for generation in generations.values():
         if (table := generation.deletions) is not None:
@@ -197,7 +184,7 @@ def masked_rows(generations: Mapping[int, Generation]) -> dict[str, pa.Table]:
     return {part: every.take(pa.array(at)) for part, at in rows.groupby(rows).indices.items()}
 
 
-def check_part(file: pq.ParquetFile, part: Part, problems: Problems) -> Totals | None:
+def check_part(file: pq.ParquetFile, part: PartCheck, problems: Problems) -> Totals | None:
     """Read a part, a row group at a time; None: it lacks columns that every part has."""
     columns = _columns(file.schema_arrow, part, problems)
     if columns is None:
@@ -235,7 +222,7 @@ def check_counts(
         )
 
 
-def _columns(schema: pa.Schema, part: Part, problems: Problems) -> list[str] | None:
+def _columns(schema: pa.Schema, part: PartCheck, problems: Problems) -> list[str] | None:
     """What to read; columns that are missing or of another type are problems."""
 
     def is_wrong(name: str, right: bool, expected: str) -> bool:
@@ -253,7 +240,7 @@ def _columns(schema: pa.Schema, part: Part, problems: Problems) -> list[str] | N
         return None
     outputs = part.manifest.outputs if part.with_vectors else []
     chosen = [name for name in COMPUTED_COLUMNS if name in outputs]
-    expected = {name: expected_type(name, part.manifest) for name in chosen}
+    expected = {name: output_type(name, part.manifest) for name in chosen}
     # By what they print: Parquet calls the items of lists otherwise than Arrow.
     same = {name: _shown(types.get(name)) == _shown(kind) for name, kind in expected.items()}
     vectors = [n for n in chosen if not is_wrong(n, same[n], _shown(expected[n]))]
@@ -267,7 +254,7 @@ def _shown(kind: pa.DataType | None) -> str:
 class _Rows:
     """Whose a row is, and whether it is what its owner's n-th passage must be."""
 
-    def __init__(self, part: Part, rows: int, findings: Findings) -> None:
+    def __init__(self, part: PartCheck, rows: int, findings: Findings) -> None:
         self._findings = findings
         self._ledger = part.ledger
         own = pc.equal(part.masked["generation"], part.manifest.generation)
@@ -292,7 +279,7 @@ class _Rows:
             owner[:] = number
             self.live_documents += bool(len(owner) and self._live[max(first, 0)])
 
-    def _check_masked(self, part: Part) -> None:
+    def _check_masked(self, part: PartCheck) -> None:
         """What is masked is a document, or rows that are nobody's."""
         assert part.ledger is not None
         documents = zip(part.ledger["doc_id"].to_pylist(), _ranges(part.ledger), strict=True)

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from actors.errors import SourceChangedError
 from pipelines.config.run import AnyRunConfig
 from pipelines.index.layout import (
+    digest_path,
     digests_folder,
     done_folder,
     done_path,
@@ -242,7 +243,7 @@ class DoneRecords:
 
     def _write_digest(self) -> None:
         lines = "\n".join(done.model_dump_json() for done in self._loose)
-        path = f"{digests_folder(self._run_id)}/{new_nonce()}.jsonl.gz"
+        path = digest_path(self._run_id, new_nonce())
         self.store.overwrite(path, gzip.compress(lines.encode()))
         self._loose = []
 

@@ -13,7 +13,6 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
@@ -38,7 +37,7 @@ from pipelines.reports.run_numbers import (
     utilisation,
 )
 from pipelines.store.store import Store
-from pipelines.terminal.text import byte_count, duration
+from pipelines.terminal.text import byte_count, duration, moment
 
 _ACTORS_SHOWN = 16
 _log = logging.getLogger(__name__)
@@ -64,7 +63,7 @@ def read_run(
 def read_report(store: Store, generation: int) -> dict[str, Any]:
     """report.json of a generation; empty where a run died before it wrote one."""
     try:
-        report: dict[str, Any] = json.loads(store.read(_report_path(generation)))
+        report: dict[str, Any] = json.loads(store.read(generation_path(generation, "report.json")))
     except FileNotFoundError:
         return {}
     return report
@@ -98,7 +97,7 @@ def write_report(
     }
     configuration = yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True)
     store.overwrite(generation_path(number, "config.yaml"), configuration.encode())
-    store.overwrite(_report_path(number), json.dumps(report, indent=1).encode())
+    store.overwrite(generation_path(number, "report.json"), json.dumps(report, indent=1).encode())
     write_page(RunReport(store, manifest, done, report))
 
 
@@ -331,10 +330,8 @@ class RunReport:
             *([name, _in_words(config[name])] for name in ("chunk", "slice") if name in config),
             ["run", manifest.run_id],
             ["started, committed", f"{moment(manifest.started)}, {moment(manifest.ended)}"],
-            [
-                "space, index fingerprint",
-                f"{manifest.space_fingerprint}, {manifest.index_fingerprint}",
-            ],
+            ["space fingerprint", manifest.space_fingerprint],
+            ["index fingerprint", manifest.index_fingerprint],
             ["versions", _in_words(manifest.versions)],
         ]
         return Table(["", ""], rows)
@@ -346,15 +343,6 @@ def _of(count: int, whole: int) -> str:
 
 def _share(count: int, whole: int) -> str:
     return f"{count / whole:.2%}" if count / whole >= 0.0001 else "<0.01%"
-
-
-def _report_path(generation: int) -> str:
-    return generation_path(generation, "report.json")
-
-
-def moment(iso: str) -> str:
-    """A time of a manifest, for people."""
-    return datetime.fromisoformat(iso).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _in_words(values: Mapping[str, Any]) -> str:

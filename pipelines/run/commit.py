@@ -25,7 +25,7 @@ from pipelines.index.generations import (
     software_versions,
     write_tables,
 )
-from pipelines.index.layout import new_nonce
+from pipelines.index.layout import commit_rejects_path, new_nonce
 from pipelines.index.parts import read_columns, write_table
 from pipelines.index.records import Counts, Done, Manifest, ModelRecord, Tables
 from pipelines.index.schemas import DELETIONS_SCHEMA, LOST_SCHEMA, reject_table
@@ -167,7 +167,7 @@ def _write_tables(
     rows = reject_table((*row, *duplicate_of("in another slice")) for row in doubles)
     rows = pa.concat_tables([rows, inherited.rejects])
     if rows.num_rows:
-        rejects.append(write_table(store, rows, f"rejects/{run_id}/commit-{nonce}.parquet"))
+        rejects.append(write_table(store, rows, commit_rejects_path(run_id, nonce)))
     deletions = [
         pa.Table.from_pylist(
             [row.model_dump() for r in done for row in r.masked], DELETIONS_SCHEMA

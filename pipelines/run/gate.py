@@ -20,12 +20,12 @@ from pipelines.config.sections import GateConfig
 from pipelines.index.generations import read_chain
 from pipelines.index.reader import Index
 from pipelines.index.records import Manifest
+from pipelines.index.schemas import UNIT_LENGTH_TOLERANCE
 from pipelines.store.store import Store
 
 _SAMPLED_PARTS = 32
 _SAMPLED_ROWS = 2048
 _TELLING_ROWS = 16
-_TOLERANCES = {"float16": 2e-3, "float32": 1e-4}
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _vectors(store: Store, manifest: Manifest, max_alike: float, normalized: boo
         yield f"{(~finite).sum():,} of {len(vectors):,} sampled vectors have NaN or Inf"
         return
     norms = np.linalg.norm(vectors, axis=1)
-    tolerance = _TOLERANCES.get(manifest.vector_dtype, 0.0)
+    tolerance = UNIT_LENGTH_TOLERANCE.get(manifest.vector_dtype, 0.0)
     bad = norms == 0 if not normalized else np.abs(norms - 1) > tolerance
     if bad.any():
         length = f"{norms[bad][0]:.4f}"

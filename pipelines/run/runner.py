@@ -10,6 +10,7 @@ from actors.models.files import resolve_model
 from pipelines.config.run import RunConfig
 from pipelines.estimate.confirm import Permit
 from pipelines.estimate.estimate import about_documents
+from pipelines.estimate.speed import remember_speed
 from pipelines.index.generations import committed_by, live_generation, publish, read_chain
 from pipelines.index.layout import new_nonce
 from pipelines.index.lease import Lease, hold_lease
@@ -142,8 +143,9 @@ def _encode(context: RunContext, run: Run, records: DoneRecords, job: EncodeJob)
     except KeyboardInterrupt:
         progress.stage("stopping")
         raise
-    if isinstance(context.config, RunConfig):  # what --dry-run asks for
-        progress.remember(context.config)
+    measured = progress.actor_speed()
+    if measured and isinstance(context.config, RunConfig):
+        remember_speed(context.config, *measured)  # for the next --dry-run
 
 
 def _publish(

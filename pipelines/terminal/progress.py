@@ -13,8 +13,6 @@ from typing import Any
 from rich.live import Live
 from rich.text import Text
 
-from pipelines.config.run import RunConfig
-from pipelines.estimate.speed import remember_speed
 from pipelines.index.records import Done
 from pipelines.terminal.cli import Log
 from pipelines.terminal.text import line, summary
@@ -174,12 +172,11 @@ class Progress:
         text = f"nothing to do: generation {generation} of {uri} is what its source is"
         self.log.say("done", text, index=uri, already_committed=True, generation=generation)
 
-    def remember(self, config: RunConfig) -> None:
-        """Keep this machine's speed for the next --dry-run, where enough was encoded to tell."""
-        numbers = self.numbers()
-        if self._new.slices >= _TELLING_SLICES and self._device and self._actors:
-            speed = numbers["tokens_per_second"] / self._actors
-            remember_speed(config, speed, self._device)
+    def actor_speed(self) -> tuple[float, str] | None:
+        """Tokens a second of one actor, and its device; None where too little was encoded."""
+        if self._new.slices < _TELLING_SLICES or not self._device or not self._actors:
+            return None
+        return self.numbers()["tokens_per_second"] / self._actors, self._device
 
     def kept(self) -> dict[str, int]:
         """Slices and documents known to be finished: what the next try need not do."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 _IDLE_SECONDS = 10.0  # silence worth a word
@@ -123,6 +124,11 @@ def _time(e: Mapping[str, Any]) -> str:
         )
     speed = f"{e['tokens_per_second']:,.0f} tokens/s each, {e['speed_from']}"
     return f"~{duration(e['hours'] * 3600)} with {actors} ({speed})"
+
+
+def moment(iso: str) -> str:
+    """A time of a manifest, in UTC to the second."""
+    return datetime.fromisoformat(iso).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def byte_count(size: float) -> str:
