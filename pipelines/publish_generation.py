@@ -32,7 +32,7 @@ from pipelines.terminal.cli import IndexUri, exit_with_one_line, new_app
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishResult:
     """What was done."""
 
     before: int | None
@@ -41,7 +41,7 @@ class Published:
     """Its vectors may not be compared with those that are live now."""
 
 
-def publish_generation(store: Store, number: int) -> Published:
+def publish_generation(store: Store, number: int) -> PublishResult:
     """Make a generation live; nothing is written where it is.
 
     Raises:
@@ -61,11 +61,11 @@ def publish_generation(store: Store, number: int) -> Published:
     chain = read_chain(store, number)
     _check_tables(store, chain)
     if before == number:
-        return Published(before, other_space=False)
+        return PublishResult(before, other_space=False)
     space = chain[0].space_fingerprint
     other = before in there and read_manifest(store, before).space_fingerprint != space
     publish_next(store, number, published)
-    return Published(before, other)
+    return PublishResult(before, other)
 
 
 def generations_table(store: Store) -> Iterator[str]:

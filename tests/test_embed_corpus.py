@@ -38,7 +38,7 @@ from pipelines.index import open_index
 from pipelines.index.layout import publication_path
 from pipelines.index.lease import hold_lease
 from pipelines.index.records import Done, Manifest
-from pipelines.plan.plan import Run, plan_run, read_done, todo_table
+from pipelines.plan.plan import PlannedRun, plan_run, read_done, todo_table
 from pipelines.run.context import RunContext
 from pipelines.run.engine import EncodeJob
 from pipelines.run.on_ray import receipts
@@ -242,7 +242,7 @@ def test_plan_with_gpus_tokenises_outside_the_two_encoder_actors(
     assert sum(record.documents for record in done) == 90
 
 
-def _planned(config: Any) -> tuple[RunContext, Run]:
+def _planned(config: Any) -> tuple[RunContext, PlannedRun]:
     """A run as a driver leaves it that dies after planning."""
     context = RunContext.of(config, Progress(silent()))
     task = next_embed_task(context, fresh=False, replay=False)
@@ -251,7 +251,7 @@ def _planned(config: Any) -> tuple[RunContext, Run]:
     return context, plan_run(store, config, context.request, task.pin, files, task.run_id)
 
 
-def _job(context: RunContext, run: Run) -> EncodeJob:
+def _job(context: RunContext, run: PlannedRun) -> EncodeJob:
     return EncodeJob(context.config, run.plan.run_id, "attempt", context.request.space_fingerprint)
 
 

@@ -16,19 +16,19 @@ from pipelines.source.formats import base
 from pipelines.source.formats.base import (
     Access,
     DocumentBatch,
-    Record,
+    SourceRow,
     compression_of,
     derived_id,
     to_batch,
     to_batches,
 )
 from pipelines.source.listing import describe_file
-from pipelines.source.units import Piece, SourceFile
+from pipelines.source.units import FileRange, SourceFile
 
 RECORDS = [
-    Record(str(i), f"text {i}", None, ("m",))
+    SourceRow(str(i), f"text {i}", None, ("m",))
     if i % 7
-    else Record(None, fault=("bad_record", "why"))
+    else SourceRow(None, fault=("bad_record", "why"))
     for i in range(300)
 ]
 
@@ -46,7 +46,9 @@ def test_to_batches_are_bounded_by_documents():
 
 def test_to_batches_are_bounded_by_characters(monkeypatch):
     monkeypatch.setattr(base, "_BATCH_CHARACTERS", 1000)
-    records = [Record(str(i), "x" * length) for i, length in enumerate([400, 400, 400, 5000, 1, 1])]
+    records = [
+        SourceRow(str(i), "x" * length) for i, length in enumerate([400, 400, 400, 5000, 1, 1])
+    ]
     sizes = [batch.table.num_rows for batch in to_batches(records, [])]
     assert sizes == [3, 1, 2]
 
@@ -71,8 +73,8 @@ def test_to_batches_gives_what_comes_before_the_damage():
 def test_to_batch_string_that_is_not_unicode_is_a_fault_of_its_record(field):
     values = ["id", "text", "title", "m"]
     values[field] = "lone \ud800 surrogate"
-    good = Record("g", "text", "title", ("m",))
-    bad = Record(*values[:3], (values[3],))
+    good = SourceRow("g", "text", "title", ("m",))
+    bad = SourceRow(*values[:3], (values[3],))
     batch = to_batch([good, bad, good], ["m"])
     assert batch.faults == {1: ("bad_encoding", "not valid UTF-8")}
     rows = batch.table.to_pylist()
@@ -119,7 +121,7 @@ def test_compression_of_a_name_is_its_last_extension(path, codec):
 
 
 def test_derived_id_is_the_name_and_the_position():
-    piece = Piece(SourceFile("/some/docs/deep/a.csv", 1, ""), "deep/a.csv", 0, 1)
+    piece = FileRange(SourceFile("/some/docs/deep/a.csv", 1, ""), "deep/a.csv", 0, 1)
     assert derived_id(piece, 17) == "deep/a.csv:17"
 
 

@@ -7,7 +7,7 @@ from pipelines.index.schemas import reject_table
 from pipelines.plan.inventory import Numbering, unchanged_units, units_now
 from pipelines.plan.known import NOT_READ_AS
 from pipelines.source import Unit
-from pipelines.source.units import Listing, Piece, SourceFile
+from pipelines.source.units import FileRange, Listing, SourceFile
 
 
 def file_of(name, etag="1"):
@@ -15,7 +15,7 @@ def file_of(name, etag="1"):
 
 
 def unit_of(number, *files, start=0, origins=(), format="jsonl"):
-    pieces = tuple(Piece(file, file.path[6:], start, start + 5) for file in files)
+    pieces = tuple(FileRange(file, file.path[6:], start, start + 5) for file in files)
     return Unit(number, format, pieces, None, origins=origins or (("run1", number),))
 
 
@@ -33,7 +33,7 @@ class Source:
         self.asked = [file.path for file in listing.files]
         self.known = known
         return [
-            Unit(n, "jsonl", (Piece(file, file.path, 0, 10),), None)
+            Unit(n, "jsonl", (FileRange(file, file.path, 0, 10),), None)
             for n, file in enumerate(listing.files)
         ]
 

@@ -28,7 +28,7 @@ from pipelines.plan.plan import (
 )
 from pipelines.plan.request import Request
 from pipelines.source import Source, Unit
-from pipelines.source.units import Listing, Piece, SourceFile
+from pipelines.source.units import FileRange, Listing, SourceFile
 from pipelines.store import open_store
 
 RAW = {
@@ -195,7 +195,7 @@ ENCODER = EncoderRecord(
 
 def unit_with(documents, number=0):
     file = SourceFile("docs/a.parquet", 1000, "etag")
-    piece = Piece(file, "a.parquet", 0, documents, number, documents)
+    piece = FileRange(file, "a.parquet", 0, documents, number, documents)
     return Unit(number, "parquet", (piece,), documents)
 
 

@@ -13,7 +13,7 @@ import pytest
 from actors.errors import SourceChangedError, SourceError, UnreadableUnitError
 from pipelines.config.sections import SourceConfig
 from pipelines.source import Source, Unit
-from pipelines.source.units import Listing, Piece, SourceFile
+from pipelines.source.units import FileRange, Listing, SourceFile
 
 
 def table(n, first=0):
@@ -461,8 +461,8 @@ def test_unit_files_of_one_file_are_one(tmp_path):
     source = source_of(tmp_path)
     first, second = source.units(source.list_files())
     file = second.pieces[0].file
-    assert first == Unit(0, "parquet", (Piece(file, "a.parquet", 0, 5, 0, 5),), 5)
-    assert second == Unit(1, "parquet", (Piece(file, "a.parquet", 5, 10, 1, 5),), 5)
+    assert first == Unit(0, "parquet", (FileRange(file, "a.parquet", 0, 5, 0, 5),), 5)
+    assert second == Unit(1, "parquet", (FileRange(file, "a.parquet", 5, 10, 1, 5),), 5)
 
 
 def test_read_damaged_unit_raises_and_names_its_row_group(tmp_path):

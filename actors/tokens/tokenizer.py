@@ -76,7 +76,7 @@ class TokenizedTexts:
         return pa.ListArray.from_arrays(pa.array(self.offsets), pa.array(self.values))
 
 
-class Piece(NamedTuple):
+class TokenSpan(NamedTuple):
     """One token of a text."""
 
     id: int
@@ -143,7 +143,7 @@ class TextTokenizer:
         self._cut_at(None)
         return self._tokenizer.encode(text, add_special_tokens=False).offsets
 
-    def pieces(self, text: str) -> list[Piece]:
+    def pieces(self, text: str) -> list[TokenSpan]:
         """The tokens of a text and of what comes around it, uncut."""
         self._cut_at(None)
         found = self._tokenizer.encode(self.prompt.around(text))
@@ -154,7 +154,7 @@ class TextTokenizer:
         ):
             own = not special and before <= start and stop <= before + length
             span = (start - before, stop - before) if own else (None, None)
-            pieces.append(Piece(i, token, bool(special), *span))
+            pieces.append(TokenSpan(i, token, bool(special), *span))
         return pieces
 
     def _encode(self, texts: Sequence[str], limit: int) -> list[Encoding]:

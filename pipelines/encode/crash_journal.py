@@ -28,7 +28,7 @@ from pipelines.index.layout import (
     words_folder,
     words_path,
 )
-from pipelines.index.records import Record
+from pipelines.index.records import JsonRecord
 from pipelines.store.store import Store
 
 Rows = tuple[int, int]
@@ -56,7 +56,7 @@ def may_read(store: Store, run_id: str, session: str, unit: int) -> bool:
     return begun < MOST_READINGS
 
 
-class JournalEntry(Record):
+class JournalEntry(JsonRecord):
     """What one process was working on last."""
 
     worker: str

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.text_vectors import TextVectors, rows_of
-from actors.tokens.tokenizer import Piece
+from actors.tokens.tokenizer import TokenSpan
 from pipelines.endpoint.texts import TextReader
 
 Json = dict[str, Any]
@@ -76,7 +76,10 @@ def _shared(
 
 
 def _alignment(
-    query_QD: np.ndarray, passage_PD: np.ndarray, own: Sequence[Piece], pieces: Sequence[Piece]
+    query_QD: np.ndarray,
+    passage_PD: np.ndarray,
+    own: Sequence[TokenSpan],
+    pieces: Sequence[TokenSpan],
 ) -> Json:
     scores_QP = query_QD.astype(np.float32) @ passage_PD.astype(np.float32).T
     best_Q = scores_QP.argmax(axis=1)
@@ -92,13 +95,13 @@ def _alignment(
     }
 
 
-def _query_tokens(reader: TextReader, query: str, vectors: TextVectors) -> list[Piece] | None:
+def _query_tokens(reader: TextReader, query: str, vectors: TextVectors) -> list[TokenSpan] | None:
     if vectors.colbert is None:
         return None
     return _kept(reader.pieces("query", query), len(vectors.colbert), vectors.truncated)
 
 
-def _kept(pieces: Sequence[Piece], vectors: int, is_cut: bool) -> list[Piece] | None:
+def _kept(pieces: Sequence[TokenSpan], vectors: int, is_cut: bool) -> list[TokenSpan] | None:
     """The tokens that a text's ColBERT vectors are of: all but the first, of a text that was cut
     its first ones and the special ones that end it. None where they cannot be these.
     """
@@ -115,7 +118,7 @@ def _short(number: np.floating[Any]) -> float:
     return round(float(number), 5)
 
 
-def _place(piece: Piece) -> Json:
+def _place(piece: TokenSpan) -> Json:
     return {"text": piece.token, "start": piece.start, "stop": piece.stop}
 
 

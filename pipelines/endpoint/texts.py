@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from actors.encoder import Encoder
-from actors.tokens.tokenizer import Piece, TextTokenizer, TokenizedTexts, encoder_input
+from actors.tokens.tokenizer import TextTokenizer, TokenizedTexts, TokenSpan, encoder_input
 from pipelines.config.sections import ChunkConfig
 from pipelines.endpoint.config import Kind
 from pipelines.passages.chunker import Chunker
@@ -84,11 +84,11 @@ class TextReader:
             for text in texts
         ]
 
-    def pieces(self, kind: Kind, text: str) -> list[Piece]:
+    def pieces(self, kind: Kind, text: str) -> list[TokenSpan]:
         """Tokens of a text alone, uncut, special ones and the instruction's included."""
         return self._own_tokenizer(kind).pieces(text)
 
-    def passage_pieces(self, text: str, title: str | None) -> list[Piece]:
+    def passage_pieces(self, text: str, title: str | None) -> list[TokenSpan]:
         """As `pieces`, of a passage below its title; places are those in its text alone."""
         with self._lock:
             [head] = self._chunker.titles([title])

@@ -31,10 +31,10 @@ from pipelines.evaluation.measures import (
     measure,
     without_identical_ids,
 )
-from pipelines.index.records import Record
+from pipelines.index.records import JsonRecord
 
 
-class ModeResult(Record):
+class ModeResult(JsonRecord):
     """One way to search, or a run of another system."""
 
     name: str
@@ -53,7 +53,7 @@ class ModeResult(Record):
     """Each query's first document; null where none was found."""
 
 
-class IndexFacts(Record):
+class IndexFacts(JsonRecord):
     """What was searched."""
 
     uri: str
@@ -65,7 +65,7 @@ class IndexFacts(Record):
     passages: int
 
 
-class DatasetFacts(Record):
+class DatasetFacts(JsonRecord):
     """What was asked."""
 
     queries: str
@@ -91,7 +91,7 @@ class DatasetFacts(Record):
         )
 
 
-class Evaluation(Record):
+class Evaluation(JsonRecord):
     """All modes on one index and one dataset."""
 
     format_version: Literal[1] = 1

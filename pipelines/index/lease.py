@@ -31,7 +31,7 @@ from pydantic import AwareDatetime, ValidationError
 
 from actors.errors import IndexStateError, LeaseHeldError, StorageError
 from pipelines.index.layout import lease_path, new_nonce
-from pipelines.index.records import Record
+from pipelines.index.records import JsonRecord
 from pipelines.store.store import Store
 
 BEAT_SECONDS = 10.0
@@ -42,7 +42,7 @@ _PROC = Path("/proc")
 _logger = logging.getLogger(__name__)
 
 
-class Owner(Record):
+class Owner(JsonRecord):
     """The process that took a lease, as its lease file says."""
 
     host: str

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 FORMAT_VERSION = 1
 
 
-class Record(BaseModel):
+class JsonRecord(BaseModel):
     """A JSON record; keys it does not know are ignored, so that later versions may add some."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -19,7 +19,7 @@ class Record(BaseModel):
         return self.model_dump_json(indent=1).encode()
 
 
-class FileRecord(Record):
+class FileRecord(JsonRecord):
     """One file of an index."""
 
     path: str
@@ -28,7 +28,7 @@ class FileRecord(Record):
     sha256: str
 
 
-class MaskedRows(Record):
+class MaskedRows(JsonRecord):
     """Rows of a part that readers must skip."""
 
     doc_id: str
@@ -37,7 +37,7 @@ class MaskedRows(Record):
     n_rows: int
 
 
-class EncoderRecord(Record):
+class EncoderRecord(JsonRecord):
     """What encoded a slice."""
 
     space_fingerprint: str
@@ -51,7 +51,7 @@ class EncoderRecord(Record):
     """host:pid of the actor."""
 
 
-class SliceTimes(Record):
+class SliceTimes(JsonRecord):
     """When a slice was done, and where its time went; slices that an actor has at once overlap."""
 
     began: float
@@ -65,7 +65,7 @@ class SliceTimes(Record):
     """Seconds of bringing that file to the index."""
 
 
-class Done(Record):
+class Done(JsonRecord):
     """The commit of one slice."""
 
     run_id: str
@@ -122,7 +122,7 @@ class Done(Record):
 RunKind = Literal["embed", "reindex", "compact"]
 
 
-class Plan(Record):
+class Plan(JsonRecord):
     """What a run reads and what it was asked: pinned when it starts."""
 
     format_version: int = FORMAT_VERSION
@@ -139,14 +139,14 @@ class Plan(Record):
     created: str
 
 
-class TableRecord(Record):
+class TableRecord(JsonRecord):
     """A table of a generation."""
 
     path: str
     sha256: str
 
 
-class ModelRecord(Record):
+class ModelRecord(JsonRecord):
     """The model of a generation."""
 
     name: str
@@ -160,7 +160,7 @@ class ModelRecord(Record):
     """Compute types that were used."""
 
 
-class Counts(Record):
+class Counts(JsonRecord):
     """What a generation holds and did, after masking."""
 
     documents: int
@@ -189,7 +189,7 @@ class Counts(Record):
         return self.documents + self.unchanged
 
 
-class Tables(Record):
+class Tables(JsonRecord):
     """The tables of a generation."""
 
     parts: TableRecord
@@ -204,7 +204,7 @@ class Tables(Record):
         return [table for _, table in self if table is not None]
 
 
-class Manifest(Record):
+class Manifest(JsonRecord):
     """A committed generation; its existence is the commit of a run."""
 
     format_version: int = FORMAT_VERSION

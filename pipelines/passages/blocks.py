@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from actors.tokens.tokenizer import TOKENS_COLUMN
 from pipelines.index.schemas import HASH, UNCHANGED_SCHEMA, RejectCode, reject_table
-from pipelines.plan.known import NOT_READ_AS, Found, KnownDocuments, duplicate_of
+from pipelines.plan.known import NOT_READ_AS, KnownDocuments, Match, duplicate_of
 from pipelines.source.formats.base import DocumentBatch
 
 DOCUMENTS_SCHEMA = pa.schema(
@@ -233,7 +233,7 @@ class _OldRows:
         return _OldRows([None] * documents, zeros, zeros)
 
     @staticmethod
-    def of(found: Found, parts: Sequence[str], chosen: np.ndarray) -> _OldRows:
+    def of(found: Match, parts: Sequence[str], chosen: np.ndarray) -> _OldRows:
         part = [parts[p] if p >= 0 else None for p in found.part[chosen].tolist()]
         first_row, n_rows = (a[chosen].astype(np.int64) for a in (found.first_row, found.n_rows))
         return _OldRows(part, first_row, n_rows)

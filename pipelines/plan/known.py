@@ -102,7 +102,7 @@ class Bucket(IdSet):
 
 
 @dataclass(frozen=True)
-class Found:
+class Match:
     """What is known of each of some documents; arrays are parallel to them."""
 
     known: np.ndarray
@@ -127,7 +127,7 @@ class KnownDocuments:
 
     def look_up(
         self, doc_ids: pa.ChunkedArray | pa.Array, hashes: pa.ChunkedArray | pa.Array
-    ) -> Found:
+    ) -> Match:
         """What the index has of documents: their ids, and their doc_hash now."""
         ids, checks = id_hashes(doc_ids)
         now_a, now_b = halves(hashes)
@@ -144,7 +144,7 @@ class KnownDocuments:
             for name, values in places.items():
                 values[rows] = getattr(bucket, name)[at]
             n_rows[rows] = bucket.n_rows[at]
-        return Found(known, same, n_rows=n_rows, **places)
+        return Match(known, same, n_rows=n_rows, **places)
 
 
 def _split(ids: np.ndarray, buckets: int) -> list[tuple[int, np.ndarray]]:

@@ -30,7 +30,7 @@ from pipelines.index.layout import (
 from pipelines.index.records import Done, Plan, RunKind
 from pipelines.index.schemas import UNITS_SCHEMA
 from pipelines.plan.request import Request
-from pipelines.source.units import Piece, SourceFile, Unit
+from pipelines.source.units import FileRange, SourceFile, Unit
 from pipelines.store.store import Store
 
 TODO_SCHEMA = UNITS_SCHEMA.append(pa.field("todo", pa.list_(pa.list_(pa.int64()))))
@@ -41,7 +41,7 @@ _PIECE_FIELDS = ("name", "start", "stop", "row_group", "documents")
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """A pinned plan and its units."""
 
     plan: Plan
@@ -65,7 +65,7 @@ def plan_run(
     run_id: str,
     parent: int | None = None,
     kind: RunKind = "embed",
-) -> Run:
+) -> PlannedRun:
     """Pin what the run reads, or take up the plan an earlier try pinned.
 
     `pin` gives the units and the hash of the listing they come from; `files`: as they are now.
@@ -92,7 +92,7 @@ def plan_run(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         store.create_exclusive(plan_path(run_id), plan.to_bytes())
-    return Run(plan, units)
+    return PlannedRun(plan, units)
 
 
 def load_units(store: Store, run_id: str) -> list[Unit]:
@@ -161,7 +161,7 @@ def _unit_columns(units: Sequence[Unit]) -> list[list[Any]]:
     ]
 
 
-def _piece_row(piece: Piece) -> dict[str, Any]:
+def _piece_row(piece: FileRange) -> dict[str, Any]:
     row = {name: getattr(piece, name) for name in _PIECE_FIELDS}
     return row | {name: getattr(piece.file, name) for name in _FILE_FIELDS}
 
@@ -185,7 +185,7 @@ def _read_units(store: Store, run_id: str) -> tuple[list[Unit], str]:
 def unit_of(row: Mapping[str, Any]) -> Unit:
     """A row of units.parquet as a unit."""
     pieces = (
-        Piece(
+        FileRange(
             file=SourceFile(*(piece[name] for name in _FILE_FIELDS)),
             **{name: piece[name] for name in _PIECE_FIELDS},
         )

@@ -30,7 +30,7 @@ from pipelines.index.parts import read_columns, write_table
 from pipelines.index.records import Counts, Done, Manifest, ModelRecord, Tables
 from pipelines.index.schemas import DELETIONS_SCHEMA, LOST_SCHEMA, reject_table
 from pipelines.plan.known import duplicate_of, id_hashes
-from pipelines.plan.plan import Run, incomplete_units
+from pipelines.plan.plan import PlannedRun, incomplete_units
 from pipelines.run.context import RunContext
 from pipelines.run.job import Job
 from pipelines.run.supersede import NOTHING, Comparison, Inheritance
@@ -78,7 +78,7 @@ def _with_hash_in(table: pa.Table, repeated: np.ndarray) -> pa.Table:
 
 def commit(
     context: RunContext,
-    run: Run,
+    run: PlannedRun,
     done: Sequence[Done],
     check_lease: Callable[[], None],
     comparison: Comparison | None = None,
@@ -121,7 +121,7 @@ def _count_rejects(done: Sequence[Done], lost: pa.Table, inherited: Inheritance)
     return counts
 
 
-def _check_readable(config: AnyRunConfig, run: Run, done: Sequence[Done]) -> None:
+def _check_readable(config: AnyRunConfig, run: PlannedRun, done: Sequence[Done]) -> None:
     units = {unit.number: unit for unit in run.units}
     bad = [units[record.unit] for record in done if record.unreadable]
     if bad and not config.allow_unreadable_units:
@@ -133,7 +133,9 @@ def _check_readable(config: AnyRunConfig, run: Run, done: Sequence[Done]) -> Non
         )
 
 
-def _check_rejects(config: AnyRunConfig, run: Run, embedded: int, rejects: Counter[str]) -> None:
+def _check_rejects(
+    config: AnyRunConfig, run: PlannedRun, embedded: int, rejects: Counter[str]
+) -> None:
     """`embedded`: documents that are in the index."""
     limit = config.max_reject_fraction
     rejected = rejects.total() - rejects["unreadable_unit"]  # these have a switch of their own
@@ -193,7 +195,7 @@ def _with_rows(lost: pa.Table) -> pa.Table:
 
 def _manifest(
     context: RunContext,
-    run: Run,
+    run: PlannedRun,
     done: Sequence[Done],
     lost: pa.Table,
     inherited: Inheritance,
@@ -233,7 +235,7 @@ def _manifest(
     )
 
 
-def _model(store: Store, job: Job, run: Run, done: Sequence[Done]) -> ModelRecord:
+def _model(store: Store, job: Job, run: PlannedRun, done: Sequence[Done]) -> ModelRecord:
     if not done:  # nothing but deletions
         assert run.plan.parent is not None
         return read_manifest(store, run.plan.parent).model

@@ -17,7 +17,7 @@ from pipelines.index.lease import Lease, hold_lease
 from pipelines.index.reader import Index
 from pipelines.index.records import Done, Manifest
 from pipelines.plan.inventory import Numbering, inventory
-from pipelines.plan.plan import DoneRecords, Run, load_plan, plan_run, todo_table
+from pipelines.plan.plan import DoneRecords, PlannedRun, load_plan, plan_run, todo_table
 from pipelines.reports.run_report import read_report, write_report
 from pipelines.run.commit import commit
 from pipelines.run.context import RunContext
@@ -82,7 +82,7 @@ def _carry_out(context: RunContext, task: Task, lease: Lease) -> Manifest:
     return manifest
 
 
-def _plan(context: RunContext, task: Task, done: Sequence[Done]) -> Run:
+def _plan(context: RunContext, task: Task, done: Sequence[Done]) -> PlannedRun:
     context.progress.stage("planning")
     run = plan_run(
         context.store,
@@ -102,7 +102,7 @@ def _plan(context: RunContext, task: Task, done: Sequence[Done]) -> Run:
 
 
 def _encode_and_commit(
-    context: RunContext, run: Run, records: DoneRecords, lease: Lease
+    context: RunContext, run: PlannedRun, records: DoneRecords, lease: Lease
 ) -> Manifest:
     store, progress, engine = context.store, context.progress, context.engine
     anything = todo_table(run.units, records.read()).num_rows > 0
@@ -132,7 +132,7 @@ def _encode_and_commit(
         return commit(context, run, records.read(), lease.check, comparison)
 
 
-def _encode(context: RunContext, run: Run, records: DoneRecords, job: EncodeJob) -> None:
+def _encode(context: RunContext, run: PlannedRun, records: DoneRecords, job: EncodeJob) -> None:
     progress = context.progress
     try:
         for done in context.engine.encode(

@@ -25,7 +25,7 @@ UNKNOWN_SIZE = -1
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundFiles:
     """What a location names."""
 
     files: list[SourceFile]
@@ -36,7 +36,7 @@ class Found:
     """A folder: its files are not named one by one."""
 
 
-def find_files(fs: Any, root: str) -> Found:
+def find_files(fs: Any, root: str) -> FoundFiles:
     """The files below a folder, the files a glob matches, or the one file.
 
     Raises:
@@ -45,7 +45,7 @@ def find_files(fs: Any, root: str) -> Found:
     fs.invalidate_cache()
     # Every URL is a file to HTTP: there a folder is what ends with a slash.
     if not (is_http(fs) and root.endswith("/")) and fs.isfile(root):  # a name may have brackets
-        return Found([describe_file(fs, root)], root.rpartition("/")[0], is_folder=False)
+        return FoundFiles([describe_file(fs, root)], root.rpartition("/")[0], is_folder=False)
     magic = re.search(r"[*?\[]", root)
     base = root[: magic.start()].rpartition("/")[0] if magic else root.rstrip("/")
     if is_local(fs):
@@ -63,7 +63,7 @@ def find_files(fs: Any, root: str) -> Found:
         raise FileNotFoundError(root)
     visible = [file for file in files if not _is_hidden(file.path.removeprefix(base))]
     visible.sort(key=lambda file: file.path)
-    return Found(visible, base, is_folder=not magic)
+    return FoundFiles(visible, base, is_folder=not magic)
 
 
 def describe_file(fs: Any, path: str) -> SourceFile:

@@ -21,14 +21,14 @@ from pipelines.config.sections import Columns, SourceConfig, absolute_uri
 from pipelines.source.formats.base import Access, DocumentBatch, FileFacts, Format, check_present
 from pipelines.source.formats.registry import FORMATS, choose_format
 from pipelines.source.listing import (
-    Found,
+    FoundFiles,
     common_folder,
     describe_file,
     find_files,
     is_local,
     is_s3,
 )
-from pipelines.source.units import Listing, Piece, SourceFile, Unit
+from pipelines.source.units import FileRange, Listing, SourceFile, Unit
 from pipelines.store.faults import FAULTS, fault_of, fetched, may_pass
 
 _REMEDY = (
@@ -185,7 +185,7 @@ class Source:
     def _format(self, name: str) -> Format:
         return FORMATS[name].make(self._config)
 
-    def _find(self, uri: str, root: str) -> Found:
+    def _find(self, uri: str, root: str) -> FoundFiles:
         with self._store_faults(uri):
             try:
                 return fetched(lambda: find_files(self._fs, root))
@@ -200,7 +200,7 @@ class Source:
         listing: Listing,
         present: dict[str, pa.DataType],
         known: Mapping[str, pa.DataType] | None,
-    ) -> Iterator[tuple[Piece, ...]]:
+    ) -> Iterator[tuple[FileRange, ...]]:
         """The pieces of each unit; adds to `present` the fields that any file has.
 
         Files are looked at as far as units are asked for.
@@ -212,7 +212,7 @@ class Source:
             with self._store_faults(file.path):
                 return reader.inspect(self._access, file, listing.name_of(file))
 
-        def every_piece() -> Iterator[Piece]:
+        def every_piece() -> Iterator[FileRange]:
             nonlocal types
             for file, facts in zip(listing.files, pool.map(look, listing.files), strict=True):
                 if facts.present is not None:

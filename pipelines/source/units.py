@@ -42,7 +42,7 @@ class Listing:
 
 
 @dataclass(frozen=True)
-class Piece:
+class FileRange:
     """A part of one file that is read on its own."""
 
     file: SourceFile
@@ -63,7 +63,7 @@ class Unit:
 
     number: int
     format: str
-    pieces: tuple[Piece, ...]
+    pieces: tuple[FileRange, ...]
     documents: int | None
     """How many of them, counted from the first, belong to the run; None: all, however many."""
     wanted: tuple[tuple[int, int | None], ...] = ((0, None),)

@@ -91,7 +91,7 @@ _STOP = stop_after_attempt(4) | stop_after_delay(120)
 _WAIT = wait_random_exponential(multiplier=0.4, max=5)  # seconds; full jitter
 
 
-class Run(Protocol):
+class Attempt(Protocol):
     """Does an action, tries it again, and raises in the way of its owner."""
 
     def __call__(self, action: Callable[[], T], /) -> T:
@@ -125,7 +125,7 @@ class SteadyFile(io.RawIOBase):
     `stream`: it comes in one answer, of which what was read already comes again and is skipped.
     """
 
-    def __init__(self, opener: Callable[[], Any], run: Run, *, stream: bool = False) -> None:
+    def __init__(self, opener: Callable[[], Any], run: Attempt, *, stream: bool = False) -> None:
         self._opener, self._run, self._stream = opener, run, stream
         self._file: Any = None
         self._skip = self._at = 0

@@ -16,7 +16,7 @@ from actors.errors import SourceError
 from pipelines.config.sections import SourceConfig
 from pipelines.index.schemas import RejectCode
 from pipelines.source.listing import is_http, is_local, name_in
-from pipelines.source.units import Piece, SourceFile
+from pipelines.source.units import FileRange, SourceFile
 from pipelines.store.faults import SteadyFile, fetched
 from pipelines.store.files import local_disk
 
@@ -33,13 +33,13 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 class FileFacts:
     """What a look at a file tells before it is read."""
 
-    pieces: list[Piece]
+    pieces: list[FileRange]
     present: Mapping[str, pa.DataType] | None
     """The fields it has by name (of the first records, where each names its own), with their types
     in the index; None where it does not tell."""
 
 
-class Record(NamedTuple):
+class SourceRow(NamedTuple):
     """One document of a format that is read row by row."""
 
     doc_id: str | None
@@ -148,14 +148,14 @@ class Format(Protocol):
             SourceError: it is not of this format, or lacks a configured column.
         """
 
-    def read(self, access: Access, piece: Piece) -> Iterator[DocumentBatch]:
+    def read(self, access: Access, piece: FileRange) -> Iterator[DocumentBatch]:
         """The documents of a piece, in order.
 
         Raises:
             OSError, pa.ArrowException: its bytes are damaged.
         """
 
-    def no_documents(self, access: Access, piece: Piece) -> DocumentBatch:
+    def no_documents(self, access: Access, piece: FileRange) -> DocumentBatch:
         """What `read` gives, with no rows: its types."""
 
 
@@ -170,14 +170,14 @@ def is_damage(error: OSError) -> bool:
     return error.errno is None
 
 
-def derived_id(piece: Piece, position: int) -> str:
+def derived_id(piece: FileRange, position: int) -> str:
     """The id of a document that has none: where it is."""
     return f"{piece.name}:{position}"
 
 
-def to_batches(records: Iterable[Record], metadata: Sequence[str]) -> Iterator[DocumentBatch]:
+def to_batches(records: Iterable[SourceRow], metadata: Sequence[str]) -> Iterator[DocumentBatch]:
     """Records as batches, bounded by documents and by characters."""
-    pending: list[Record] = []
+    pending: list[SourceRow] = []
     characters = 0
     try:
         for record in records:
@@ -194,7 +194,7 @@ def to_batches(records: Iterable[Record], metadata: Sequence[str]) -> Iterator[D
         yield to_batch(pending, metadata)
 
 
-def to_batch(records: Sequence[Record], metadata: Sequence[str]) -> DocumentBatch:
+def to_batch(records: Sequence[SourceRow], metadata: Sequence[str]) -> DocumentBatch:
     """One batch; a string that is not Unicode (bytes that did not decode, lone surrogates) is a
     fault of its record.
     """
@@ -208,12 +208,12 @@ def to_batch(records: Sequence[Record], metadata: Sequence[str]) -> DocumentBatc
     return DocumentBatch(table, {i: r.fault for i, r in enumerate(records) if r.fault})
 
 
-def _encodable(record: Record) -> Record:
+def _encodable(record: SourceRow) -> SourceRow:
     values = (record.doc_id, record.text, record.title, *record.metadata)
     if all(map(_is_unicode, values)):
         return record
     doc_id = record.doc_id if _is_unicode(record.doc_id) else None
-    return Record(doc_id, fault=record.fault or ("bad_encoding", "not valid UTF-8"))
+    return SourceRow(doc_id, fault=record.fault or ("bad_encoding", "not valid UTF-8"))
 
 
 def _is_unicode(value: str | None) -> bool:

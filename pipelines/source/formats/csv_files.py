@@ -15,13 +15,13 @@ from pipelines.source.formats.base import (
     Access,
     DocumentBatch,
     FileFacts,
-    Record,
+    SourceRow,
     check_present,
     derived_id,
     to_batch,
     to_batches,
 )
-from pipelines.source.units import Piece, SourceFile
+from pipelines.source.units import FileRange, SourceFile
 
 # A field may be a whole book, but a quote that is never closed must not take in a whole disk.
 csv.field_size_limit(128 << 20)
@@ -38,7 +38,7 @@ class CsvFiles:
 
     def inspect(self, access: Access, file: SourceFile, name: str) -> FileFacts:
         """One piece; the fields of the header."""
-        piece = Piece(file, name, 0, file.size)
+        piece = FileRange(file, name, 0, file.size)
         try:
             _, header = next(self._rows(access, piece), _NO_ROW)
         except OSError:  # damaged: for the run to find, and to name
@@ -55,15 +55,15 @@ class CsvFiles:
                 raise SourceError(f"{file.path}: expected one column {wanted!r}, found several.")
         return FileFacts([piece], dict.fromkeys(header, pa.string()))
 
-    def read(self, access: Access, piece: Piece) -> Iterator[DocumentBatch]:
+    def read(self, access: Access, piece: FileRange) -> Iterator[DocumentBatch]:
         """One document a record."""
         yield from to_batches(self._records(access, piece), self._config.columns.copied)
 
-    def no_documents(self, access: Access, piece: Piece) -> DocumentBatch:
+    def no_documents(self, access: Access, piece: FileRange) -> DocumentBatch:
         """Strings, all of them."""
         return to_batch([], self._config.columns.copied)
 
-    def _records(self, access: Access, piece: Piece) -> Iterator[Record]:
+    def _records(self, access: Access, piece: FileRange) -> Iterator[SourceRow]:
         columns = self._config.columns
         rows = self._rows(access, piece)
         _, header = next(rows, _NO_ROW)
@@ -71,20 +71,20 @@ class CsvFiles:
         for position, (line, row) in enumerate(rows):
             derived = None if columns.id else derived_id(piece, position)
             if isinstance(row, str):
-                yield Record(derived, fault=("bad_record", f"line {line}: {row}"))
+                yield SourceRow(derived, fault=("bad_record", f"line {line}: {row}"))
                 continue
             if len(row) != len(header):
                 detail = f"line {line}: expected {len(header)} fields, found {len(row)}"
-                yield Record(derived, fault=("bad_record", detail))
+                yield SourceRow(derived, fault=("bad_record", detail))
                 continue
-            yield Record(
+            yield SourceRow(
                 row[index[columns.id]] if columns.id else derived,
                 row[index[columns.text]],
                 row[index[columns.title]] if columns.title else None,
                 tuple(row[index[name]] for name in columns.copied),
             )
 
-    def _rows(self, access: Access, piece: Piece) -> Iterator[tuple[int, list[str] | str]]:
+    def _rows(self, access: Access, piece: FileRange) -> Iterator[tuple[int, list[str] | str]]:
         """(number of its last line, fields), or what is wrong instead of fields; no blank lines."""
         quote = self._config.csv.quote
         with (

@@ -20,13 +20,13 @@ from pipelines.source.formats.base import (
     Access,
     DocumentBatch,
     FileFacts,
-    Record,
+    SourceRow,
     compression_of,
     derived_id,
     to_batch,
     to_batches,
 )
-from pipelines.source.units import Piece, SourceFile
+from pipelines.source.units import FileRange, SourceFile
 
 RANGE_BYTES = 64 << 20
 
@@ -43,32 +43,32 @@ class LineFiles(ABC):
     def inspect(self, access: Access, file: SourceFile, name: str) -> FileFacts:
         """Its byte ranges, and the fields of its first lines."""
         size = file.size
-        pieces = [Piece(file, name, 0, size)]  # also: a size the server did not say
+        pieces = [FileRange(file, name, 0, size)]  # also: a size the server did not say
         if size > RANGE_BYTES and not compression_of(file.path) and access.gives_ranges(file):
             starts = range(0, size, RANGE_BYTES)
-            pieces = [Piece(file, name, at, min(at + RANGE_BYTES, size)) for at in starts]
+            pieces = [FileRange(file, name, at, min(at + RANGE_BYTES, size)) for at in starts]
         return FileFacts(pieces, self._fields(access, pieces[0]))
 
-    def read(self, access: Access, piece: Piece) -> Iterator[DocumentBatch]:
+    def read(self, access: Access, piece: FileRange) -> Iterator[DocumentBatch]:
         """One document a line."""
         records = (self._record(piece, *line) for line in lines(access, piece))
         yield from to_batches(records, self._config.columns.copied)
 
-    def no_documents(self, access: Access, piece: Piece) -> DocumentBatch:
+    def no_documents(self, access: Access, piece: FileRange) -> DocumentBatch:
         """Strings, all of them."""
         return to_batch([], self._config.columns.copied)
 
     @abstractmethod
-    def _fields(self, access: Access, piece: Piece) -> dict[str, pa.DataType] | None: ...
+    def _fields(self, access: Access, piece: FileRange) -> dict[str, pa.DataType] | None: ...
 
     @abstractmethod
-    def _record(self, piece: Piece, offset: int, line: bytes) -> Record: ...
+    def _record(self, piece: FileRange, offset: int, line: bytes) -> SourceRow: ...
 
 
 class JsonLines(LineFiles):
     """One JSON object a line; a column may be a dotted path into it."""
 
-    def _fields(self, access: Access, piece: Piece) -> dict[str, pa.DataType] | None:
+    def _fields(self, access: Access, piece: FileRange) -> dict[str, pa.DataType] | None:
         names: dict[str, None] = {}
         seen = 0
         try:
@@ -91,22 +91,22 @@ class JsonLines(LineFiles):
         columns = self._config.columns
         return [n for n in (columns.id, columns.text, columns.title, *columns.copied) if n]
 
-    def _record(self, piece: Piece, offset: int, line: bytes) -> Record:
+    def _record(self, piece: FileRange, offset: int, line: bytes) -> SourceRow:
         columns = self._config.columns
         derived = None if columns.id else derived_id(piece, offset)
         value = _parsed(line)
         if not isinstance(value, dict):
             what = value if isinstance(value, str) else "not an object"
-            return Record(derived, fault=("bad_record", f"byte {offset}: {what}"))
+            return SourceRow(derived, fault=("bad_record", f"byte {offset}: {what}"))
         doc_id = derived if columns.id is None else _at(value, columns.id)
         if isinstance(doc_id, int) and not isinstance(doc_id, bool):
             doc_id = str(doc_id)
         if doc_id in (None, _ABSENT):
-            return Record(None, fault=("missing_id", f"byte {offset}"))
+            return SourceRow(None, fault=("missing_id", f"byte {offset}"))
         if not isinstance(doc_id, str):
             found = type(doc_id).__name__
             detail = f"byte {offset}: {columns.id}: expected a string or an integer, found {found}"
-            return Record(None, fault=("bad_record", detail))
+            return SourceRow(None, fault=("bad_record", detail))
         text = _at(value, columns.text)
         for name in (columns.text, *columns.copied_strings):
             found = _at(value, name)
@@ -115,9 +115,9 @@ class JsonLines(LineFiles):
                 continue
             what = "no such field" if found is _ABSENT else type(found).__name__
             detail = f"byte {offset}: {name}: expected a string, found {what}"
-            return Record(doc_id, fault=("bad_record", detail))
+            return SourceRow(doc_id, fault=("bad_record", detail))
         title = _as_text(_at(value, columns.title)) if columns.title else None
-        return Record(
+        return SourceRow(
             doc_id, text, title, tuple(_as_text(_at(value, name)) for name in columns.copied)
         )
 
@@ -125,13 +125,13 @@ class JsonLines(LineFiles):
 class TextLines(LineFiles):
     """Plain text, a document a line; its id is where it begins."""
 
-    def _fields(self, access: Access, piece: Piece) -> dict[str, pa.DataType] | None:
+    def _fields(self, access: Access, piece: FileRange) -> dict[str, pa.DataType] | None:
         return text_fields(self._config)
 
-    def _record(self, piece: Piece, offset: int, line: bytes) -> Record:
+    def _record(self, piece: FileRange, offset: int, line: bytes) -> SourceRow:
         nothing = (None,) * len(self._config.columns.copied)
         text = line.decode("utf-8", "surrogateescape")
-        return Record(derived_id(piece, offset), text, None, nothing)
+        return SourceRow(derived_id(piece, offset), text, None, nothing)
 
 
 def text_fields(config: SourceConfig) -> dict[str, pa.DataType]:
@@ -140,7 +140,7 @@ def text_fields(config: SourceConfig) -> dict[str, pa.DataType]:
     return dict.fromkeys(filter(None, (columns.id, columns.text)), pa.string())
 
 
-def lines(access: Access, piece: Piece) -> Iterator[tuple[int, bytes]]:
+def lines(access: Access, piece: FileRange) -> Iterator[tuple[int, bytes]]:
     """(offset, line) of each line that begins in the piece, without its end; blank ones left out.
 
     Offsets are of the decompressed file. A byte order mark is no part of the first line.

@@ -21,7 +21,7 @@ from pipelines.source.formats.base import (
     check_present,
     derived_id,
 )
-from pipelines.source.units import Piece, SourceFile
+from pipelines.source.units import FileRange, SourceFile
 
 
 class ParquetFiles:
@@ -50,11 +50,11 @@ class ParquetFiles:
         pieces, first = [], 0
         for group in range(metadata.num_row_groups):
             rows = metadata.row_group(group).num_rows
-            pieces.append(Piece(file, name, first, first + rows, group, rows))
+            pieces.append(FileRange(file, name, first, first + rows, group, rows))
             first += rows
         return FileFacts(pieces, present)
 
-    def read(self, access: Access, piece: Piece) -> Iterator[DocumentBatch]:
+    def read(self, access: Access, piece: FileRange) -> Iterator[DocumentBatch]:
         """The rows of the row group."""
         first = piece.start
         with access.open(piece.file) as opened:
@@ -67,7 +67,7 @@ class ParquetFiles:
                 first += table.num_rows
                 yield _without_undecodable(table)
 
-    def no_documents(self, access: Access, piece: Piece) -> DocumentBatch:
+    def no_documents(self, access: Access, piece: FileRange) -> DocumentBatch:
         """The types of the file."""
         with access.open(piece.file) as opened:
             schema = pq.ParquetFile(opened).schema_arrow
@@ -79,7 +79,7 @@ class ParquetFiles:
         wanted = (columns.id, columns.text, columns.title, *columns.copied)
         return list(dict.fromkeys(name for name in wanted if name))
 
-    def _canonical(self, piece: Piece, table: pa.Table, first: int) -> pa.Table:
+    def _canonical(self, piece: FileRange, table: pa.Table, first: int) -> pa.Table:
         columns, n = self._columns, table.num_rows
         if columns.id:
             ids = _column_at(table, columns.id).cast(pa.string())

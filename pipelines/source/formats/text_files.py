@@ -13,14 +13,14 @@ from pipelines.source.formats.base import (
     Access,
     DocumentBatch,
     FileFacts,
-    Record,
+    SourceRow,
     derived_id,
     is_damage,
     to_batch,
     to_batches,
 )
 from pipelines.source.formats.line_files import text_fields
-from pipelines.source.units import Piece, SourceFile
+from pipelines.source.units import FileRange, SourceFile
 
 _DOC = re.compile(r"<doc( \w+=\".*\")>$")
 _ATTRIBUTE = re.compile(r" (\w+)=\"(.*?)\"(?= \w+=\"|$)")
@@ -35,22 +35,24 @@ class TextFiles:
 
     def inspect(self, access: Access, file: SourceFile, name: str) -> FileFacts:
         """One document."""
-        return FileFacts([Piece(file, name, 0, file.size, documents=1)], text_fields(self._config))
+        return FileFacts(
+            [FileRange(file, name, 0, file.size, documents=1)], text_fields(self._config)
+        )
 
-    def read(self, access: Access, piece: Piece) -> Iterator[DocumentBatch]:
+    def read(self, access: Access, piece: FileRange) -> Iterator[DocumentBatch]:
         """The one document; where it does not decompress, a fault that spares its neighbours."""
         metadata = self._config.columns.copied
         with access.open_stream(piece.file) as stream:
             try:
                 text = stream.read().decode("utf-8-sig", "surrogateescape")
-                record = Record(piece.name, text, None, (None,) * len(metadata))
+                record = SourceRow(piece.name, text, None, (None,) * len(metadata))
             except OSError as error:
                 if not is_damage(error):
                     raise
-                record = Record(piece.name, fault=("bad_record", f"damaged: {error!s:.100}"))
+                record = SourceRow(piece.name, fault=("bad_record", f"damaged: {error!s:.100}"))
         yield to_batch([record], metadata)
 
-    def no_documents(self, access: Access, piece: Piece) -> DocumentBatch:
+    def no_documents(self, access: Access, piece: FileRange) -> DocumentBatch:
         """Strings, all of them."""
         return to_batch([], self._config.columns.copied)
 
@@ -67,7 +69,7 @@ class WikiExtractorFiles:
 
     def inspect(self, access: Access, file: SourceFile, name: str) -> FileFacts:
         """One piece; the attributes of the first element."""
-        piece = Piece(file, name, 0, file.size)
+        piece = FileRange(file, name, 0, file.size)
         attributes: dict[str, str] | None = None
         with suppress(OSError):  # damaged: for the run to find, and to name
             attributes = next((a for a, _, _ in self._elements(access, piece) if a), None)
@@ -76,15 +78,15 @@ class WikiExtractorFiles:
         names = [*attributes, self._config.columns.text]
         return FileFacts([piece], dict.fromkeys(names, pa.string()))
 
-    def read(self, access: Access, piece: Piece) -> Iterator[DocumentBatch]:
+    def read(self, access: Access, piece: FileRange) -> Iterator[DocumentBatch]:
         """One document an element."""
         yield from to_batches(self._records(access, piece), self._config.columns.copied)
 
-    def no_documents(self, access: Access, piece: Piece) -> DocumentBatch:
+    def no_documents(self, access: Access, piece: FileRange) -> DocumentBatch:
         """Strings, all of them."""
         return to_batch([], self._config.columns.copied)
 
-    def _records(self, access: Access, piece: Piece) -> Iterator[Record]:
+    def _records(self, access: Access, piece: FileRange) -> Iterator[SourceRow]:
         columns = self._config.columns
         elements = self._elements(access, piece)
         for position, (attributes, text, fault) in enumerate(elements):
@@ -92,20 +94,22 @@ class WikiExtractorFiles:
             if columns.id is None:
                 doc_id = derived_id(piece, position)
             if fault:
-                yield Record(doc_id, fault=("bad_record", fault))
+                yield SourceRow(doc_id, fault=("bad_record", fault))
                 continue
             title = attributes.get("title", "")
             first, _, rest = text.partition("\n")
             if title and first.strip() == title.strip() and (not rest or rest.startswith("\n")):
                 text = rest.lstrip("\n")
-            yield Record(
+            yield SourceRow(
                 doc_id,
                 text,
                 attributes.get(columns.title) if columns.title else None,
                 tuple(attributes.get(name) for name in columns.copied),
             )
 
-    def _elements(self, access: Access, piece: Piece) -> Iterator[tuple[dict[str, str], str, str]]:
+    def _elements(
+        self, access: Access, piece: FileRange
+    ) -> Iterator[tuple[dict[str, str], str, str]]:
         """(attributes, text, what is wrong with it) of each element, and of text outside of any."""
         attributes: dict[str, str] = {}
         body: list[str] = []
