@@ -52,7 +52,7 @@ docs: $(STAMP)
 	mv docs/.configuration.md docs/configuration.md
 	$(BIN)/python -m pipelines.endpoint.config > docs/.endpoint.md
 	mv docs/.endpoint.md docs/endpoint-configuration.md
-	$(BIN)/python -m pipelines.config.run > docs/.rerank.md
+	$(BIN)/python -m pipelines.config --pairs > docs/.rerank.md
 	mv docs/.rerank.md docs/rerank-configuration.md
 
 # Constraints, not requirements: torch stays "whatever build fits this machine", at one version.

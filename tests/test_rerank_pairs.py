@@ -20,8 +20,7 @@ from actors.pair_scorer import PairScorer
 from actors.reranker import load_reranker
 from pipelines.compact_index import app as compact
 from pipelines.config import PairsConfig, RunConfig, parse_as, read_yaml
-from pipelines.config.docs import markdown
-from pipelines.config.run import _INTRO
+from pipelines.config.__main__ import app as config_app
 from pipelines.embed_corpus import embed_corpus
 from pipelines.estimate.confirm import Permit
 from pipelines.evaluation.evaluate import modes_of
@@ -434,7 +433,7 @@ def test_configuration_of_the_repository_is_valid() -> None:
 
 def test_rerank_configuration_md_is_what_the_code_says() -> None:
     path = ROOT / "docs/rerank-configuration.md"
-    assert path.read_text() == markdown(PairsConfig, _INTRO), "run make docs"
+    assert path.read_text() == CliRunner().invoke(config_app, ["--pairs"]).output, "run make docs"
 
 
 def test_scores_on_a_cluster_are_those_of_one_process(make: Make, ray_cluster: None) -> None:

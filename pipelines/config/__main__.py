@@ -1,6 +1,6 @@
 """Every key of a run's configuration: as YAML to start from, or as docs/configuration.md.
 
-python -m pipelines.config [--markdown]
+python -m pipelines.config [--markdown | --pairs]
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from pipelines.config.docs import entries, markdown
-from pipelines.config.run import RunConfig
+from pipelines.config.run import PairsConfig, RunConfig
 
 _COLUMNS = 100
 
@@ -47,6 +47,24 @@ model: {name: BAAI/bge-m3}
 * **`null`** means "not given"; the last column says what holds then."""
 
 
+PAIRS_INTRO = """\
+# Configuration of a run over pairs
+
+<!-- Written by `make docs` from the docstrings of the sections. -->
+
+One YAML file describes one run of `python -m pipelines.rerank_pairs`; `conf/rerank.yaml` is an
+example, and [reranking.md](reranking.md) says what comes out. Only three keys are required:
+
+```yaml
+source: {uri: pairs.parquet}
+index: {uri: out/scores}
+reranker: {name: BAAI/bge-reranker-v2-m3}
+```
+
+What [configuration.md](configuration.md) says of `--set`, paths, secrets and `null` holds here
+too."""
+
+
 def annotated_yaml() -> str:
     """The default configuration; its documentation is in comments of at most 100 columns."""
     lines = [_YAML_INTRO]
@@ -77,9 +95,16 @@ def main(
     as_markdown: Annotated[
         bool, typer.Option("--markdown", help="docs/configuration.md instead.")
     ] = False,
+    of_pairs: Annotated[
+        bool, typer.Option("--pairs", help="docs/rerank-configuration.md instead.")
+    ] = False,
 ) -> None:
     """Print a configuration file with every key, its default and its meaning."""
-    typer.echo(markdown(RunConfig, INTRO) if as_markdown else annotated_yaml(), nl=False)
+    if of_pairs:
+        text = markdown(PairsConfig, PAIRS_INTRO)
+    else:
+        text = markdown(RunConfig, INTRO) if as_markdown else annotated_yaml()
+    typer.echo(text, nl=False)
 
 
 if __name__ == "__main__":

@@ -212,27 +212,3 @@ class PairsConfig(AnyRunConfig):
         """As `AnyRunConfig`'s; also of the reranker."""
         own = dataclasses.replace(self.reranker, name=absolute_model(self.reranker.name))
         return super().with_absolute_paths().model_copy(update={"reranker": own})
-
-
-_INTRO = """\
-# Configuration of a run over pairs
-
-<!-- Written by `make docs` from the docstrings of the sections. -->
-
-One YAML file describes one run of `python -m pipelines.rerank_pairs`; `conf/rerank.yaml` is an
-example, and [reranking.md](reranking.md) says what comes out. Only three keys are required:
-
-```yaml
-source: {uri: pairs.parquet}
-index: {uri: out/scores}
-reranker: {name: BAAI/bge-reranker-v2-m3}
-```
-
-What [configuration.md](configuration.md) says of `--set`, paths, secrets and `null` holds here
-too."""
-
-
-if __name__ == "__main__":
-    from pipelines.config.docs import markdown
-
-    print(markdown(PairsConfig, _INTRO), end="")  # noqa: T201
