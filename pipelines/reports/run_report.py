@@ -118,8 +118,8 @@ def run_page(run: RunReport) -> str:
     manifest, report = run.manifest, run.report
     states = {"True": "published", "False": "committed, not published"}
     state = states.get(str(report.get("published")), "committed")  # a compaction's does not say
-    outputs = ", ".join(manifest.outputs)
-    subtitle = f"{manifest.model.name}, {outputs}; {moment(manifest.ended)}, {state}"
+    made = ", ".join((manifest.model.name, *manifest.outputs))
+    subtitle = f"{made}; {moment(manifest.ended)}, {state}"
     sections = [Section("", "", [run.facts()])]
     if gate := report.get("gate"):
         sections.append(Section("Why it is not live", "\n".join(gate)))
@@ -132,11 +132,9 @@ def run_page(run: RunReport) -> str:
         if run.actor_times:
             speed += [run.time_spent(), run.actors(), run.tries_table()]
         sections.append(Section("Speed", "", [block for block in speed if block]))
-    lengths: list[Block] = [run.passage_lengths()]
-    if len(run.lengths.tokens):
-        lengths.append(run.padding_avoided())
+    padding = [run.padding_avoided()] if len(run.lengths.tokens) else []
     sections += [
-        Section("Passages", "", lengths),
+        Section("Passages", "", [run.passage_lengths(), *padding]),
         Section("Rejects", "", [run.rejects()]),
         Section("Made with", "", [run.made_with()]),
     ]
@@ -211,16 +209,15 @@ class RunReport:
         counts = self.manifest.counts
         if self.manifest.parent is None:
             return None
-        return Facts(
-            [
-                ("live documents", f"{counts.live_documents:,}"),
-                ("unchanged", f"{counts.unchanged:,}"),
-                ("replaced", f"{counts.replaced:,}"),
-                ("deleted", f"{counts.deleted:,}"),
-                ("passages encoded", f"{counts.encoded:,}"),
-                ("passages reused", f"{counts.reused:,}"),
-            ]
-        )
+        changed = [
+            ("live documents", counts.live_documents),
+            ("unchanged", counts.unchanged),
+            ("replaced", counts.replaced),
+            ("deleted", counts.deleted),
+            ("passages encoded", counts.encoded),
+            ("passages reused", counts.reused),
+        ]
+        return Facts([(name, f"{count:,}") for name, count in changed])
 
     def compaction(self) -> Table | None:
         """What a compaction did to the layout; None for runs of another kind."""
@@ -291,13 +288,10 @@ class RunReport:
         kept, new = (self.report.get(name) for name in ("kept", "this_run"))
         if not (kept and new and kept["slices"]):
             return None
+        tries = {"earlier tries, kept": kept, "last try": new}
+        rows = [[label, *(sums[name] for name in names)] for label, sums in tries.items()]
         return Table(
-            ["", *names],
-            [
-                ["earlier tries, kept", *(kept[name] for name in names)],
-                ["last try", *(new[name] for name in names)],
-            ],
-            "Wall time and tokens a second, overall, are the last try's.",
+            ["", *names], rows, "Wall time and tokens a second, overall, are the last try's."
         )
 
     def rejects(self) -> Table | Note:
@@ -319,8 +313,8 @@ class RunReport:
 
     def made_with(self) -> Table:
         """Model, configuration and versions."""
-        manifest, config = self.manifest, self.config
-        model = manifest.model
+        manifest, model, config = self.manifest, self.manifest.model, self.config
+        fingerprints = f"{manifest.space_fingerprint}, {manifest.index_fingerprint}"
         rows = [
             ["model", model.name],
             ["revision", model.revision or "none"],
@@ -330,8 +324,7 @@ class RunReport:
             *([name, _in_words(config[name])] for name in ("chunk", "slice") if name in config),
             ["run", manifest.run_id],
             ["started, committed", f"{moment(manifest.started)}, {moment(manifest.ended)}"],
-            ["space fingerprint", manifest.space_fingerprint],
-            ["index fingerprint", manifest.index_fingerprint],
+            ["space, index fingerprint", fingerprints],
             ["versions", _in_words(manifest.versions)],
         ]
         return Table(["", ""], rows)
