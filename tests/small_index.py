@@ -49,6 +49,7 @@ class History:
             "slice": {"documents": 3},
             "max_reject_fraction": 1.0,
             "allow_unreadable_units": True,
+            "gate": {"max_deleted": 1.0, "max_changed": 1.0},
         } | sections
         self.config = config_for(self.docs, **sections).with_absolute_paths()
         self.store = open_store(self.config.index.uri, self.config.index.storage_options)

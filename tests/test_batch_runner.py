@@ -65,7 +65,7 @@ def test_run_raises_what_the_first_piece_that_fails_does() -> None:
 
 _FAULTS = """
 import ctypes, resource, sys, threading
-from actors.batch_runner import keep_freed_blocks
+from actors.network.batch_runner import keep_freed_blocks
 keep_freed_blocks()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p

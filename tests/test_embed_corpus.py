@@ -312,7 +312,8 @@ def test_bad_rows_become_rejects_and_their_neighbours_are_embedded(
     config = make_config(corpus, slice={"documents": 12})
     with pytest.raises(EmbedError, match=r"6 of 37 .*max_reject_fraction.*=0\.17"):
         embed_corpus(config)  # more than 1 %: not committed, and nothing lost
-    _, store, run = _planned(config)
+    context, run = _planned(config)
+    store = context.store
     before = len(read_done(store, run.plan.run_id))
     manifest = embed_corpus(config.model_copy(update={"max_reject_fraction": 0.17}))
     assert len(read_done(store, manifest.run_id)) == before
@@ -491,7 +492,9 @@ def test_relative_paths_mean_the_drivers_directory_on_an_existing_cluster(
     assert open_index(str(tmp_path / "index")).to_table(["doc_id"]).num_rows >= 5
 
 
-def test_report_and_summary_hold_the_runs_numbers(source: Path, make_config: Any) -> None:
+def test_report_and_summary_hold_the_runs_numbers(
+    source: Path, make_config: Any, ray_cluster: None
+) -> None:
     config = make_config(source, source={"limit": 25}, slice={"documents": 10})
     console = Console(file=io.StringIO())
     manifest = embed_corpus(config, progress=Progress(Log(console, "json")))

@@ -246,7 +246,8 @@ def test_encode_slice_micro_batches_give_the_same_rows(bench, tmp_path):
 def test_encode_slice_called_by_ray_data_gives_the_receipt(bench):
     work = bench([SENTENCE] * 5, slice={"documents": 2})
     rows = pa.concat_tables([piece.to_row() for piece in work.slices])
-    receipts = [work.encoder(rows.slice(i, 1)) for i in range(3)]
+    actor = EncodingActor(work.job, actors=1)
+    receipts = [actor(rows.slice(i, 1)) for i in range(3)]
     assert all(receipt.schema == pa.schema({"done": pa.string()}) for receipt in receipts)
     records = [Done.model_validate_json(receipt["done"][0].as_py()) for receipt in receipts]
     assert records == read_done(work.store, RUN)

@@ -22,7 +22,7 @@ LIMITED = """
 import os, resource, sys
 from pathlib import Path
 from actors.errors import StorageError
-from pipelines.storage import open_store
+from pipelines.store.store import open_store
 root = Path(sys.argv[1])
 store = open_store(str(root / "index"))
 (root / "local").write_bytes(b"x" * 200_000)
@@ -79,7 +79,7 @@ SCRATCH = """
 import os, resource, sys
 import pyarrow as pa, pyarrow.parquet as pq
 from actors.errors import StorageError
-from pipelines.local_files import scratch_folder
+from pipelines.store.files import scratch_folder
 table = pa.table({"x": [os.urandom(1000) for _ in range(500)]})
 def write():
     with scratch_folder() as folder:
@@ -153,7 +153,7 @@ FOREIGN = """
 import os, sys
 from pathlib import Path
 from actors.errors import StorageError
-from pipelines.storage import open_store
+from pipelines.store.store import open_store
 store = open_store(sys.argv[1] + "/index")
 store.overwrite("d/before", b"kept")
 os.chmod(sys.argv[1] + "/index/d", 0o555)

@@ -63,7 +63,7 @@ RACER = """
 import sys
 from pathlib import Path
 import torch, transformers  # the slow imports first, so that both write at the same time
-from actors.tiny_model import ensure_tiny_m3
+from actors.models.tiny import ensure_tiny_m3
 print("ready", flush=True)
 sys.stdin.readline()
 print(ensure_tiny_m3(Path(sys.argv[1])))

@@ -723,6 +723,21 @@ def test_verify_part_of_two_generations_is_read_once_and_named_once(later, monke
     assert len(problems(later, deep=True)) == 1
 
 
+def test_verify_file_named_as_a_hub_blob_is_read(index, tmp_path):
+    """What a file is called is no proof of what is in it."""
+    path = largest(index, "parts")
+    data = bytearray((index / path).read_bytes())
+    blob = tmp_path / "blobs" / hashlib.sha256(data).hexdigest()
+    blob.parent.mkdir()
+    data[200] ^= 1
+    blob.write_bytes(data)
+    (index / path).unlink()
+    (index / path).symlink_to(blob)
+    found = hashlib.sha256(data).hexdigest()
+    (line,) = problems(index, deep=True)
+    assert line == f"{path}: expected sha256 {blob.name}, found {found}"
+
+
 def test_verify_ledger_of_a_compacted_generation_is_compared_with_the_rows(later):
     path = next(
         p

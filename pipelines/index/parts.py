@@ -23,9 +23,8 @@ import pyarrow.parquet as pq
 
 from actors.encoded import SCORE
 from actors.errors import StorageError
-from actors.fingerprint import file_sha256
 from pipelines.index.records import FileRecord
-from pipelines.store.files import scratch_folder
+from pipelines.store.files import file_sha256, scratch_folder
 from pipelines.store.store import Store
 
 ColbertStorage = Literal["values", "bytes"]

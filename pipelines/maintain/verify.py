@@ -24,7 +24,6 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from actors.errors import StorageError
-from actors.fingerprint import file_sha256
 from pipelines.index.layout import manifest_path, plan_path
 from pipelines.index.parts import VECTOR_COLUMNS, local_file, read_columns
 from pipelines.index.records import FileRecord
@@ -39,6 +38,7 @@ from pipelines.maintain.verify_rows import (
     masked_rows,
 )
 from pipelines.plan.plan import load_plan
+from pipelines.store.files import file_sha256
 from pipelines.store.store import Store
 
 T = TypeVar("T")

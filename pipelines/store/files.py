@@ -5,6 +5,7 @@ Durable also when removed.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import shutil
@@ -53,6 +54,12 @@ def local_disk(folder: str) -> Iterator[None]:
             f"{folder}: expected a folder for temporary files, found {what} ({error}).",
             f"{remedy} TMPDIR names another folder.",
         ) from error
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of the bytes of a file, whatever it is called."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def put_local(target: Path, source: bytes | Path, *, exclusive: bool) -> bool:
