@@ -18,8 +18,7 @@ from actors.errors import IndexStateError
 from pipelines.compact_index import compact
 from pipelines.index import open_index
 from pipelines.index.generations import highest_generation, live_generation, publications, publish
-from pipelines.maintain.garbage import Retention, expired
-from pipelines.publish_generation import PublishResult
+from pipelines.maintain.garbage import Publication, Retention, expired
 from pipelines.store import Store, open_store
 from pipelines.sweep_index import app, sweep
 from pipelines.verify_index import verify
@@ -51,7 +50,7 @@ def goes(
         {n: manifest_of(n).model_copy(update={"parent": parents.get(n)}) for n in numbers},
         {n: NOW - committed.get(n, 20) * DAY for n in numbers},
         {
-            n: PublishResult(generation, NOW - age * DAY)
+            n: Publication(generation, NOW - age * DAY)
             for n, (generation, age) in enumerate(zip(published, ages, strict=True), 1)
         },
         NOW,
