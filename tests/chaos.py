@@ -2,10 +2,11 @@
 
     python tests/chaos.py --kills 25
 
-Two indexes of the same articles: one whose run nobody disturbs, and one whose driver, encoder
-actors, reading tasks and raylet are killed (SIGKILL) at random moments; the same command is started
-again until it has committed. Prints what was lost, doubled and done twice; exit code 1 where
-anything but work is.
+Builds an index of the same articles undisturbed, and then under kills: SIGKILL hits the driver,
+encoder actors, reading tasks and the raylet at random moments, and the same command is started
+again until it has committed. A run that ends before the number of kills is reached is followed by
+another one in an empty folder. Prints what was lost, duplicated and encoded twice; exits with code
+1 where anything but work was.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,7 @@ TOLERANCE = 2e-3  # fp16 as stored; a piece of a slice is another batch
 WEIGHTS = {"encoder": 5, "driver": 3, "reader": 3, "raylet": 1}
 SHARE_OF_STARTS = 0.2
 MOST_SESSIONS = 100
+MOST_RUNS = 20
 
 
 class Chaos:
@@ -165,8 +168,41 @@ def encoded_again(index: Path) -> int:
     )
 
 
+@dataclass
+class Comparison:
+    """What the disturbed runs ended with, summed over them."""
+
+    passages: int = 0
+    lost: int = 0
+    duplicated: int = 0
+    rejected: int = 0
+    encoded_twice: int = 0
+    difference: float = 0.0
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, disturbed: Path, expected: pa.Table) -> None:
+        """Compare one finished index with the rows of the undisturbed one."""
+        found = rows_of(disturbed)
+        ids = [Counter(table["passage_id"].to_pylist()) for table in (expected, found)]
+        self.passages += expected.num_rows
+        self.lost += (lost := (ids[0] - ids[1]).total())
+        self.duplicated += (duplicated := (ids[1] - ids[0]).total())
+        self.rejected += open_index(str(disturbed)).rejects().num_rows
+        self.encoded_twice += encoded_again(disturbed)
+        self.problems += verify(open_store(str(disturbed)), deep=True).problems.lines()
+        # Rows are compared by their place, so only where both hold the same passages.
+        other = float("inf") if lost or duplicated else largest_difference(expected, found)
+        self.difference = max(self.difference, other)
+
+    @property
+    def right(self) -> bool:
+        """Nothing but work was lost."""
+        wrong = self.lost or self.duplicated or self.rejected or self.problems
+        return not wrong and self.difference <= TOLERANCE
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0 where the two indexes are the same."""
+    """Exit code 0 where every disturbed index equals the undisturbed one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--documents", type=int, default=1200)
@@ -174,39 +210,37 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     options = parser.parse_args(arguments)
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    say = sys.stdout.write
+    kills, runs, sessions, compared = Counter[str](), 0, 0, Comparison()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        calm, disturbed = Path(folder, "calm"), Path(folder, "disturbed")
-        began = time.monotonic()
+        calm, began = Path(folder, "calm"), time.monotonic()
         subprocess.run(command(calm, options.documents), cwd=ROOT, check=True, capture_output=True)
         calm_seconds, began = time.monotonic() - began, time.monotonic()
-        kills, between = options.kills, options.seconds_between
-        chaos = Chaos(command(disturbed, options.documents), kills, between, options.seed)
-        chaos.run()
+        expected = rows_of(calm)
+        while (left := options.kills - kills.total()) > 0 and runs < MOST_RUNS:
+            disturbed = Path(folder, f"disturbed-{runs}")
+            again = command(disturbed, options.documents)
+            chaos = Chaos(again, left, options.seconds_between, options.seed + runs)
+            chaos.run()
+            runs, sessions, kills = runs + 1, sessions + chaos.sessions, kills + chaos.kills
+            compared.add(disturbed, expected)
         seconds = time.monotonic() - began
-        problems = verify(open_store(str(disturbed)), deep=True).problems
-        expected, found = rows_of(calm), rows_of(disturbed)
-        ids = [Counter(table["passage_id"].to_pylist()) for table in (expected, found)]
-        lost, doubled = (ids[0] - ids[1]).total(), (ids[1] - ids[0]).total()
-        rejected = open_index(str(disturbed)).rejects().num_rows
-        difference = float("inf") if lost or doubled else largest_difference(expected, found)
-        again = encoded_again(disturbed)
-        say("".join(f"{line}\n" for line in problems.lines()))
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(chaos.kills.items()))
-    say(
-        f"kills survived: {chaos.kills.total()} ({kinds}) in {chaos.sessions} sessions, "
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(kills.items()))
+    sys.stdout.write(
+        "".join(f"{line}\n" for line in compared.problems)
+        + f"kills survived: {kills.total()} ({kinds}) in {sessions} sessions of {runs} runs, "
         f"{seconds:.0f} s; undisturbed {calm_seconds:.0f} s; seed {options.seed}\n"
-        f"passages: {expected.num_rows:,} expected, lost {lost}, duplicated {doubled}, "
-        f"rejected {rejected}\n"
-        f"encoded twice: at most {again:,} passages, {again / expected.num_rows:.1%} of all\n"
-        f"largest difference of a vector's number: {difference:.1e} (allowed: {TOLERANCE:g})\n"
-        f"verify_index --deep: {problems.count} problems\n"
+        f"passages: {compared.passages:,} expected, lost {compared.lost}, "
+        f"duplicated {compared.duplicated}, rejected {compared.rejected}\n"
+        f"encoded twice: at most {compared.encoded_twice:,} passages, "
+        f"{compared.encoded_twice / compared.passages:.1%} of all\n"
+        f"largest difference of a vector's number: {compared.difference:.1e} "
+        f"(allowed: {TOLERANCE:g})\n"
+        f"verify_index --deep: {len(compared.problems)} problems\n"
     )
-    enough = chaos.kills.total() >= options.kills
+    enough = kills.total() >= options.kills
     if not enough:
-        say(f"too few kills: the run was over before {options.kills} of them\n")
-    right = not (lost or doubled or rejected or problems.count) and difference <= TOLERANCE
-    return 0 if right and enough else 1
+        sys.stdout.write(f"too few kills: {runs} runs were over before {options.kills} of them\n")
+    return 0 if compared.right and enough else 1
 
 
 if __name__ == "__main__":

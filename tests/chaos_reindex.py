@@ -24,7 +24,15 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from chaos import ROOT, SETTINGS, Chaos, largest_difference, rows_of
+from chaos import (
+    MOST_RUNS,
+    ROOT,
+    SETTINGS,
+    SHARE_OF_STARTS,
+    Chaos,
+    largest_difference,
+    rows_of,
+)
 
 from pipelines.index import open_index
 from pipelines.store import open_store
@@ -111,24 +119,45 @@ def disturb(name: str, chaos: Chaos, index: Path) -> list[str]:
     return wrong + problems.lines()
 
 
-def disturb_compaction(index: Path, kills: int, seed: int) -> list[str]:
-    """Compact the same index until so many kills have hit: each run is soon over."""
-    found, wrong, left = rows_of(index), list[str](), kills
-    kept = index.with_name("before-compaction")
+def disturb_until(
+    name: str,
+    arguments: Sequence[str],
+    index: Path,
+    kills: int,
+    *,
+    between: float,
+    seed: int,
+    share_of_starts: float = SHARE_OF_STARTS,
+) -> list[str]:
+    """Run the command on copies of one index until `kills` kills have hit; what was wrong."""
+    kept, left, wrong = index.with_name(f"before-{name}"), kills, list[str]()
     shutil.copytree(index, kept)
-    arguments = [sys.executable, "-m", "pipelines.compact_index", str(index), "--force"]
-    began = time.monotonic()
-    run_calmly(arguments)
-    seconds = time.monotonic() - began
-    while left > 0 and not wrong:
-        shutil.rmtree(index)
-        shutil.copytree(kept, index)
-        # At any moment of a run that takes so long.
-        chaos = Chaos(arguments, left, seconds / 2, seed + left, share_of_starts=1)
-        wrong += disturb("compaction", chaos, index)
-        if not rows_of(index).equals(found):
-            wrong.append("compaction: another view than before")
+    for number in range(MOST_RUNS):
+        if number:
+            shutil.rmtree(index)
+            shutil.copytree(kept, index)
+        chaos = Chaos(arguments, left, between, seed + number, share_of_starts)
+        wrong += disturb(name, chaos, index)
         left -= chaos.kills.total()
+        if left <= 0 or wrong:
+            return wrong
+    return [f"{name}: too few kills: {kills - left} in {MOST_RUNS} runs"]
+
+
+def disturb_compaction(index: Path, kills: int, seed: int) -> list[str]:
+    """Kill compaction at any moment; the rows must stay what they were."""
+    found = rows_of(index)
+    arguments = [sys.executable, "-m", "pipelines.compact_index", str(index), "--force"]
+    trial = index.with_name("trial")
+    shutil.copytree(index, trial)
+    began = time.monotonic()
+    run_calmly([str(trial) if word == str(index) else word for word in arguments])
+    between = (time.monotonic() - began) / 2
+    wrong = disturb_until(
+        "compaction", arguments, index, kills, between=between, seed=seed, share_of_starts=1
+    )
+    if not rows_of(index).equals(found):
+        wrong.append("compaction: another view than before")
     return wrong
 
 
@@ -153,10 +182,14 @@ def main(arguments: list[str] | None = None) -> int:
         run_calmly(command("pipelines.embed_corpus", source, index))
         write_source(source, options.documents, edited=True)
         again = command("pipelines.reindex", source, index)
-        chaos = Chaos(again, options.kills, options.seconds_between, options.seed)
-        wrong = disturb("re-indexing", chaos, index)
-        if chaos.kills.total() < options.kills:
-            wrong.append("re-indexing: too few kills")
+        wrong = disturb_until(
+            "re-indexing",
+            again,
+            index,
+            options.kills,
+            between=options.seconds_between,
+            seed=options.seed,
+        )
         run_calmly(command("pipelines.embed_corpus", source, fresh))
         expected, found = rows_of(fresh), rows_of(index)
         if expected["passage_id"].to_pylist() != found["passage_id"].to_pylist():
