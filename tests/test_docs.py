@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import shlex
 import subprocess
@@ -15,6 +16,7 @@ from conftest import ROOT
 
 from pipelines.config import load_config
 from pipelines.embed_corpus import embed_corpus
+from pipelines.index import open_index
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 RUN = ("output.md", "rejects.md", "reports.md")
@@ -28,7 +30,7 @@ def snippets(language: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The quickstart's index, of its first 60 articles."""
     out = tmp_path_factory.mktemp("docs")
     settings = [f"index.uri={out}/quickstart", "source.limit=60", "ray.engine=in_process"]
@@ -65,10 +67,54 @@ def test_docs_command_runs(command: str, out: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_docs_links_lead_to_files(page: Path) -> None:
-    for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
-        assert (page.parent / link).exists(), link
+def test_docs_links_lead_to_files() -> None:
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]:
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page}: {link}"
+
+
+def test_docs_pages_say_who_they_are_for_and_what_to_read_next() -> None:
+    for page in PAGES:
+        if "configuration" not in page.name:  # `make docs` writes these
+            text = page.read_text()
+            assert re.search(
+                r"^Read next: ", text.splitlines()[-1] + text.splitlines()[-2], re.M
+            ), page
+
+
+def test_contributing_names_only_files_that_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for path in re.findall(r"`((?:pipelines|actors|tests|docs|benchmarks)/[\w./]*)`", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_tutorial_commands_run_in_their_order(tmp_path: Path) -> None:
+    """Every block, in an empty folder; the installation is this environment's."""
+    page = (ROOT / "docs/tutorial.md").read_text().partition("## 2.")[2]
+    script = "\n".join(
+        f"{block}\necho 'rc' $?" for block in re.findall(r"^```sh\n(.*?)^```", page, re.M | re.S)
+    )
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    result = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path, "COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    said = result.stdout + result.stderr
+    codes = re.findall(r"^rc (\d+)$", result.stdout, re.M)
+    assert codes.count("1") == 1, said  # the run with too many rejects, which the page explains
+    assert codes.count("0") == len(codes) - 1, said
+    for block in re.findall(r"^```text\n(.*?)^```", page, re.M | re.S):
+        for line in block.splitlines():
+            assert " ".join(line.split()) in " ".join(said.split()), line
+    index = open_index(str(tmp_path / "out/articles"))
+    assert index.info.generation == 1
+    snippet = re.search(r"^```python\n(.*?)^```", page, re.M | re.S)
+    assert snippet
+    exec(snippet[1].replace('"out/', f'"{tmp_path}/out/'), {})
 
 
 def test_reliability_page_names_only_tests_that_exist() -> None:

@@ -47,8 +47,9 @@ def commands() -> list[str]:
             )
             assert recipe
             found += [step.strip().replace("$(BIN)/", "") for step in recipe[1].splitlines()]
-        elif line.strip() and line != "serve run conf/serve.yaml":  # test_endpoint_serve runs it
-            found.append(line)
+        # test_endpoint_serve runs the endpoint.
+        elif line.strip() and line not in ("make test", "serve run conf/serve.yaml"):
+            found.append(line.replace("packvec ", "python -m pipelines "))
     return found
 
 
