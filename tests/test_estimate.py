@@ -29,7 +29,7 @@ from pipelines.run.engine import EncodeJob, slice_encoder, slice_reader
 from pipelines.source import Source
 from pipelines.terminal.text import byte_count, describe
 
-SMALL = Budget(documents=300, characters=250_000, read_bytes=500_000, compressed_bytes=150_000)
+SMALL = Budget(documents=300, text_bytes=250_000, read_bytes=200_000)
 """Far less than the 1,200 articles (1 MB)."""
 TOKENS, BYTES = 0.10, 0.15
 
@@ -161,7 +161,7 @@ def test_estimate_of_one_very_long_document_tokenises_little_of_it(
     tmp_path, make_config, rows, monkeypatch
 ):
     once = "\n\n".join(row["text"] for row in rows[:40])
-    times = 12_000_000 // len(once)
+    times = 6_000_000 // len(once)
     long = {**rows[0], "id": "long", "text": "\n\n".join([once] * times)}
     config = make_config(corpus_of(tmp_path, [long, *rows[:20]]))
     tokenised = []
@@ -205,16 +205,28 @@ def test_estimate_where_the_longest_come_first_is_not_taken_in_by_them(
     assert ratio(found, truth, "tokens") == pytest.approx(1, abs=TOKENS)
 
 
-@pytest.mark.parametrize("kind", ["jsonl.gz", "csv", "wiki"])
+@pytest.mark.parametrize(
+    ("kind", "read_bytes"), [("jsonl.gz", 40_000), ("csv", 100_000), ("wiki", 100_000)]
+)
 def test_estimate_takes_no_record_for_a_reject_that_is_torn_where_reading_stopped(
-    tmp_path, make_config, rows, kind
+    tmp_path, make_config, rows, kind, read_bytes
 ):
     rows = [dict(row, text=f'{row["text"]}\nthree, commas, "in", a line\n' * 3) for row in rows]
     config = make_config(corpus_of(tmp_path, rows[:200], kind, files=5))
-    all_of_it = Budget(10_000, 10_000_000, read_bytes=100_000, compressed_bytes=40_000)
+    all_of_it = Budget(10_000, 10_000_000, read_bytes)
     found = estimate_of(config, budget=all_of_it)
     assert "documents" not in found.exact
     assert found.documents_sampled > 20
+    assert found.rejects == {}
+
+
+def test_estimate_reads_on_where_the_beginning_of_a_file_holds_no_whole_record(
+    tmp_path, make_config, rows
+):
+    long = "\n".join(row["text"] for row in rows[:200])
+    config = make_config(corpus_of(tmp_path, [dict(rows[0], text=long), *rows], "csv"))
+    found = estimate_of(config, budget=Budget(read_bytes=20_000))
+    assert found.documents_sampled > 0
     assert found.rejects == {}
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from actors.errors import ConfigError
 from actors.models.files import ModelFiles, resolve_model
 from pipelines.config.run import RunConfig
-from pipelines.estimate.estimate import Estimate, estimate_run
+from pipelines.estimate.estimate import estimate_run
 from pipelines.estimate.speed import RememberedSpeed, recall_speed
 from pipelines.source.formats.base import compression_of
 from pipelines.source.source import Source
@@ -25,37 +28,29 @@ _COLUMN_BYTES = 200  # of a passage's columns beside text, metadata and vectors
 _SPARSE_BYTES = 8
 
 
-def could_exceed(config: RunConfig, files: ModelFiles, units: Sequence[Unit]) -> bool:
-    """Whether the run could write more than `confirm_bytes`, by the size of its files alone.
+def most_bytes(config: RunConfig, files: ModelFiles, units: Sequence[Unit]) -> float:
+    """What the run could write at most, by the sizes of its files alone.
 
-    An upper bound: every byte a token, every passage half full.
+    Every byte a token, every passage half full.
     """
-    return config.confirm_bytes is not None and _upper_bound(config, files, units) > (
-        config.confirm_bytes
-    )
-
-
-def _upper_bound(config: RunConfig, files: ModelFiles, units: Sequence[Unit]) -> float:
     sizes = {piece.file: piece.file.size for unit in units for piece in unit.pieces}
     if any(size < 0 for size in sizes.values()):
-        return float("inf")
+        return math.inf
+    is_parquet = any(unit.format == "parquet" for unit in units)
     text = sum(
-        size * (_DECOMPRESSED if compression_of(file.path) or _is_parquet(units) else 1)
+        size * (_DECOMPRESSED if is_parquet or compression_of(file.path) else 1)
         for file, size in sizes.items()
     )
     known = [unit.documents for unit in units]
     documents = text / _BYTES_A_DOCUMENT if None in known else float(sum(filter(None, known)))
-    if config.chunk.by == "none":
-        passages, tokens = documents, min(text + 8 * documents, documents * files.max_length)
-    else:
-        most = config.chunk.max_tokens or files.max_length
+    passages, tokens, most = documents, float(text), files.max_length
+    if config.chunk.by == "tokens":
+        most = config.chunk.max_tokens or most
         step = max(most - config.chunk.overlap, 1)
-        passages = documents + 2 * text / step
-        tokens = min(
-            text * most / step * (2 if config.chunk.title_prefix else 1) + 8 * passages,
-            passages * most,
-        )
-    width = 2 if config.model.vector_dtype == "float16" else 4
+        passages += 2 * text / step
+        tokens *= most / step * (2 if config.chunk.title_prefix else 1)
+    tokens = min(tokens + 8 * passages, passages * most)
+    width = np.dtype(config.model.vector_dtype).itemsize
     hidden = int(files.config["hidden_size"])
     dim = min(config.model.truncate_dim or hidden, hidden)
     of_token = _SPARSE_BYTES * ("sparse" in config.outputs)
@@ -66,37 +61,6 @@ def _upper_bound(config: RunConfig, files: ModelFiles, units: Sequence[Unit]) ->
     of_passage = dim * width * ("dense" in config.outputs) + _COLUMN_BYTES
     # Metadata comes again with each passage of a document; it is not in the bound.
     return tokens * of_token + passages * of_passage + 2 * text
-
-
-def _is_parquet(units: Sequence[Unit]) -> bool:
-    return units[0].pieces[0].row_group is not None
-
-
-def confirm(
-    config: RunConfig,
-    estimate: Estimate,
-    *,
-    yes: bool,
-    ask: Callable[[str], bool] | None = None,
-) -> None:
-    """Return if the run may write so much: below `confirm_bytes`, with `yes`, or when `ask` agrees.
-
-    `ask`: puts a question to a person; None where there is none to answer.
-
-    Raises:
-        ConfigError: it may not.
-    """
-    limit = config.confirm_bytes
-    if yes or limit is None or estimate.total_bytes <= limit:
-        return
-    size, most = byte_count(estimate.total_bytes), byte_count(limit)
-    if ask is None:
-        raise ConfigError(
-            f"this run would write about {size}, more than confirm_bytes ({most}) allows unasked.",
-            "Look at --dry-run, then add --yes or raise confirm_bytes.",
-        )
-    if not ask(f"{estimate.to_text()}\nMore than {most} (confirm_bytes). Start?"):
-        raise ConfigError(f"not started: about {size} were not confirmed.")
 
 
 @dataclass(frozen=True)
@@ -119,14 +83,25 @@ class Permit:
         """Return if the run may write what it will. Small runs are not looked at closely.
 
         Raises:
-            ConfigError: it may not.
+            ConfigError: it would write more than `confirm_bytes`, and nobody agrees.
         """
-        if self.yes or not could_exceed(config, files, units):
+        limit = config.confirm_bytes
+        if self.yes or limit is None or most_bytes(config, files, units) <= limit:
             return
         progress.stage("estimating its size")
         estimate = estimate_run(config, files, source, units, speed=recall_speed(config))
+        if estimate.total_bytes <= limit:
+            return
+        size, most = byte_count(estimate.total_bytes), byte_count(limit)
+        if self.ask is None:
+            raise ConfigError(
+                f"this run would write about {size}, more than confirm_bytes ({most}) allows "
+                "unasked.",
+                "Look at --dry-run, then add --yes or raise confirm_bytes.",
+            )
         with progress.paused():
-            confirm(config, estimate, yes=self.yes, ask=self.ask)
+            if not self.ask(f"{estimate.to_text()}\nMore than {most} (confirm_bytes). Start?"):
+                raise ConfigError(f"not started: about {size} were not confirmed.")
 
 
 def dry_run(

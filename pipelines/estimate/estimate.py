@@ -6,33 +6,34 @@ of far more. No encoder, no Ray.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from actors.models.files import ModelFiles
 from actors.tokens.tokenizer import TOKENS_COLUMN
 from actors.tokens.tokenizer_files import non_lexical_ids
-from actors.vectors import fixed_size_lists, sparse_vectors
+from actors.vectors import fixed_size_lists, sparse_vectors, token_column
 from pipelines.config.run import AnyRunConfig, RunConfig
 from pipelines.estimate.sample import Budget, CorpusSample, take_sample
 from pipelines.estimate.speed import RememberedSpeed
 from pipelines.index.parts import VECTOR_COLUMNS, PartWriter, stored_rows
 from pipelines.passages.blocks import DocumentBlock
 from pipelines.passages.rows import passage_blocks
-from pipelines.source.formats.base import BATCH_DOCUMENTS, DocumentBatch
+from pipelines.source.formats.base import DocumentBatch
 from pipelines.source.source import Source
 from pipelines.source.units import Unit
 from pipelines.store.files import scratch_folder
 from pipelines.terminal.text import describe
 
 _LONGEST = 32_768  # characters of a document: the rest of it is taken to be like them
-_CHARACTERS_PER_TOKEN = 4
+_BYTES_PER_TOKEN = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,36 +110,33 @@ def estimate_run(
     # Of a document that is not divided, no more than this can be seen (actors/tokens/tokenizer.py).
     longest = _LONGEST if config.chunk.by == "tokens" else 16 * files.max_length
     sample = take_sample(config.source, source, units, budget, longest)
-    counted = _tokenise(config, files, sample, budget, longest)
-    documents = sample.total_documents
-    if documents is None:
-        documents = round(float(sample.weights.sum()))
-    passages, tokens, truncated = (round(total) for total in counted.totals)
-    slices = _slices(config, units, sample, documents, tokens)
-    sizes: dict[str, int] = {}
-    if counted.passages.num_rows:
-        output = measure_output(config, files, counted.passages, rows_in_part=passages / slices)
-        sizes = output.of(passages, tokens)
+    block, weights, is_all = _tokenise(config, files, sample, budget)
+    truncated_to = np.cumsum([0, *block.tables.passages["truncated"].to_pylist()])[block.rows]
+    passages, tokens, truncated = (
+        round(float(np.diff(ends) @ weights)) for ends in (block.rows, block.tokens, truncated_to)
+    )
+    slices = _slices(config, units, sample, tokens)
     exact = ["units"]
-    if sample.is_whole or sample.total_documents is not None:
+    if sample.is_counted:
         exact.append("documents")
-    if sample.is_whole and counted.is_all:
+    if sample.is_whole and is_all:
         exact += ["passages", "tokens", "truncated", "rejects"]
-    of_each = documents / max(counted.documents, 1)
+    rejects = Counter(block.tables.rejects["code"].to_pylist())
+    of_each = sample.total_documents / max(len(block), 1)
     return Estimate(
         units=len(units),
         slices=slices,
-        documents=documents,
+        documents=sample.total_documents,
         passages=passages,
         tokens=tokens,
         truncated=truncated,
-        rejects={code: round(n * of_each) for code, n in counted.rejects.items()},
-        bytes=sizes,
+        rejects={code: round(n * of_each) for code, n in rejects.items()},
+        bytes=_output_bytes(config, files, block.tables.passages, slices, passages, tokens),
         exact=tuple(exact),
         actors=actors or config.ray.actors or 1,
         tokens_per_second=speed.tokens_per_second if speed else None,
         speed_from=speed.origin if speed else "",
-        documents_sampled=counted.documents,
+        documents_sampled=len(block),
         units_sampled=sample.units_read,
         notes=tuple(_notes(config, sample)),
     )
@@ -150,97 +148,50 @@ def about_documents(config: AnyRunConfig, source: Source, units: Sequence[Unit])
     Raises:
         SourceError: a file changed since it was listed, or the store fails.
     """
-    little = Budget(documents=256, read_bytes=2 << 20, compressed_bytes=1 << 20)
-    sample = take_sample(config.source, source, units, little, _LONGEST)
-    return round(float(sample.weights.sum()))
-
-
-@dataclass(frozen=True)
-class _Counted:
-    """What the documents that were read have."""
-
-    totals: tuple[float, float, float]
-    """Passages, tokens, truncated passages."""
-    documents: int
-    """So many of them were tokenised."""
-    rejects: Counter[str]
-    """Of those."""
-    passages: pa.Table
-    """Of those, with `input_ids`."""
-    is_all: bool
-    """Every one was, all of it, and no id comes twice: nothing is an estimate."""
+    little = Budget(documents=256, read_bytes=1 << 20)
+    return take_sample(config.source, source, units, little, _LONGEST).total_documents
 
 
 def _tokenise(
-    config: RunConfig, files: ModelFiles, sample: CorpusSample, budget: Budget, longest: int
-) -> _Counted:
-    """Chunk and tokenise documents at equal distances among all that were read."""
-    builder = passage_blocks(config, files)
-    lengths, weights = sample.characters, sample.weights
-    kept = np.minimum(lengths, longest)
+    config: RunConfig, files: ModelFiles, sample: CorpusSample, budget: Budget
+) -> tuple[DocumentBlock, np.ndarray, bool]:
+    """Chunk and tokenise documents at equal distances among all that were read.
+
+    Returns them, how many documents of the corpus each is worth, and whether nothing is an
+    estimate: all are there, all of each, and no id comes twice.
+    """
+    lengths, weights = sample.lengths, sample.weights
+    texts = sample.documents.table["text"]
+    kept = pc.fill_null(pc.binary_length(texts), 0).to_numpy()
     if config.chunk.by == "tokens":
         measure, grown = lengths, np.where(kept > 0, lengths / np.maximum(kept, 1), 1.0)
     else:
-        measure = np.minimum(lengths, _CHARACTERS_PER_TOKEN * files.max_length)
+        measure = np.minimum(lengths, _BYTES_PER_TOKEN * files.max_length)
         grown = np.ones(len(lengths))
-        if sample.total_documents is not None and len(lengths):
-            # What is cut off says nothing of what is left: documents count, not their bytes.
-            weights = weights * (sample.total_documents / weights.sum())
-    affordable = int(budget.characters / max(kept.mean(), 1)) + 1 if len(kept) else 0
+        # What is cut off says nothing of what is left: documents count, not their bytes.
+        weights = weights * (sample.total_documents / max(weights.sum(), 1.0))
+    affordable = int(budget.text_bytes / max(kept.mean(), 1)) + 1 if len(kept) else 0
     count = min(len(lengths), budget.documents, affordable)
     rows = ((np.arange(count) + 0.5) * len(lengths) / max(count, 1)).astype(np.int64)
-    blocks = [builder.build(batch, 0, 0) for batch in _batches(sample.documents, rows)]
-    counts = np.concatenate([_per_document(block) for block in blocks])
-    counts = counts * (grown * weights)[rows][:, None]
+    faults = sample.documents.faults
+    chosen = DocumentBatch(
+        sample.documents.table.take(pa.array(rows)),
+        {i: faults[row] for i, row in enumerate(rows.tolist()) if row in faults},
+    )
+    block = passage_blocks(config, files).build(chosen, 0, 0)
     of_rows = float((measure * weights)[rows].sum())
     scale = float((measure * weights).sum()) / of_rows if of_rows else 0.0
-    passages, tokens, truncated = (counts.sum(axis=0) * scale).tolist()
-    ids = [doc_id for block in blocks for doc_id in block.tables.ledger["doc_id"].to_pylist()]
-    return _Counted(
-        totals=(passages, tokens, truncated),
-        documents=count,
-        rejects=Counter(
-            code for block in blocks for code in block.tables.rejects["code"].to_pylist()
-        ),
-        passages=pa.concat_tables([block.tables.passages for block in blocks]).combine_chunks(),
-        is_all=count == len(lengths) and bool((grown == 1).all()) and len(set(ids)) == len(ids),
-    )
+    ids = block.tables.ledger["doc_id"].to_pylist()
+    is_all = count == len(lengths) and bool((grown == 1).all()) and len(set(ids)) == len(ids)
+    return block, (grown * weights)[rows] * scale, is_all
 
 
-def _batches(documents: DocumentBatch, rows: np.ndarray) -> Iterator[DocumentBatch]:
-    """Of the chosen rows; an empty one at least."""
-    for start in range(0, max(len(rows), 1), BATCH_DOCUMENTS):
-        chosen = rows[start : start + BATCH_DOCUMENTS]
-        faults = {
-            i: documents.faults[row]
-            for i, row in enumerate(chosen.tolist())
-            if row in documents.faults
-        }
-        yield DocumentBatch(documents.table.take(pa.array(chosen)), faults)
-
-
-def _per_document(block: DocumentBlock) -> np.ndarray:
-    """Passages, tokens and truncated passages: int64 [documents, 3]."""
-    truncated = np.cumsum([0, *block.tables.passages["truncated"].to_pylist()])
-    return np.stack(
-        [np.diff(ends) for ends in (block.rows, block.tokens, truncated[block.rows])], 1
-    )
-
-
-def _slices(
-    config: RunConfig, units: Sequence[Unit], sample: CorpusSample, documents: int, tokens: int
-) -> int:
+def _slices(config: RunConfig, units: Sequence[Unit], sample: CorpusSample, tokens: int) -> int:
     """A unit makes one slice at least, and one more at each limit."""
-    known = [unit.documents for unit in units]
-    in_unit = np.array(
-        [
-            share * documents if n is None else n
-            for share, n in zip(sample.shares, known, strict=True)
-        ]
-    )
-    by_documents = in_unit / config.slice.documents
-    by_tokens = sample.shares * tokens / config.slice_max_tokens
-    return int(np.maximum(np.ceil(np.maximum(by_documents, by_tokens)), 1).sum())
+    known = np.array([unit.documents for unit in units], np.float64)  # None: nan
+    by_documents = np.where(np.isnan(known), sample.shares * sample.total_documents, known)
+    limits = by_documents / config.slice.documents, sample.shares * tokens / config.slice_max_tokens
+    return int(np.maximum(np.ceil(np.maximum(*limits)), 1).sum())
 
 
 def _notes(config: RunConfig, sample: CorpusSample) -> Iterator[str]:
@@ -249,7 +200,7 @@ def _notes(config: RunConfig, sample: CorpusSample) -> Iterator[str]:
             "ids: from file name and position; a document that moves counts as a new one when "
             "re-indexing"
         )
-    if not len(sample.characters):
+    if not len(sample.lengths):
         yield "no document could be read: nothing is known of them"
     if sample.units_of_unknown_size:
         n = f"{sample.units_of_unknown_size:,}"
@@ -257,49 +208,33 @@ def _notes(config: RunConfig, sample: CorpusSample) -> Iterator[str]:
 
 
 _WRITTEN_BYTES = 32 << 20  # of vectors: several row groups, as in a part
-_WRITTEN_PASSAGES = 2_048
 
 
-@dataclass(frozen=True)
-class OutputBytes:
-    """Stored bytes of each column group, of some passages that were written."""
+def _output_bytes(
+    config: RunConfig, files: ModelFiles, sampled: pa.Table, slices: int, passages: int, tokens: int
+) -> dict[str, int]:
+    """The bytes of so many passages by column group, from some that the real writer wrote.
 
-    sizes: Mapping[str, int]
-    passages: int
-    tokens: int
-
-    def of(self, passages: float, tokens: float) -> dict[str, int]:
-        """The bytes of more passages: columns and dense follow passages, the others tokens."""
-        by_token, by_passage = tokens / self.tokens, passages / self.passages
-        vectors = max(self.tokens - self.passages, 1)
-        scale = {"text": by_token, "sparse": by_token, "colbert": (tokens - passages) / vectors}
-        return {name: round(n * scale.get(name, by_passage)) for name, n in self.sizes.items()}
-
-
-def measure_output(
-    config: RunConfig, files: ModelFiles, passages: pa.Table, rows_in_part: float
-) -> OutputBytes:
-    """Write some of `passages` (with `input_ids`; one at least) as one part, by the real writer.
-
-    Vectors are random: dense and ColBERT ones are stored uncompressed, and weights differ anyway.
+    `sampled`: with `input_ids`.
     """
+    if not sampled.num_rows:
+        return {}
     hidden = int(files.config["hidden_size"])
     dim, colbert = min(hidden, config.model.truncate_dim or hidden), 0
     if "colbert" in config.outputs:
         from actors.network.heads import load_head  # late: torch
 
-        head = load_head(files.heads["colbert"], hidden, out_features=None)
-        colbert = min(head.out_features, config.model.truncate_dim or head.out_features)
-    bytes_of = np.cumsum(2 * (passages["n_tokens"].to_numpy() * colbert + dim))
+        full = load_head(files.heads["colbert"], hidden, out_features=None).out_features
+        colbert = min(full, config.model.truncate_dim or full)
+    bytes_of = np.cumsum(2 * (sampled["n_tokens"].to_numpy() * colbert + dim))
     fit = int(np.searchsorted(bytes_of, _WRITTEN_BYTES)) + 1
-    count = min(fit, _WRITTEN_PASSAGES, passages.num_rows, max(round(rows_in_part), 1))
-    few = passages.slice(int((passages.num_rows - count) / 2), count)
-    vectors = _random_vectors(config, files, few[TOKENS_COLUMN].combine_chunks(), dim, colbert)
-    few = few.drop_columns([TOKENS_COLUMN])
-    sizes: dict[str, int] = defaultdict(int)
+    count = min(fit, sampled.num_rows, max(round(passages / slices), 1))
+    few = sampled.slice((sampled.num_rows - count) // 2, count)
+    vectors = _vectors(config, files, few, dim, colbert)
+    table = stored_rows(few.drop_columns([TOKENS_COLUMN]), vectors, config.index.colbert_storage)
+    sizes = dict.fromkeys(("text", "columns", *VECTOR_COLUMNS), 0)
     with scratch_folder() as scratch:
         path = scratch / "part.parquet"
-        table = stored_rows(few, vectors, config.index.colbert_storage)
         with PartWriter(path, table.schema) as writer:
             writer.write(table)
         metadata = pq.read_metadata(path)
@@ -309,33 +244,30 @@ def measure_output(
                 if name in ("text", *VECTOR_COLUMNS):
                     sizes[name] += chunk.total_compressed_size
         sizes["columns"] = path.stat().st_size - sum(sizes.values())
-    order = [name for name in ("text", "columns", *VECTOR_COLUMNS) if name in sizes]
-    tokens = int(few["n_tokens"].to_numpy().sum())
-    return OutputBytes({name: sizes[name] for name in order}, count, tokens)
+    written = int(few["n_tokens"].to_numpy().sum())
+    by_token, by_vector = tokens / written, (tokens - passages) / max(written - count, 1)
+    scale = {"text": by_token, "sparse": by_token, "colbert": by_vector}
+    return {name: round(n * scale.get(name, passages / count)) for name, n in sizes.items() if n}
 
 
-def _random_vectors(
-    config: RunConfig, files: ModelFiles, input_ids: pa.ListArray, dim: int, colbert: int
+def _vectors(
+    config: RunConfig, files: ModelFiles, passages: pa.Table, dim: int, colbert: int
 ) -> pa.Table:
-    random, n = np.random.default_rng(0), len(input_ids)
-    ids, ends = input_ids.flatten().to_numpy(), input_ids.offsets.to_numpy()
-    ends = ends - ends[0]
-
-    def rows(count: int, width: int) -> pa.FixedSizeListArray:
-        values = random.standard_normal((count, width), dtype=np.float32)
-        return fixed_size_lists(values.astype(config.model.vector_dtype))
-
+    """Columns as large as real ones. Only sparse ones are compressed: they have real ids."""
+    lengths, dtype = passages["n_tokens"].to_numpy(), config.model.vector_dtype
     columns: dict[str, pa.Array] = {}
     if "dense" in config.outputs:
-        columns["dense"] = rows(n, dim)
+        columns["dense"] = fixed_size_lists(np.zeros((len(lengths), dim), dtype))
     if "sparse" in config.outputs:
-        weights = random.random(len(ids), dtype=np.float32) + np.float32(1e-3)
+        ids = passages[TOKENS_COLUMN].combine_chunks().flatten().to_numpy()
+        weights = np.random.default_rng(0).random(len(ids), dtype=np.float32) + np.float32(1e-3)
         # Weights that are computed in half precision compress better.
         kept = {"float16": 10, "bfloat16": 7}.get(config.model.dtype, 23)
         weights = (weights.view(np.uint32) >> (23 - kept) << (23 - kept)).view(np.float32)
         non_lexical = np.array(sorted(non_lexical_ids(files.folder)), dtype=np.int32)
+        ends = np.concatenate([[0], np.cumsum(lengths)])
         columns["sparse"] = sparse_vectors(weights, ids, ends, non_lexical)
     if "colbert" in config.outputs:
-        offsets = pa.array((ends - np.arange(n + 1)).astype(np.int32))
-        columns["colbert"] = pa.ListArray.from_arrays(offsets, rows(len(ids) - n, colbert))
+        zeros = np.zeros((lengths.sum() - len(lengths), colbert), dtype)
+        columns["colbert"] = token_column(lengths - 1, zeros)
     return pa.table(columns)

@@ -6,111 +6,39 @@ will be tokenised. Knows nothing of passages and tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import io
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
 
 import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from actors.errors import UnreadableUnitError
 from pipelines.config.sections import SourceConfig, absolute_uri
-from pipelines.estimate.sample_reader import Read, SampleRange, SampleReader, joined
-from pipelines.source.formats.base import Access, DocumentBatch, compression_of
-from pipelines.source.formats.parquet_files import ChunkSize, text_sizes
+from pipelines.source.formats.base import (
+    BATCH_DOCUMENTS,
+    Access,
+    DocumentBatch,
+    compression_of,
+    is_damage,
+)
+from pipelines.source.formats.parquet_files import text_sizes
+from pipelines.source.formats.registry import FORMATS
+from pipelines.source.listing import is_http
 from pipelines.source.source import Source
-from pipelines.source.units import SourceFile, Unit
-
-_FOOTERS = 256
-_SIZE_THREADS = 32
-_UNKNOWN_BYTES = 64 << 20  # a guess; what a server does not say of any file
-
-
-@dataclass(frozen=True)
-class UnitSizes:
-    """Of each unit, up to a limit on documents where that is known."""
-
-    text: np.ndarray
-    """float64: bytes; of Parquet the encoded text column, else the file as it is stored."""
-    fetched: np.ndarray
-    """float64: bytes that have to be fetched to read any of it (Parquet), else 0."""
-    is_dictionary: np.ndarray
-    """bool: of Parquet; what is encoded tells little of the text."""
-    unknown: int
-    """Units of files whose size the server does not say: a mean or a guess."""
-
-
-def open_access(config: SourceConfig) -> Access:
-    """The store a source reads from."""
-    uri = absolute_uri(config.uris[0])
-    return Access(fsspec.core.url_to_fs(uri, **config.storage_options)[0])
-
-
-def unit_sizes(config: SourceConfig, access: Access, units: Sequence[Unit]) -> UnitSizes:
-    """The sizes of units: a look at 256 footers at most, the other files' are in proportion."""
-    if units[0].pieces[0].row_group is not None:
-        return _row_group_sizes(config, access, units)
-    text = np.array([_stored_bytes(unit) for unit in units], dtype=np.float64)
-    is_unknown = np.isnan(text)
-    guess = text[~is_unknown].mean() if not is_unknown.all() else _UNKNOWN_BYTES
-    return UnitSizes(
-        text=np.where(is_unknown, guess, text),
-        fetched=np.zeros(len(units)),
-        is_dictionary=np.zeros(len(units), bool),
-        unknown=int(is_unknown.sum()),
-    )
-
-
-def _stored_bytes(unit: Unit) -> float:
-    pieces = unit.pieces
-    if pieces[0].documents is not None:  # a document a file
-        pieces = pieces[: unit.documents]
-    if any(piece.file.size < 0 for piece in pieces):
-        return float("nan")
-    return float(sum(piece.stop - piece.start for piece in pieces))
-
-
-def _row_group_sizes(config: SourceConfig, access: Access, units: Sequence[Unit]) -> UnitSizes:
-    files = list(dict.fromkeys(unit.pieces[0].file for unit in units))
-    looked_at = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, _FOOTERS).astype(int))]
-
-    def look(file: SourceFile) -> list[ChunkSize]:
-        return text_sizes(access, file, config.columns.text)
-
-    with ThreadPoolExecutor(_SIZE_THREADS) as pool:
-        groups = dict(zip(looked_at, pool.map(look, looked_at), strict=True))
-    chunks = [chunk for sizes in groups.values() for chunk in sizes]
-    stored = max(sum(file.size for file in looked_at), 1)
-    encoded = sum(chunk.encoded for chunk in chunks) / stored
-    compressed = sum(chunk.compressed for chunk in chunks) / stored
-    most_are = 2 * sum(chunk.is_dictionary for chunk in chunks) > len(chunks)
-    rows_in = _rows(units)
-
-    def size_of(unit: Unit) -> tuple[float, float, bool]:
-        piece = unit.pieces[0]
-        rows = piece.documents or 0
-        share = (unit.documents or 0) / max(rows, 1)
-        if piece.file in groups:
-            chunk = groups[piece.file][piece.row_group or 0]
-            return chunk.encoded * share, chunk.compressed, chunk.is_dictionary
-        size = piece.file.size * rows / max(rows_in[piece.file], 1)
-        return encoded * size * share, compressed * size, most_are
-
-    text, fetched, is_dictionary = zip(*map(size_of, units), strict=True)
-    return UnitSizes(np.array(text, float), np.array(fetched, float), np.array(is_dictionary), 0)
-
-
-def _rows(units: Iterable[Unit]) -> Mapping[SourceFile, int]:
-    rows: dict[SourceFile, int] = {}
-    for unit in units:
-        piece = unit.pieces[0]
-        rows[piece.file] = rows.get(piece.file, 0) + (piece.documents or 0)
-    return rows
-
+from pipelines.source.units import FileRange, Unit
 
 _PLACES = 32
 _MOST_PLACES = 256  # of small files; each is a request or two to a store
 _FEWEST_PLACES = 4
 _THREADS = 16
+_UNKNOWN_BYTES = 64 << 20  # a guess; what a server does not say of any file
+_LONGEST_BEGINNING = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -119,14 +47,12 @@ class Budget:
 
     documents: int = 2_000
     """Tokenised."""
-    characters: int = 3_000_000
+    text_bytes: int = 3_000_000
     """Of text tokenised."""
-    read_bytes: int = 16 << 20
-    """Of files; of Parquet: of text."""
-    compressed_bytes: int = 6 << 20
-    """Of compressed files."""
+    read_bytes: int = 8 << 20
+    """Of files, as they are stored."""
     fetched_bytes: int = 256 << 20
-    """Of Parquet's column chunks, which are fetched whole whatever is read of them."""
+    """Of Parquet's row groups, which are fetched whole whatever is read of them."""
 
 
 @dataclass(frozen=True)
@@ -135,14 +61,16 @@ class CorpusSample:
 
     documents: DocumentBatch
     """Their texts are cut at `longest` characters."""
-    characters: np.ndarray
-    """int64: of each document's whole text; 0 where there is none."""
+    lengths: np.ndarray
+    """int64: bytes of each document's whole text; 0 where there is none."""
     weights: np.ndarray
     """float64: how many documents of the corpus each stands for."""
-    total_documents: int | None
-    """In the corpus; None where only reading tells."""
+    total_documents: int
+    """In the corpus."""
+    is_counted: bool
+    """That is no estimate."""
     shares: np.ndarray
-    """float64: of each unit in the corpus, by bytes of text."""
+    """float64: of each unit in the corpus, by stored bytes."""
     units_read: int
     units_of_unknown_size: int
     is_whole: bool
@@ -159,111 +87,217 @@ def take_sample(
     Raises:
         SourceError: a file changed since it was listed, or the store fails.
     """
-    access = open_access(config)
-    sizes = unit_sizes(config, access, units)
-    is_whole = _fits(config, units, sizes, budget)
+    uri = absolute_uri(config.uris[0])
+    access = Access(fsspec.core.url_to_fs(uri, **config.storage_options)[0])
+    files = [(unit, piece) for unit in units for piece in unit.pieces[: unit.documents]]
+    owners = np.repeat(np.arange(len(units)), [len(u.pieces[: u.documents]) for u in units])
+    sizes = _stored_bytes(files)
+    is_unknown = sizes < 0
+    guess = _UNKNOWN_BYTES if is_unknown.all() else sizes[~is_unknown].mean()
+    sizes = np.where(is_unknown, guess, sizes)
+    # Where files do not tell, as many as the limit were read already to be counted.
+    is_small = config.limit is not None and config.limit <= budget.documents
+    is_whole = len(files) <= _MOST_PLACES and (is_small or sizes.sum() <= budget.read_bytes)
     if is_whole:
-        known = zip(units, sizes.text.tolist(), strict=True)
-        places = [SampleRange(unit, size, stands_for=size) for unit, size in known]
-    elif _is_document_a_file(units):
-        places = _files(units, sizes, budget)
+        known = zip(files, sizes.tolist(), strict=True)
+        places = [_Place(_alone(*file), size, size, size) for file, size in known]
     else:
-        places = list(_places(access, units, sizes, budget))
-    reader = SampleReader(config, source, access, longest)
+        places = list(_places(access, files, sizes, budget))
+    reader = _Reader(config, source, access, longest)
     with ThreadPoolExecutor(_THREADS) as pool:
         found = list(pool.map(reader.read, places))
-    read = sum(each.documents for each in found)
-    of_unit = [unit.documents for unit in units]
-    total = read if is_whole else None if None in of_unit else sum(filter(None, of_unit))
-    weights = np.concatenate([_weights(*each) for each in zip(places, found, strict=True)])
-    if total is not None and units[0].pieces[0].documents is None and read:
+    weights = np.array([weight for read, weight in found for _ in read.lengths], np.float64)
+    counts = [unit.documents for unit in units]
+    total = len(weights) if is_whole else None if None in counts else sum(filter(None, counts))
+    if total is not None and units[0].pieces[0].documents is None and len(weights):
         weights *= total / weights.sum()  # cut by a limit: sizes are those of whole units
+    batches = [batch for read, _ in found for batch in read.batches]
     return CorpusSample(
-        documents=joined([source.no_documents(units[0]), *(b for r in found for b in r.batches)]),
-        characters=np.concatenate([each.characters for each in found]),
+        documents=_joined([source.no_documents(units[0]), *batches]),
+        lengths=np.array([length for read, _ in found for length in read.lengths], np.int64),
         weights=weights,
-        total_documents=total,
-        shares=sizes.text / max(sizes.text.sum(), 1.0),
+        total_documents=round(float(weights.sum())) if total is None else total,
+        is_counted=total is not None,
+        shares=np.bincount(owners, sizes, len(units)) / max(sizes.sum(), 1.0),
         units_read=len({place.unit.number for place in places}),
-        units_of_unknown_size=sizes.unknown,
-        is_whole=is_whole and not any(each.is_broken for each in found),
+        units_of_unknown_size=len(np.unique(owners[is_unknown])),
+        is_whole=is_whole and not any(read.is_broken for read, _ in found),
     )
 
 
-def _weights(place: SampleRange, found: Read) -> np.ndarray:
-    """Equal: a place stands for so much of the corpus (Hansen and Hurwitz 1943)."""
-    is_all = place.stands_for == found.size  # also where both are 0
-    weight = 1.0 if is_all else place.stands_for / max(found.size, 1.0)
-    return np.full(found.documents, weight)
+def _stored_bytes(files: Sequence[tuple[Unit, FileRange]]) -> np.ndarray:
+    """float64: of each piece, as far as it belongs to the run; below 0 where nobody says."""
+    if files and files[0][0].format == "parquet":
+        rows = {piece.file: piece.stop for _, piece in files}
+        return np.array([p.file.size * (unit.documents or 0) / rows[p.file] for unit, p in files])
+    return np.array([piece.stop - piece.start for _, piece in files], np.float64)
 
 
-def _fits(config: SourceConfig, units: Sequence[Unit], sizes: UnitSizes, budget: Budget) -> bool:
-    if sum(len(unit.pieces) for unit in units) > _MOST_PLACES:
-        return False
-    if config.limit is not None and config.limit <= budget.documents:
-        return True  # where files do not tell, so many were read already to be counted
-    most = _most(units, budget)
-    return bool(sizes.text.sum() <= most and sizes.fetched.sum() <= budget.fetched_bytes)
+def _alone(unit: Unit, piece: FileRange) -> Unit:
+    """Of several text files, the one."""
+    return replace(unit, pieces=(piece,), documents=1) if unit.format == "text" else unit
 
 
-def _most(units: Sequence[Unit], budget: Budget) -> int:
-    is_compressed = any(compression_of(unit.pieces[0].file.path) for unit in units)
-    return budget.compressed_bytes if is_compressed else budget.read_bytes
+@dataclass(frozen=True)
+class _Place:
+    """Where to read; in bytes as they are stored."""
 
-
-def _count(most: float, mean: float) -> int:
-    return int(np.clip(most / max(mean, 1.0), _PLACES, _MOST_PLACES))
+    unit: Unit
+    size: float
+    stands_for: float
+    """So much of the corpus."""
+    most: float
+    """To read, from the beginning."""
 
 
 def _places(
-    access: Access, units: Sequence[Unit], sizes: UnitSizes, budget: Budget
-) -> Iterator[SampleRange]:
+    access: Access, files: Sequence[tuple[Unit, FileRange]], sizes: np.ndarray, budget: Budget
+) -> Iterator[_Place]:
     """At equal distances in bytes."""
-    most, total = _most(units, budget), float(sizes.text.sum())
-    count = _count(most, total / len(units))
-    if sizes.fetched.any():
-        affordable = int(budget.fetched_bytes / sizes.fetched.mean())
-        count = int(np.clip(affordable, _FEWEST_PLACES, count))
-    share, distance = max(most // count, 1), total / count
-    ends = np.cumsum(sizes.text)
+    mean = max(float(sizes.mean()), 1.0)
+    count = int(np.clip(budget.read_bytes / mean, _PLACES, _MOST_PLACES))
+    if files[0][0].format == "parquet":
+        count = int(np.clip(budget.fetched_bytes / mean, _FEWEST_PLACES, count))
+    share, distance = max(budget.read_bytes // count, 1), float(sizes.sum()) / count
+    ends = np.cumsum(sizes)
     points = (np.arange(count) + 0.5) * distance
-    at = np.minimum(np.searchsorted(ends, points, side="right"), len(units) - 1)
+    at = np.minimum(np.searchsorted(ends, points, side="right"), len(files) - 1)
     for number in np.unique(at).tolist():
-        unit, size = units[number], float(sizes.text[number])
-        offsets = (points[at == number] - (ends[number] - size)).tolist()
-        if _has_lines(unit, access):
-            for offset in offsets:
-                begin = int(max(min(offset, size - share), 0))
-                yield SampleRange(unit, size, distance, min(share, int(size)), offset=begin)
-        else:
-            is_dictionary = bool(sizes.is_dictionary[number])
-            yield SampleRange(
-                unit, size, distance * len(offsets), share * len(offsets), is_dictionary
-            )
-
-
-def _is_document_a_file(units: Sequence[Unit]) -> bool:
-    first = units[0].pieces[0]
-    return first.documents is not None and first.row_group is None
-
-
-def _files(units: Sequence[Unit], sizes: UnitSizes, budget: Budget) -> list[SampleRange]:
-    """Whole files, each as likely as any other."""
-    total = float(sizes.text.sum())
-    files = [(unit, piece) for unit in units for piece in unit.pieces[: unit.documents]]
-    count = min(_count(_most(units, budget), total / len(files)), len(files))
-    chosen = [files[i] for i in ((np.arange(count) + 0.5) * len(files) / count).astype(int)]
-    found = [float(max(piece.file.size, 0)) for _, piece in chosen]
-    return [
-        SampleRange(
-            replace(unit, pieces=(piece,), documents=1), size, size * total / max(sum(found), 1)
-        )
-        for (unit, piece), size in zip(chosen, found, strict=True)
-    ]
+        unit, size = _alone(*files[number]), float(sizes[number])
+        offsets = points[at == number] - (ends[number] - size)
+        if len(offsets) * share >= size or not _has_lines(unit, access):
+            yield _Place(unit, size, distance * len(offsets), share * len(offsets))
+            continue
+        for offset in np.minimum(offsets, size - share).astype(int).tolist():
+            start = unit.pieces[0].start + offset
+            lines = replace(unit.pieces[0], start=start, stop=start + share)
+            yield _Place(replace(unit, pieces=(lines,), documents=None), share, distance, share)
 
 
 def _has_lines(unit: Unit, access: Access) -> bool:
     """It can be read from any byte on."""
     file = unit.pieces[0].file
-    is_plain = unit.format in ("jsonl", "lines") and not compression_of(file.path)
+    is_plain = unit.format in ("jsonl", "beir", "lines") and not compression_of(file.path)
     return is_plain and file.size > 0 and access.gives_ranges(file)
+
+
+@dataclass
+class _Read:
+    """What came from one place."""
+
+    batches: list[DocumentBatch]
+    lengths: list[int]
+    """Bytes of each text."""
+    is_broken: bool = False
+    """The unit cannot be read beyond."""
+
+
+class _Reader:
+    """Reads places of one source."""
+
+    def __init__(self, config: SourceConfig, source: Source, access: Access, longest: int) -> None:
+        self._config, self._source, self._access, self._longest = config, source, access, longest
+
+    def read(self, place: _Place) -> tuple[_Read, float]:
+        """The documents there, and how many of the corpus each stands for."""
+        if place.most >= place.size or place.unit.format == "text":
+            found, share = self._collect(self._source.read(place.unit)), 1.0
+        elif place.unit.format == "parquet":
+            found, share = self._first_rows(place)
+        else:
+            found, share = self._beginning(place, int(place.most))
+        size = place.size * share
+        return found, place.stands_for / size if size else 1.0
+
+    def _first_rows(self, place: _Place) -> tuple[_Read, float]:
+        """Of a row group, and their share in it."""
+        piece, rows = place.unit.pieces[0], place.unit.documents or 0
+        batches = int(rows * place.most / place.size / BATCH_DOCUMENTS) + 1
+        found = self._collect(islice(self._source.read(place.unit), batches))
+        n = len(found.lengths)
+        chunks = text_sizes(self._access, piece.file, self._config.columns.text)
+        chunk = chunks[piece.row_group or 0]
+        if n == rows or chunk.is_dictionary:  # there repeated texts take nothing
+            return found, n / rows
+        # Bytes, not rows, say how far this went: lengths may change from the first row to the last.
+        encoded = chunk.encoded * rows / (piece.documents or 1)
+        return found, (sum(found.lengths) + 4 * n) / encoded
+
+    def _beginning(self, place: _Place, most: int) -> tuple[_Read, float]:
+        """Of a file that can only be read from its first byte on: further where that is nothing."""
+        store = _Beginnings(self._access.fs, most)
+        reader = FORMATS[place.unit.format].make(self._config)
+        found = self._collect(reader.read(Access(store), place.unit.pieces[0]))
+        if not store.is_cut:
+            return found, 1.0
+        if not found.lengths:
+            return self._beginning(place, 8 * most) if most < _LONGEST_BEGINNING else (found, 0.0)
+        # The document that is torn at the end is lost: as much of one as a place taken at random
+        # lies behind its beginning (the inspection paradox).
+        lengths = np.array(found.lengths) + 1.0
+        lost = lengths @ lengths / lengths.sum() / 2
+        return found, most / place.size * lengths.sum() / (lengths.sum() + lost)
+
+    def _collect(self, documents: Iterable[DocumentBatch]) -> _Read:
+        """All of them; texts are cut, so that memory is bounded."""
+        found = _Read([], [])
+        try:
+            for batch in documents:
+                at, text = batch.table.column_names.index("text"), batch.table["text"]
+                cut = pc.utf8_slice_codeunits(text, 0, self._longest)
+                found.batches.append(replace(batch, table=batch.table.set_column(at, "text", cut)))
+                found.lengths.extend(pc.fill_null(pc.binary_length(text), 0).to_pylist())
+        except UnreadableUnitError:
+            found.is_broken = True
+        except (OSError, pa.ArrowException) as error:  # of a file's beginning
+            if isinstance(error, OSError) and not is_damage(error):
+                raise
+            found.is_broken = True
+        return found
+
+
+class _Beginnings:
+    """A store in which every file is damaged after its first bytes: what is torn is no record."""
+
+    protocol = "file"
+
+    def __init__(self, fs: Any, most: int) -> None:
+        self.is_cut = False
+        self._fs, self._most = fs, most
+
+    def open(self, path: str, mode: str) -> io.IOBase:
+        """The first bytes."""
+        if is_http(self._fs):  # not every server gives a range
+            with self._fs.open(path, mode, block_size=0) as stream:
+                data = io.BufferedReader(stream).read(self._most + 1)
+        else:
+            data = self._fs.cat_file(path, start=0, end=self._most + 1)
+        self.is_cut = len(data) > self._most
+        return _Torn(data[: self._most]) if self.is_cut else io.BytesIO(data)
+
+
+class _Torn(io.RawIOBase):
+    """Ends with an error, as damaged bytes do (`is_damage`)."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = io.BytesIO(data)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        n = self._data.readinto(buffer)
+        if not n:
+            raise OSError("torn")
+        return n
+
+
+def _joined(batches: Sequence[DocumentBatch]) -> DocumentBatch:
+    """As one; one at least."""
+    starts = np.cumsum([0, *(batch.table.num_rows for batch in batches)]).tolist()
+    faults = {
+        start + row: fault
+        for start, batch in zip(starts, batches, strict=False)
+        for row, fault in batch.faults.items()
+    }
+    return DocumentBatch(pa.concat_tables([batch.table for batch in batches]), faults)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import secrets
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config.run import RunConfig
+from pipelines.store.files import put_local
 
 _MOST = 100  # machines and models
 
@@ -38,15 +38,8 @@ def remember_speed(config: RunConfig, tokens_per_second: float, device: str) -> 
     known.pop(key, None)  # the newest is last
     known[key] = {"tokens_per_second": float(tokens_per_second), "device": device}
     kept = dict(list(known.items())[-_MOST:])
-    path = _path()
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     with suppress(OSError):  # no home, no room: nothing that should stop a run
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(json.dumps(kept, indent=1), encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        put_local(_path(), json.dumps(kept, indent=1).encode(), exclusive=False)
 
 
 def recall_speed(config: RunConfig) -> RememberedSpeed | None:
