@@ -82,11 +82,16 @@ def parse_config(raw: Mapping[str, Any], *, where: str = "configuration") -> Run
 
 def parse_as(kind: type[AnySection], raw: Mapping[str, Any], where: str) -> AnySection:
     """As `parse_config`, of another kind of file."""
-    _refuse_unknown_keys(raw, _known(kind), where)
     try:
-        return kind.model_validate(raw)
+        found = kind.model_validate(raw)
     except ValidationError as error:
+        _refuse_unknown_keys(raw, _known(kind), where)
         raise ConfigError(describe_invalid(error, where)) from None
+    if "outputs" in (
+        raw.get("model") or {}
+    ):  # a field, but no key: it is said once, beside `model`
+        _refuse_unknown_keys(raw, _known(kind), where)
+    return found
 
 
 def describe_invalid(error: ValidationError, where: str) -> str:
@@ -128,7 +133,7 @@ def _known(kind: type[Section]) -> Mapping[str, bool]:
 def _refuse_unknown_keys(raw: Any, known: Mapping[str, bool], where: str, path: str = "") -> None:
     """Name the first key that no section has, at any level, and the nearest one there is.
 
-    Before validation, as of several mistakes a mistyped key is the one to hear of first.
+    Of several mistakes a mistyped key is the one to hear of first.
     """
     if not isinstance(raw, Mapping):  # the type error is pydantic's to report
         return
