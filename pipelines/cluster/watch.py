@@ -60,23 +60,24 @@ class Watch:
             self._counts, self._moved = counts, now
             return
         idle = now - self._moved
+        if idle < min(self.patience_seconds, self.stuck_seconds):
+            return
+        encoders = next(op for op in operators if op.get_autoscaling_actor_pools())
+        reading = any(op.num_active_tasks() for op in operators if op is not encoders)
         if idle >= self.patience_seconds:
-            self._check_pool(operators)
+            self._check_pool(encoders.get_actor_info(), reading)
         if idle >= self.stuck_seconds:
             raise EmbedError(
-                f"nothing moved for {idle / 60:.0f} minutes while {_stage(operators)}{self.at()}.",
+                f"nothing moved for {idle / 60:.0f} minutes while {_stage(encoders, reading)}"
+                f"{self.at()}.",
                 "Finished slices are kept: run the same command again. Should a slice take longer "
                 "than that, set ray.stuck_minutes or lower slice.documents.",
             )
 
-    def _check_pool(self, operators: Mapping[Any, Any]) -> None:
-        readers, encoders = _split(operators)
-        pool = encoders.get_actor_info()
+    def _check_pool(self, pool: Any, reading: bool) -> None:
         lost = pool.restarting + pool.pending
         # Readers that wait for encoders to take their slices count as active.
-        others_work = pool.running and (
-            pool.active > pool.restarting or any(op.num_active_tasks() for op in readers)
-        )
+        others_work = pool.running and (pool.active > pool.restarting or reading)
         if (
             lost
             and not others_work
@@ -86,22 +87,14 @@ class Watch:
             raise PoolLostError
 
 
-def _split(operators: Mapping[Any, Any]) -> tuple[list[Any], Any]:
-    encoders = next(op for op in operators if op.get_autoscaling_actor_pools())
-    return [op for op in operators if op is not encoders], encoders
-
-
-def _stage(operators: Mapping[Any, Any]) -> str:
-    readers, encoders = _split(operators)
+def _stage(encoders: Any, reading: bool) -> str:
     pool = encoders.get_actor_info()
-    lost = pool.pending + pool.restarting
     if encoders.num_active_tasks() and pool.running:
         return "encoding"
     if not pool.running:  # readers that wait for them count as active
+        lost = pool.pending + pool.restarting
         return f"waiting for actors ({pool.running} run, {lost} do not start)"
-    if any(op.num_active_tasks() for op in readers):
-        return "reading and tokenising"
-    return "waiting for Ray"
+    return "reading and tokenising" if reading else "waiting for Ray"
 
 
 _active: list[Watch] = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -19,14 +19,7 @@ from pipelines.config.sections import Section
 
 Schema: TypeAlias = Mapping[str, Any]
 
-_TYPES = {
-    "string": "string",
-    "integer": "integer",
-    "number": "number",
-    "boolean": "true or false",
-    "object": "mapping",
-    "null": "null",
-}
+_TYPES = {"boolean": "true or false", "object": "mapping"}
 _LIMITS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<="}
 _LINKED = ("ModelConfig", "ChunkConfig")  # where they may be left out, they are a run's own
 
@@ -45,33 +38,36 @@ class Entry:
     """As YAML; empty where the key is required and for a section."""
 
 
-def entries(section: type[Section]) -> Iterator[Entry]:
-    """Every key and section, in the order of the code; a section comes before its keys."""
+def entries(section: type[Section], *, linked: bool = False) -> Iterator[Entry]:
+    """Every key and section, in the order of the code; a section comes before its keys.
+
+    `linked`: also the keys of sections that a page only links to, as they are a run's own.
+    """
     schema = section.model_json_schema()
-    return _entries(schema, schema["$defs"], "")
+    return _entries(schema, schema["$defs"], "", () if linked else _LINKED)
 
 
-def _entries(section: Schema, defs: Schema, path: str) -> Iterator[Entry]:
+def _entries(section: Schema, defs: Schema, path: str, links: Sequence[str]) -> Iterator[Entry]:
     keys, required = section["properties"], section.get("required", ())
     for name in sorted(keys, key=lambda name: name not in required):
         key, inner = keys[name], f"{path}{name}"
         if inner == "model.outputs":
             continue  # a key of its own, beside `model`, so that it is said once
         doc = key.get("description", "")
-        if child := _section_in(key, defs):
+        if child := _section_in(key, defs, links):
             yield Entry(path=inner, doc=_one_line(f"{doc} {child['description']}"))
-            yield from _entries(child, defs, f"{inner}.")
+            yield from _entries(child, defs, f"{inner}.", links)
         else:
             default = _as_yaml(key["default"]) if "default" in key else ""
             yield Entry(path=inner, doc=_one_line(doc), type=_in_words(key, defs), default=default)
 
 
-def _section_in(key: Schema, defs: Schema) -> Schema | None:
-    """The section a key is, one that may be left out too; not where it is a run's that may be."""
+def _section_in(key: Schema, defs: Schema, links: Sequence[str]) -> Schema | None:
+    """The section a key is, one that may be left out too; not of `links` where it may be."""
     for each in (key, *key.get("anyOf", ())):
         if "$ref" in each:
             section: Schema = _defined(each, defs)
-            return None if each is not key and section["title"] in _LINKED else section
+            return None if each is not key and section["title"] in links else section
     return None
 
 
@@ -111,11 +107,12 @@ def _in_words(key: Schema, defs: Schema) -> str:
     if key["type"] == "array":
         each = _in_words((key.get("prefixItems") or [key["items"]])[0], defs)
         number = f"list of {len(key['prefixItems'])}:" if "prefixItems" in key else "list of"
-        return f"{number} {each}" + ("s" if each in _TYPES.values() else "")
+        return f"{number} {each}" + ("s" if each.isalpha() else "")
     if key.get("maxLength") == 1:
         return "character"
     limits = (f"{sign} {key[limit]}" for limit, sign in _LIMITS.items() if limit in key)
-    return " ".join([_TYPES[key["type"]], *limits])
+    kind: str = key["type"]
+    return " ".join([_TYPES.get(kind, kind), *limits])
 
 
 def _as_yaml(value: Any) -> str:

@@ -8,32 +8,19 @@ Unknown keys are errors; paths are relative to the current directory.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import typing
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from actors.errors import ConfigError
-from pipelines.config.run import AnyRunConfig, PairsConfig, RunConfig
-from pipelines.config.sections import Section, absolute_uri
-
-__all__ = [
-    "AnyRunConfig",
-    "PairsConfig",
-    "RunConfig",
-    "absolute_uri",
-    "describe_invalid",
-    "load_config",
-    "override",
-    "parse_as",
-    "parse_config",
-    "read_yaml",
-]
+from pipelines.config.docs import entries
+from pipelines.config.run import RunConfig
+from pipelines.config.sections import Section
 
 AnySection = TypeVar("AnySection", bound=Section)
 
@@ -95,11 +82,16 @@ def parse_config(raw: Mapping[str, Any], *, where: str = "configuration") -> Run
 
 def parse_as(kind: type[AnySection], raw: Mapping[str, Any], where: str) -> AnySection:
     """As `parse_config`, of another kind of file."""
-    _refuse_unknown_keys(raw, kind, where)
     try:
-        return kind.model_validate(raw)
+        found = kind.model_validate(raw)
     except ValidationError as error:
+        _refuse_unknown_keys(raw, _known(kind), where)
         raise ConfigError(describe_invalid(error, where)) from None
+    if "outputs" in (
+        raw.get("model") or {}
+    ):  # a field, but no key: it is said once, beside `model`
+        _refuse_unknown_keys(raw, _known(kind), where)
+    return found
 
 
 def describe_invalid(error: ValidationError, where: str) -> str:
@@ -119,54 +111,40 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise ConfigError(f"--set {override!r}: expected a.b=value.")
     *parents, last = key.split(".")
-    section = raw
+    section: Any = raw
     for parent in parents:
-        child = section.setdefault(parent, {})
-        if child is None:
-            child = section[parent] = {}
-        if not isinstance(child, dict):
+        if section.get(parent) is None:
+            section[parent] = {}
+        section = section[parent]
+        if not isinstance(section, dict):
             raise ConfigError(f"--set {override!r}: {parent} is a value, not a section.")
-        section = child
     try:
         section[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override!r}: {' '.join(str(error).split())}.") from None
 
 
-def _refuse_unknown_keys(raw: Any, section: Any, where: str, path: tuple[str, ...] = ()) -> None:
+@cache
+def _known(kind: type[Section]) -> Mapping[str, bool]:
+    """The dotted path of every key and section, and whether it is a section."""
+    return {entry.path: not entry.type for entry in entries(kind, linked=True)}
+
+
+def _refuse_unknown_keys(raw: Any, known: Mapping[str, bool], where: str, path: str = "") -> None:
     """Name the first key that no section has, at any level, and the nearest one there is.
 
-    Before validation, as of several mistakes a mistyped key is the one to hear of first.
+    Of several mistakes a mistyped key is the one to hear of first.
     """
-    known = _keys(section)
-    if known is None or not isinstance(raw, Mapping):  # the type error is pydantic's to report
+    if not isinstance(raw, Mapping):  # the type error is pydantic's to report
         return
+    names = [key[len(path) :] for key in known if key.startswith(path)]
+    names = [name for name in names if "." not in name]
     for key, value in raw.items():
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
+        if key not in names:
+            close = difflib.get_close_matches(str(key), names, n=1)
             raise ConfigError(
-                f"{where}: unknown key {'.'.join((*path, str(key)))!r}.",
-                f"Did you mean {close[0]!r}?" if close else f"Expected one of: {', '.join(known)}.",
+                f"{where}: unknown key {f'{path}{key}'!r}.",
+                f"Did you mean {close[0]!r}?" if close else f"Expected one of: {', '.join(names)}.",
             )
-        for child in (known[key], *typing.get_args(known[key])):  # a section, or one or None
-            _refuse_unknown_keys(value, child, where, (*path, key))
-
-
-def _keys(section: Any) -> dict[str, Any] | None:
-    """The keys a section takes, required ones first, and their types; None of another type."""
-    if isinstance(section, type) and issubclass(section, BaseModel):
-        fields = section.model_fields
-        names = sorted(fields, key=lambda name: not fields[name].is_required())
-    elif isinstance(section, type) and dataclasses.is_dataclass(section):
-        # `outputs` is a key of its own, beside `model`, so that it is said once.
-        names = [field.name for field in dataclasses.fields(section) if field.name != "outputs"]
-    else:
-        return None
-    hints = typing.get_type_hints(section)
-    return {name: hints[name] for name in names}
-
-
-if __name__ == "__main__":
-    from pipelines.config.__main__ import app  # late: only the command prints documentation
-
-    app()
+        if known[f"{path}{key}"]:
+            _refuse_unknown_keys(value, known, where, f"{path}{key}.")

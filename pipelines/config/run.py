@@ -1,7 +1,5 @@
 """The configuration of a run: over documents (`RunConfig`), or over pairs (`PairsConfig`).
 
-    python -m pipelines.config.run          (docs/rerank-configuration.md)
-
 The docstrings of sections and fields are the documentation users read: `make docs` after a change.
 """
 
@@ -115,9 +113,8 @@ class RunConfig(AnyRunConfig):
 
     def with_absolute_paths(self) -> RunConfig:
         """As `AnyRunConfig`'s; also of the model."""
-        model = dataclasses.replace(self.model, name=absolute_model(self.model.name))
-        if model.heads:
-            model = dataclasses.replace(model, heads=absolute_uri(model.heads))
+        heads = self.model.heads and absolute_uri(self.model.heads)
+        model = dataclasses.replace(self.model, name=absolute_model(self.model.name), heads=heads)
         return super().with_absolute_paths().model_copy(update={"model": model})
 
     def resolved(self) -> dict[str, Any]:
@@ -155,11 +152,6 @@ class PairColumns(Columns):
                     f"not {name!r}"
                 )
         return self
-
-    @property
-    def copied(self) -> tuple[str, ...]:
-        """The query and the metadata."""
-        return (self.query, *self.metadata)
 
     @property
     def copied_strings(self) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ class Columns(Section):
     @property
     def copied(self) -> tuple[str, ...]:
         """Every column that is copied into the output rows."""
-        return self.metadata
+        return (*self.copied_strings, *self.metadata)
 
     @property
     def copied_strings(self) -> tuple[str, ...]:

@@ -7,9 +7,8 @@ W stored weights, D dimension.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +20,7 @@ from actors.errors import IndexStateError
 from actors.scoring import colbert_pairs
 from actors.token_names import TokenNames
 from actors.tokens.tokenizer import encoder_input
-from actors.vectors import Column, SparseVectors, TokenVectors
+from actors.vectors import SparseVectors, TokenVectors, dense_vectors
 from pipelines.config.sections import ChunkConfig
 from pipelines.evaluation.measures import extra
 from pipelines.index.reader import Index
@@ -37,21 +36,15 @@ from pipelines.reports.html import (
     rows_of_bars,
     write_beside,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
+from pipelines.reports.run_numbers import spread
 
 _SAMPLED_PARTS = 64
-_PLACES = pa.schema({"part": pa.string(), "first_row": pa.int64(), "n_rows": pa.int64()})
 _FEWEST = 8  # different passages: fewer make no map
 _NAME_TOKENS = 3
 _PERPLEXITY = 30
 _SEED = 0
 _BLANKS = " ▁"  # the second is in tokens of tokenizers that say nothing of how to decode
 
-_BAR = 0.62
-_WIDE = 720
 _MARKERS = ("o", "^", "s")
 _COLUMNS, _ROWS = 44, 24  # of an alignment: labels are still read
 _CELL = 15
@@ -94,13 +87,13 @@ def read_sample(index: Index, columns: Sequence[str], rows: int) -> pa.Table:
     They are spread evenly over all parts, or over 64 of them where there are more.
     """
     parts = [part for part in index.parts if part.live]
-    parts = [parts[i] for i in _spread(len(parts), _SAMPLED_PARTS)]
+    parts = [parts[i] for i in spread(len(parts), _SAMPLED_PARTS)]
     live = [np.concatenate([np.arange(*pair) for pair in part.live]) for part in parts]
     part_of = np.repeat(np.arange(len(parts)), [len(own) for own in live])
-    chosen = _spread(len(part_of), rows)
+    chosen = spread(len(part_of), rows)
     first = np.concatenate([np.zeros(0, np.int64), *live])[chosen]
-    paths = [parts[i].path for i in part_of[chosen]]
-    places = pa.table([paths, first, np.ones_like(first)], schema=_PLACES)
+    paths = pa.array([parts[i].path for i in part_of[chosen]], pa.string())
+    places = pa.table({"part": paths, "first_row": first, "n_rows": np.ones_like(first)})
     return index.rows_of(places, columns).read_all().combine_chunks()
 
 
@@ -131,9 +124,7 @@ def find_topics(sample: pa.Table, topics: int, names: TokenNames | None) -> Topi
     Raises:
         ConfigError: scikit-learn is not installed.
     """
-    if not len(sample):
-        return None
-    dense_ND = np.stack(sample["dense"].to_numpy(zero_copy_only=False)).astype(np.float32)
+    dense_ND = dense_vectors(sample["dense"]).astype(np.float32)
     # Equal ones get one place: t-SNE crashes the process where there is nothing else.
     distinct_MD, of_N = np.unique(dense_ND, axis=0, return_inverse=True)
     if len(distinct_MD) < _FEWEST:
@@ -144,9 +135,7 @@ def find_topics(sample: pa.Table, topics: int, names: TokenNames | None) -> Topi
     order_K = np.argsort(-np.bincount(found_N, minlength=topics), kind="stable")
     topic_N = np.argsort(order_K)[found_N]
     if names is None:
-        means = [dense_ND[topic_N == topic].mean(axis=0) for topic in range(topics)]
-        own_KN = np.arange(topics)[:, None] == topic_N
-        middles_K = np.where(own_KN, means @ dense_ND.T, -np.inf).argmax(axis=1)
+        middles_K = k_means.transform(dense_ND).argmin(axis=0)[order_K]
         middles = sample.take(pa.array(middles_K)).to_pylist()
         labels = [[str(row.get("title") or row["passage_id"])] for row in middles]
     else:
@@ -168,7 +157,10 @@ def align(
         IndexStateError: the passage's text has not the tokens that it has vectors of.
     """
     encoded = encoder.encode_queries([query])["colbert"]
-    query_QD, passage_PD = _vectors(encoded), _vectors(passage["colbert"])
+    query_QD, passage_PD = (
+        TokenVectors.of(column).vectors_TD.astype(np.float32)
+        for column in (encoded, passage["colbert"])
+    )
     row = passage.to_pylist()[0]
     head = Chunker(chunk, encoder.passage_tokenizer).titles([row["title"]])[0].text
     text = encoder_input(head, row["text"])
@@ -198,11 +190,6 @@ def columns_shown(alignment: Alignment, most: int) -> Ints:
     return np.flatnonzero(away <= widest)
 
 
-def _spread(count: int, some: int) -> Ints:
-    """Places of `some` of `count`, evenly spread; all where there are fewer."""
-    return np.linspace(0, max(count - 1, 0), min(some, count)).round().astype(np.int64)
-
-
 def _typical_tokens(
     sparse: SparseVectors, topic_N: Ints, topics: int, names: TokenNames
 ) -> list[list[str]]:
@@ -215,29 +202,22 @@ def _typical_tokens(
     sizes_K = np.bincount(topic_N, minlength=topics)
     lift = sums / sizes_K[:, None] - sums.sum(axis=0) / len(topic_N)
     lift *= np.log(len(topic_N) / np.bincount(at_W, minlength=len(ids)))
-    weights = [
-        {int(ids[i]): float(row[i]) for i in np.argsort(-row)[: 8 * _NAME_TOKENS] if row[i] > 0}
-        for row in lift
-    ]
     found = []
-    for texts in names.texts(weights):
-        words = dict.fromkeys(text.strip(_BLANKS).lower() for text in texts if _is_word(text))
+    for row in lift:
+        heaviest = [int(ids[i]) for i in np.argsort(-row)[: 8 * _NAME_TOKENS] if row[i] > 0]
+        words = dict.fromkeys(
+            text.strip(_BLANKS).lower()
+            for text in names.of_ids(heaviest)
+            # Neither a mark nor the continuation of a word as WordPiece writes it.
+            if any(c.isalpha() for c in text) and not text.startswith("##")
+        )
         found.append(list(words)[:_NAME_TOKENS] or ["?"])
     return found
 
 
-def _is_word(text: str) -> bool:
-    """Not a mark, and not the continuation of a word as WordPiece writes it."""
-    return any(c.isalpha() for c in text) and not text.startswith("##")
-
-
-def _vectors(column: Column) -> Floats:
-    return TokenVectors.of(column).vectors_TD.astype(np.float32)
-
-
 def topics_chart(topics: Topics, live: int) -> Chart:
     """Passages on a plane, coloured by topic; `live`: of so many in the index."""
-    figure, axes = new_figure(_WIDE, 460)
+    figure, axes = new_figure(720, 460)
     axes.axis("off")
     for topic, name in enumerate(topics.names):
         own_N2 = topics.xy_N2[topics.topic_N == topic]
@@ -247,8 +227,9 @@ def topics_chart(topics: Topics, live: int) -> Chart:
             alpha=0.75, markeredgecolor=CARD, markeredgewidth=0.4,
             label=f"{_clipped(', '.join(name), 28)}  {len(own_N2):,}",
         )  # fmt: skip
+        x, y = np.median(own_N2, axis=0)
         axes.annotate(
-            _clipped(name[0], 22), _densest(own_N2), color=INK, fontsize=12, weight="bold",
+            _clipped(name[0], 22), (x, y), color=INK, fontsize=12, weight="bold",
             ha="center", va="center",
             bbox={"facecolor": CARD, "alpha": 0.8, "edgecolor": "none", "boxstyle": "round,pad=.2"},
         )  # fmt: skip
@@ -269,7 +250,7 @@ def tokens_chart(weights: Mapping[str, float], passage: str, most: int) -> Chart
     figure, axes = new_figure(height=44 + 19 * max(len(shown), 2))
     rows_of_bars(axes, [_shown(token) for token in shown])
     for row, weight in enumerate(shown.values()):
-        axes.barh(row, weight, _BAR, color=SERIES[0])
+        axes.barh(row, weight, 0.62, color=SERIES[0])
         write_beside(axes, f"{weight:.2f}", weight, row, MUTED)
     axes.set_xlim(0, max([*shown.values(), 1e-9]) * 1.15)
     axes.set_xticks([])
@@ -279,67 +260,41 @@ def tokens_chart(weights: Mapping[str, float], passage: str, most: int) -> Chart
 
 def alignment_chart(alignment: Alignment, query: str, passage: str) -> Chart:
     """Similarity of the tokens of a query and of a passage; the cells that count are framed."""
-    columns = columns_shown(alignment, _COLUMNS)
-    rows = len(alignment.query_tokens[:_ROWS])
-    shown_QP = alignment.similarity_QP[:rows, columns]
-    low, high = float(shown_QP.min()), float(shown_QP.max())
-    strength_QP = (shown_QP - low) / max(high - low, 1e-9)
-    best_Q = np.searchsorted(columns, alignment.best_Q[:rows])
-    width = 150 + _CELL * len(columns)
-    figure, axes = new_figure(max(width, 360), 110 + _CELL * rows)
-    rows_of_bars(axes, [_shown(token) for token in alignment.query_tokens[:rows]])
+    from matplotlib.colors import LinearSegmentedColormap, to_rgba
+
+    tokens, similarity_QP = alignment.query_tokens[:_ROWS], alignment.similarity_QP[:_ROWS]
+    shown = replace(alignment, query_tokens=tokens, similarity_QP=similarity_QP)
+    columns = columns_shown(shown, _COLUMNS)
+    similarity_QP = similarity_QP[:, columns]
+    (height, width), best_Q = similarity_QP.shape, np.searchsorted(columns, shown.best_Q)
+    figure, axes = new_figure(max(150 + _CELL * width, 360), 110 + _CELL * height)
+    rows_of_bars(axes, [_shown(token) for token in tokens])
     axes.grid(visible=False)
-    x, y = np.meshgrid(np.arange(len(columns)), np.arange(rows))
-    _cells(axes, x.ravel(), y.ravel(), strength_QP.ravel())
-    counts = best_Q < len(columns)
-    _cells(axes, best_Q[counts], np.arange(rows)[counts])
+    colours = LinearSegmentedColormap.from_list("", [to_rgba(SERIES[0], 0.04), SERIES[0]])
+    corners = [np.arange(size + 1) - 0.5 for size in (width, height)]
+    axes.pcolormesh(*corners, similarity_QP, cmap=colours)
+    axes.bar(best_Q, 0.92, 0.92, np.arange(height) - 0.46, fill=False, edgecolor=INK, linewidth=1.3)
+    for row, best in enumerate(similarity_QP.max(axis=1)):
+        write_beside(axes, f"{best:.2f}", width - 0.5, row)
     for gap in np.flatnonzero(np.diff(columns) > 1):
         axes.axvline(gap + 0.5, color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
-    for row in range(rows):
-        best = alignment.similarity_QP[row].max()
-        write_beside(axes, f"{best:.2f}", len(columns) - 0.5, row)
-    tokens = [_shown(alignment.passage_tokens[i]) for i in columns]
-    axes.set_xticks(range(len(columns)), tokens, rotation=90, fontsize=10.5)
-    axes.set_xlim(-0.5, len(columns) - 0.5)
+    labels = [_shown(alignment.passage_tokens[i]) for i in columns]
+    axes.set_xticks(range(width), labels, rotation=90, fontsize=10.5)
+    axes.set_xlim(-0.5, width - 0.5)
+    left_out = (
+        f" Shown: {height} of {len(alignment.query_tokens)} query tokens, {width} of "
+        f"{len(alignment.passage_tokens)} passage tokens; dashes stand for the others."
+        if similarity_QP.size < alignment.similarity_QP.size
+        else ""
+    )
     return Chart(
         f"ColBERT, {alignment.score:.4f}: “{query}” in {passage}",
         figure,
-        f"Query tokens by passage tokens; the stronger, the more similar ({low:.2f} to {high:.2f})."
-        " Framed: the passage's best token for each of the query. Their similarities stand at the "
-        f"right, and their mean is the score.{_left_out(alignment, len(columns), rows)}",
+        "Query tokens by passage tokens; the stronger, the more similar "
+        f"({similarity_QP.min():.2f} to {similarity_QP.max():.2f}). Framed: the passage's best "
+        "token for each of the query. Their similarities stand at the right, and their mean is "
+        f"the score.{left_out}",
     )
-
-
-def _cells(axes: Axes, x: Ints, y: Ints, strength: Floats | None = None) -> None:
-    """Squares around x, y, filled by strength from 0 to 1; only frames where none is given."""
-    from matplotlib.collections import PolyCollection
-
-    half = 0.5 if strength is None else 0.46
-    corners = half * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
-    squares = PolyCollection(list(np.stack([x, y], axis=1)[:, None] + corners))
-    if strength is None:
-        squares.set(facecolor="none", edgecolor=INK, linewidth=1.3)
-    else:
-        fills = [(SERIES[0], 0.04 + 0.96 * float(value)) for value in strength]
-        squares.set(facecolor=fills, edgecolor="none")
-    axes.add_collection(squares)
-
-
-def _left_out(alignment: Alignment, columns: int, rows: int) -> str:
-    of_passage, of_query = len(alignment.passage_tokens), len(alignment.query_tokens)
-    said = ""
-    if rows < of_query:
-        said += f" The first {rows} of {of_query} query tokens are shown."
-    if columns < of_passage:
-        said += f" Of {of_passage} passage tokens {columns} are shown; dashes stand for the others."
-    return said
-
-
-def _densest(xy_N2: Floats) -> tuple[float, float]:
-    """The point that most others are near: a mean may lie outside its own group."""
-    distances = np.linalg.norm(xy_N2[:, None] - xy_N2[None], axis=2)
-    x, y = xy_N2[np.argmin(np.quantile(distances, 0.5, axis=1))]
-    return float(x), float(y)
 
 
 def _shown(token: str) -> str:

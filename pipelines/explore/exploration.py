@@ -118,37 +118,26 @@ class Exploration:
         mode = mode or cast("Mode", self._outputs[0])
         outputs = outputs_for([mode], self._outputs, self._space.run.search)
         own = read_passage(self.index, passage_id, self._columns(*outputs))
-        hits = [
-            hit
-            for hit in self._find(own.select(list(outputs)), mode, top + 1)
-            if hit.passage["passage_id"] != passage_id
-        ][:top]
         parts = outputs if len(outputs) > 1 else ()
-        cells = [
-            [
-                f"{hit.score:.4f}",
-                *(f"{hit.scores[output]:.4f}" for output in parts),
-                hit.passage["passage_id"],
-                *_words(hit.passage),
-            ]
-            for hit in hits
-        ]
-        of = own.select(self._columns()).to_pylist()[0]
-        title, text = _words(of)
+        cells = []
+        for hit in self._find(own.select(list(outputs)), mode, top + 1):
+            scores = [f"{score:.4f}" for score in (hit.score, *(hit.scores[o] for o in parts))]
+            if hit.passage["passage_id"] != passage_id:
+                cells.append([*scores, hit.passage["passage_id"], *_words(hit.passage)])
+        title, text = _words(own.select(self._columns()).to_pylist()[0])
         return Section(
             "",
             f"Most like {passage_id}{f', {title}' if title else ''}: {text}",
-            [Table([mode, *parts, "passage", "title", "text"], cells)],
+            [Table([mode, *parts, "passage", "title", "text"], cells[:top])],
         )
 
     def topics(self, count: int = 12) -> Chart | Note:
         """Passages as points on a plane, by topic."""
         if "dense" not in self._outputs:
             return self._lacks("dense", "there is no map of them")
-        with_names = "sparse" in self._outputs
-        columns = self._columns("dense", *(["sparse"] if with_names else []))
-        sample = read_sample(self.index, columns, self._sample)
-        topics = find_topics(sample, count, self._names if with_names else None)
+        outputs = [name for name in ("dense", "sparse") if name in self._outputs]
+        sample = read_sample(self.index, self._columns(*outputs), self._sample)
+        topics = find_topics(sample, count, self._names if "sparse" in outputs else None)
         if topics is None:
             return Note(f"Too few different passages for a map: {len(sample):,} were looked at.")
         return topics_chart(topics, self.index.passages)

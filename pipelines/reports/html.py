@@ -58,10 +58,10 @@ class _Shown:
 
     def html(self) -> Markup:
         """The markup, with all text escaped."""
-        raise NotImplementedError
+        return _fill(type(self).__name__.lower(), self)
 
     def _repr_html_(self) -> str:
-        return str(_fill("notebook", self.html(), self._width, _css()))
+        return str(_fill("notebook", self.html(), self._width, _CSS))
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,6 @@ class Facts(_Shown):
     """Tiles of a label and a value, formatted."""
 
     items: Sequence[tuple[str, str]]
-
-    def html(self) -> Markup:
-        """The tiles, escaped."""
-        return _fill("facts", self.items)
 
 
 @dataclass(frozen=True)
@@ -91,7 +87,7 @@ class Table(_Shown):
         rows = [[_cell(value) for value in row] for row in self.rows]
         columns = list(zip(*rows, strict=True)) or [()] * len(self.header)
         is_number = [_is_numeric(column) for column in columns]
-        return _fill("table", self.header, rows, is_number, self.caption)
+        return _fill("table", self, rows, is_number)
 
 
 @dataclass(frozen=True)
@@ -104,7 +100,7 @@ class Chart(_Shown):
 
     def html(self) -> Markup:
         """The figure as inline SVG, its texts escaped."""
-        return _fill("chart", self.title, svg(self.figure, self.title), self.caption)
+        return _fill("chart", self, svg(self.figure, self.title))
 
     @property
     def _width(self) -> str:
@@ -118,30 +114,25 @@ class Note(_Shown):
 
     text: str
 
-    def html(self) -> Markup:
-        """The sentence, escaped."""
-        return _fill("note", self.text)
-
 
 Block = Facts | Table | Chart | Note
 
 
 @dataclass(frozen=True)
 class Section(_Shown):
-    """A part of a page; charts that follow each other stand side by side where there is room."""
+    """A part of a page; charts that follow each other stand side by side where there is room.
+
+    A notebook shows it without the heading: it has its own.
+    """
 
     heading: str
     lead: str = ""
     blocks: Sequence[Block] = ()
 
-    def html(self) -> Markup:
-        """Lead and blocks without the heading: a notebook has its own."""
-        return _fill("section", "", self.lead, self.blocks)
-
 
 def page(title: str, subtitle: str, sections: Sequence[Section], footer: str = "") -> str:
     """A whole HTML document."""
-    return str(_fill("page", title, subtitle, sections, footer, _css()))
+    return str(_fill("page", title, subtitle, sections, footer, _CSS))
 
 
 def new_figure(width: int = WIDTH, height: int = HEIGHT) -> tuple[Figure, Axes]:
@@ -245,12 +236,6 @@ def _cell(value: str | int | float | None) -> str:
 
 def _is_numeric(column: Sequence[str]) -> bool:
     return any(column) and all(not cell or _NUMBER.fullmatch(cell) for cell in column)
-
-
-def _css() -> Markup:
-    from markupsafe import Markup
-
-    return Markup(_CSS)
 
 
 def _fill(macro: str, *values: Any) -> Markup:

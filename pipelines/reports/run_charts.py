@@ -24,6 +24,7 @@ from pipelines.reports.run_numbers import ActorTime, Lengths, Throughput, padded
 _NO_TIMES = "No record of a slice says when it was made: {} cannot be drawn."
 _NO_PASSAGES = "No passage was written: {}."
 _KEPT = SERIES[5]
+_TIMES = {"encode": SERIES[0], "write": SERIES[2], "upload": SERIES[1], "wait": SERIES[5]}
 _ACTORS = 8
 _BAR = 0.62
 _PALE = 0.35
@@ -54,18 +55,15 @@ def speed_chart(speed: Throughput | None) -> Chart | Note:
     ):
         if len(line):
             axes.stairs(line, ends, baseline=None, color=colour, linewidth=1.4)
+    before = ""
     if speed.resumed is not None:
         legend(axes)
+        before = " Before the dashed line, time in which no slice was under way is left out."
     axes.set_xlim(0, edges[-1])
     axes.set_ylim(0, max(float(total.max()), 1.0) * 1.08)
     axes.set_xlabel(unit)
     short_ticks(axes.yaxis)
     axes.locator_params(nbins=5)
-    before = (
-        " Before the dashed line, time in which no slice was under way is left out."
-        if speed.resumed is not None
-        else ""
-    )
     return Chart(
         "Tokens a second",
         figure,
@@ -83,20 +81,13 @@ def time_chart(actors: Sequence[ActorTime]) -> Chart | Note:
     rows_of_bars(axes, [label for label, _ in rows])
     whole = [max(sum(a.under_way for a in some), 1e-9) for _, some in rows]
     left = np.zeros(len(rows))
-    for name, colour in zip(("encode", "write", "upload", "wait"), _TIMES, strict=True):
+    for name, colour in _TIMES.items():
         seconds = [sum(getattr(actor, name) for actor in some) for _, some in rows]
         share = 100 * np.array(seconds) / whole
         axes.barh(
-            range(len(rows)),
-            share,
-            _BAR,
-            left,
-            color=colour,
-            edgecolor=CARD,
-            linewidth=1,
-            alpha=_PALE if name == "wait" else 1,
-            label=name,
-        )
+            range(len(rows)), share, _BAR, left, color=colour, edgecolor=CARD, linewidth=1,
+            alpha=_PALE if name == "wait" else 1, label=name,
+        )  # fmt: skip
         left += share
     axes.set_xlim(0, 100)
     axes.grid(visible=False)
@@ -110,9 +101,6 @@ def time_chart(actors: Sequence[ActorTime]) -> Chart | Note:
         "was brought to the index; wait: the rest, above all for the actor's encoder while another "
         "slice had it.",
     )
-
-
-_TIMES = (SERIES[0], SERIES[2], SERIES[1], SERIES[5])
 
 
 def _rows(actors: Sequence[ActorTime]) -> list[tuple[str, list[ActorTime]]]:
@@ -135,13 +123,8 @@ def lengths_chart(lengths: Lengths) -> Chart | Note:
     figure, axes = new_figure()
     longest = int(tokens.max())
     step = max(-(-(longest + 1) // 40), 1)
-    axes.hist(
-        tokens,
-        range(0, longest + step + 1, step),
-        color=SERIES[0],
-        edgecolor=CARD,
-        linewidth=0.6,
-    )
+    bins = range(0, longest + step + 1, step)
+    axes.hist(tokens, bins, color=SERIES[0], edgecolor=CARD, linewidth=0.6)
     median, most = (float(q) for q in np.quantile(tokens, (0.5, 0.95)))
     axes.axvline(median, color=INK, linewidth=1, linestyle=_DASHED)
     axes.set_xlim(0, longest + step)
@@ -162,14 +145,13 @@ def padding_chart(lengths: Lengths) -> Chart | Note:
     if not len(tokens):
         return Note(_NO_PASSAGES.format("there is no padding to avoid"))
     packed = int(tokens.sum())
-    cases = [("packed", packed)]
+    cases = {"packed": packed}
     for batch in (32, 256):
         for by_length, order in ((False, "as they come"), (True, "by length")):
-            padded = padded_tokens(tokens, batch, by_length=by_length)
-            cases.append((f"{batch}, {order}", padded))
+            cases[f"{batch}, {order}"] = padded_tokens(tokens, batch, by_length=by_length)
     figure, axes = new_figure()
-    rows_of_bars(axes, [label for label, _ in cases])
-    factors = [count / max(packed, 1) for _, count in cases]
+    rows_of_bars(axes, list(cases))
+    factors = [count / max(packed, 1) for count in cases.values()]
     for row, factor in enumerate(factors):
         axes.barh(row, factor, _BAR, color=_KEPT if row else SERIES[0], alpha=_PALE if row else 1)
         write_beside(axes, f"{factor:.2f} ×", factor, row)

@@ -100,11 +100,11 @@ def actor_times(done: Sequence[Done]) -> list[ActorTime]:
     for record in done:
         if record.times:
             slices[record.encoder.worker].append(record)
-    found = []
+    found = {}
     for worker, records in slices.items():
         times = [record.times for record in records if record.times]
         began = min(t.began for t in times)
-        actor = ActorTime(
+        found[began, worker] = ActorTime(
             worker=worker,
             device=records[0].encoder.device,
             slices=len(records),
@@ -115,8 +115,7 @@ def actor_times(done: Sequence[Done]) -> list[ActorTime]:
             write=sum(t.write for t in times),
             upload=sum(t.upload for t in times),
         )
-        found.append((began, worker, actor))
-    return [actor for _, _, actor in sorted(found, key=lambda item: item[:2])]
+    return [found[key] for key in sorted(found)]
 
 
 def utilisation(done: Sequence[Done]) -> float | None:
@@ -145,8 +144,9 @@ def speed_over_time(kept: Sequence[Done], new: Sequence[Done]) -> Throughput | N
     edges = np.linspace(0.0, ended.max(), int(np.clip(2 * len(times), *_BINS)) + 1)
 
     def binned(mine: NDArray[np.bool_]) -> Floats:
-        total = _ramps(edges, began[mine], rate[mine]) - _ramps(edges, ended[mine], rate[mine])
-        return np.maximum(np.diff(total) / np.diff(edges), 0.0)
+        first, seconds, speed = began[mine], (ended - began)[mine], rate[mine]
+        done = [float((speed * np.clip(edge - first, 0.0, seconds)).sum()) for edge in edges]
+        return np.diff(done) / np.diff(edges)
 
     return Throughput(edges, binned(~is_new), binned(is_new), start if kept and new else None)
 
@@ -161,24 +161,15 @@ def _without_gaps(began: Floats, ended: Floats, start: float) -> tuple[Floats, F
     return began - less, ended - less, start - first[0] - float(gaps.sum())
 
 
-def _ramps(at: Floats, knots: Floats, rates: Floats) -> Floats:
-    """Sum over knots of rate * max(at - knot, 0), for each of `at`."""
-    order = np.argsort(knots)
-    knots, rates = knots[order], rates[order]
-    below = np.searchsorted(knots, at, side="right")
-    slope = np.concatenate([[0.0], np.cumsum(rates)])[below]
-    offset = np.concatenate([[0.0], np.cumsum(rates * knots)])[below]
-    return np.asarray(at * slope - offset, dtype=np.float64)
+def spread(count: int, some: int) -> NDArray[np.int64]:
+    """Places of `some` of `count`, evenly spread; all where there are fewer."""
+    return np.linspace(0, max(count - 1, 0), min(some, count)).round().astype(np.int64)
 
 
 def read_lengths(store: Store, manifest: Manifest) -> Lengths:
     """Of the passages that a generation wrote: one column of its parts, of some where many are."""
     paths = Index(store, [manifest]).part_paths
-    some = paths
-    if len(paths) > _SAMPLED_PARTS:
-        some = [
-            paths[i] for i in np.linspace(0, len(paths) - 1, _SAMPLED_PARTS).round().astype(int)
-        ]
+    some = [paths[i] for i in spread(len(paths), _SAMPLED_PARTS)]
 
     def read(path: str) -> pa.ChunkedArray:
         with store.open_input(path) as file:
@@ -194,8 +185,6 @@ def padded_tokens(tokens: NDArray[np.int64], batch: int, *, by_length: bool) -> 
     """What batches of so many passages compute, each padded to its longest one."""
     if by_length:
         tokens = np.sort(tokens)
-    whole = np.pad(tokens, (0, -len(tokens) % batch)).reshape(-1, batch)
-    sizes = np.full(len(whole), batch)
-    if len(tokens) % batch:
-        sizes[-1] = len(tokens) % batch
-    return int((whole.max(axis=1, initial=0) * sizes).sum())
+    starts = np.arange(0, len(tokens), batch)
+    sizes = np.diff(starts, append=len(tokens))
+    return int((np.maximum.reduceat(tokens, starts) * sizes).sum())

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -62,11 +62,15 @@ def read_run(
 
 def read_report(store: Store, generation: int) -> dict[str, Any]:
     """report.json of a generation; empty where a run died before it wrote one."""
+    return _read(store, generation, "report.json", json.loads)
+
+
+def _read(store: Store, number: int, name: str, parse: Callable[[bytes], Any]) -> dict[str, Any]:
     try:
-        report: dict[str, Any] = json.loads(store.read(generation_path(generation, "report.json")))
+        found: dict[str, Any] = parse(store.read(generation_path(number, name)))
     except FileNotFoundError:
         return {}
-    return report
+    return found
 
 
 def write_report(
@@ -154,12 +158,7 @@ class RunReport:
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """config.yaml; empty where a run died before it wrote one."""
-        try:
-            content = self.store.read(generation_path(self.manifest.generation, "config.yaml"))
-        except FileNotFoundError:
-            return {}
-        found: dict[str, Any] = yaml.safe_load(content)
-        return found
+        return _read(self.store, self.manifest.generation, "config.yaml", yaml.safe_load)
 
     @cached_property
     def lengths(self) -> Lengths:
@@ -180,14 +179,14 @@ class RunReport:
     def facts(self) -> Facts:
         """The run in numbers."""
         counts, report = self.manifest.counts, self.report
-        rejects = sum(counts.rejects.values())
+        share = f" ({_share(counts.truncated, counts.passages)})" if counts.truncated else ""
         both = [("documents", counts.documents), ("passages", counts.passages)]
         counted = [("pairs", counts.passages)] if self._of_pairs else both
         items = [
             *((name, f"{count:,}") for name, count in counted),
             ("tokens", f"{counts.tokens:,}"),
-            (f"truncated {counted[-1][0]}", _of(counts.truncated, counts.passages)),
-            ("rejects", f"{rejects:,}"),
+            (f"truncated {counted[-1][0]}", f"{counts.truncated:,}{share}"),
+            ("rejects", f"{sum(counts.rejects.values()):,}"),
         ]
         if "bytes" in report:
             items.append(("size of its parts", byte_count(report["bytes"])))
@@ -224,14 +223,13 @@ class RunReport:
         report = self.report
         if "compacts" not in report:
             return None
-        before = [report[name] for name in ("generations", "parts_before", "rows_removed")]
         return Table(
             ["", "before", "after"],
             [
-                ["generations", before[0], 1],
-                ["parts", before[1], report["parts"]],
+                ["generations", report["generations"], 1],
+                ["parts", report["parts_before"], report["parts"]],
                 ["bytes of parts", report["bytes_before"], report["bytes"]],
-                ["masked rows", before[2], 0],
+                ["masked rows", report["rows_removed"], 0],
             ],
             f"{report['parts_kept']:,} parts were taken over as they are, "
             f"{byte_count(report['bytes_written'])} written anew.",
@@ -257,27 +255,23 @@ class RunReport:
         """Every actor; of many the first ones."""
         shown = self.actor_times[:_ACTORS_SHOWN]
         left = len(self.actor_times) - len(shown)
-        mixed = len({actor.device for actor in self.actor_times}) > 1
-        rows: list[list[str | int]] = [
-            [
-                number,
-                actor.worker,
-                *([actor.device] if mixed else []),
-                actor.slices,
-                actor.tokens,
-                f"{actor.tokens / max(actor.span, 1e-3):,.0f}",
-                f"{actor.busy:.1%}",
-                *(f"{s:,.1f}" for s in (actor.encode, actor.write, actor.upload, actor.wait)),
-            ]
-            for number, actor in enumerate(shown, 1)
-        ]
-        header = ["actor", "process", *(["device"] if mixed else [])]
-        header += ["slices", "tokens", "tokens/s", "busy"]
-        header += [f"{name} s" for name in ("encode", "write", "upload", "wait")]
+        columns: dict[str, Sequence[str | int]] = {
+            "actor": range(1, len(shown) + 1),
+            "process": [actor.worker for actor in shown],
+            "device": [actor.device for actor in shown],
+            "slices": [actor.slices for actor in shown],
+            "tokens": [actor.tokens for actor in shown],
+            "tokens/s": [f"{actor.tokens / max(actor.span, 1e-3):,.0f}" for actor in shown],
+            "busy": [f"{actor.busy:.1%}" for actor in shown],
+        }
+        for name in ("encode", "write", "upload", "wait"):
+            columns[f"{name} s"] = [f"{getattr(actor, name):,.1f}" for actor in shown]
+        if len({actor.device for actor in self.actor_times}) < 2:
+            del columns["device"]
         more = f" {left:,} more are not shown." if left else ""
         return Table(
-            header,
-            rows,
+            list(columns),
+            list(zip(*columns.values(), strict=True)),
             "From the beginning of an actor's first slice to the end of its last one. busy: share "
             f"of that in which its encoder had work.{more}",
         )
@@ -328,10 +322,6 @@ class RunReport:
             ["versions", _in_words(manifest.versions)],
         ]
         return Table(["", ""], rows)
-
-
-def _of(count: int, whole: int) -> str:
-    return f"{count:,} ({_share(count, whole)})" if count else "0"
 
 
 def _share(count: int, whole: int) -> str:

@@ -158,39 +158,36 @@ def exit_with_one_line(
         with _sigterm_interrupts():
             yield
     except KeyboardInterrupt:
-        message, remedy = _interruption(kept() if kept else None)
-        facts = {"message": message, "remedy": remedy, "exit_code": INTERRUPTED}
-        log.say("interrupted", _lines(message, remedy), **facts, **(kept() if kept else {}))
+        done = kept() if kept else {}
+        message, remedy = _interruption(done)
+        facts = {"message": message, "remedy": remedy, "exit_code": INTERRUPTED, **done}
+        log.say("interrupted", _lines(message, remedy), **facts)
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:  # noqa: BLE001  every error ends as a line
         # What a worker raised was raised in mid-run, whatever its kind.
         code = error.exit_code if isinstance(error, EmbedError) else 1
         message, remedy = _explain(error, slices=kept is not None)
-        trace = traceback.format_exc() if verbose else ""
         facts = {"message": message, "remedy": remedy, "exit_code": code}
-        log.say(
-            "error",
-            _lines(trace.rstrip(), f"error: {message}", remedy),
-            **facts,
-            **({"traceback": trace} if verbose else {}),
-        )
+        trace = traceback.format_exc() if verbose else ""
+        if verbose:
+            facts["traceback"] = trace
+        log.say("error", _lines(trace.rstrip(), f"error: {message}", remedy), **facts)
         raise typer.Exit(code) from None
 
 
 def find_cause(error: BaseException) -> EmbedError | None:
     """The project's own error inside Ray's wrappers, if there is one."""
     seen: set[int] = set()
-    pending: list[BaseException | None] = [error]
+    pending: list[Any] = [error]
     while pending:
         current = pending.pop()
-        if current is None or id(current) in seen:
-            continue
         if isinstance(current, EmbedError):
             return current
-        seen.add(id(current))
-        cause = getattr(current, "cause", None)  # RayTaskError keeps the worker's exception here
-        pending += [current.__cause__, current.__context__]
-        pending.append(cause if isinstance(cause, BaseException) else None)
+        if isinstance(current, BaseException) and id(current) not in seen:
+            seen.add(id(current))
+            # RayTaskError keeps the worker's exception as `cause`.
+            cause = getattr(current, "cause", None)
+            pending += [current.__cause__, current.__context__, cause]
     return None
 
 
@@ -198,7 +195,9 @@ def _explain(error: BaseException, *, slices: bool) -> tuple[str, str]:
     """Message and remedy."""
     if known := find_cause(error):
         return known.message, known.remedy
-    root = _innermost(error)
+    root = error
+    while isinstance(cause := getattr(root, "cause", None), BaseException):
+        root = cause  # what a worker raised; the text of Ray's wrappers is a stack trace
     text = _COLOUR.sub("", str(root)).strip()
     if ours := _OURS.search(text):  # what an actor could not start for comes as text only
         return ours[1], ""
@@ -209,15 +208,8 @@ def _explain(error: BaseException, *, slices: bool) -> tuple[str, str]:
     return f"{type(root).__name__}: {text}", f"--verbose shows where{kept}."
 
 
-def _innermost(error: BaseException) -> BaseException:
-    """What a worker raised, out of Ray's wrappers, whose text is a stack trace."""
-    while isinstance(cause := getattr(error, "cause", None), BaseException):
-        error = cause
-    return error
-
-
-def _interruption(kept: Mapping[str, int] | None) -> tuple[str, str]:
-    if kept is None:
+def _interruption(kept: Mapping[str, int]) -> tuple[str, str]:
+    if not kept:
         return "interrupted", ""
     if not kept["slices"]:
         return "interrupted; no slice was finished yet", "Run the same command to start again."

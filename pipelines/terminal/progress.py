@@ -7,7 +7,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from rich.live import Live
@@ -26,28 +25,8 @@ _BUSY_SECONDS, _BUSY_SLICES = 60.0, 3
 _TELLING_SLICES = 4  # a speed worth keeping is that of so many
 
 
-@dataclass
-class Tally:
-    """Sums over slices."""
-
-    slices: int = 0
-    documents: int = 0
-    passages: int = 0
-    tokens: int = 0
-    """Those that were encoded."""
-    rejects: Counter[str] = field(default_factory=Counter)
-
-    def add(self, done: Done) -> None:
-        """Count one slice."""
-        self.slices += 1
-        self.documents += done.documents
-        self.passages += done.passages
-        self.tokens += done.encoded_tokens
-        self.rejects.update(done.rejects)
-
-    def sums(self) -> dict[str, int]:
-        """Plain data, without the rejects."""
-        return {key: value for key, value in vars(self).items() if key != "rejects"}
+_NOTHING = {"slices": 0, "documents": 0, "passages": 0, "tokens": 0}
+"""What is summed over slices; tokens are those that were encoded."""
 
 
 class Progress:
@@ -63,7 +42,8 @@ class Progress:
         self._about = False
         self._actors = 0
         self._device = ""
-        self._kept, self._new = Tally(), Tally()
+        self._kept, self._new = Counter(_NOTHING), Counter(_NOTHING)
+        self._rejects: Counter[str] = Counter()
         self._recent: deque[tuple[float, int, int]] = deque()  # when, documents, tokens
         self._busy_until: dict[str, float] = {}
         self._lock = threading.Lock()
@@ -128,9 +108,11 @@ class Progress:
             self._total, self._about = documents, about
             for done in kept:
                 if not done.unreadable:  # these are tried again
-                    self._kept.add(done)
-        facts = {"run_id": run_id, "documents_total": documents, "kept": self._kept.sums()}
-        before = f", {self._kept.documents:,} of them done before" if self._kept.slices else ""
+                    self._add(self._kept, done)
+        facts = {"run_id": run_id, "documents_total": documents, "kept": dict(self._kept)}
+        before = (
+            f", {self._kept['documents']:,} of them done before" if self._kept["slices"] else ""
+        )
         known = "documents" if documents is None else f"{'~' * about}{documents:,} documents"
         self.log.say("start", f"run {run_id}: {known}{before}", **facts)
 
@@ -141,12 +123,21 @@ class Progress:
             if not self._recent:
                 self._recent.append((self._stage_began, 0, 0))  # speed counts from there
             self._stage, self._moved = None, now
-            self._new.add(done)
+            self._add(self._new, done)
             self._recent.append((now, done.documents, done.encoded_tokens))
             self._forget(now)
             patience = max(_BUSY_SECONDS, _BUSY_SLICES * done.seconds)
             self._device = done.encoder.device
             self._busy_until[done.encoder.worker] = now + patience
+
+    def _add(self, sums: Counter[str], done: Done) -> None:
+        sums.update(
+            slices=1,
+            documents=done.documents,
+            passages=done.passages,
+            tokens=done.encoded_tokens,
+        )
+        self._rejects.update(done.rejects)
 
     def _forget(self, now: float) -> None:
         recent, most = self._recent, max(_WINDOW_SLICES, 4 * self._actors)
@@ -174,25 +165,22 @@ class Progress:
 
     def actor_speed(self) -> tuple[float, str] | None:
         """Tokens a second of one actor, and its device; None where too little was encoded."""
-        if self._new.slices < _TELLING_SLICES or not self._device or not self._actors:
+        if self._new["slices"] < _TELLING_SLICES or not self._device or not self._actors:
             return None
         return self.numbers()["tokens_per_second"] / self._actors, self._device
 
     def kept(self) -> dict[str, int]:
         """Slices and documents known to be finished: what the next try need not do."""
-        return {
-            "slices": self._kept.slices + self._new.slices,
-            "documents": self._kept.documents + self._new.documents,
-        }
+        return {name: self._kept[name] + self._new[name] for name in ("slices", "documents")}
 
     def report(self) -> dict[str, Any]:
         """What this run did itself, apart from what it kept; wall seconds since it began."""
         seconds = self._clock() - self._began
         return {
             "seconds": round(seconds, 3),
-            "tokens_per_second": round(self._new.tokens / max(seconds, 1e-9), 1),
-            "this_run": self._new.sums(),
-            "kept": self._kept.sums(),
+            "tokens_per_second": round(self._new["tokens"] / max(seconds, 1e-9), 1),
+            "this_run": dict(self._new),
+            "kept": dict(self._kept),
         }
 
     def numbers(self) -> dict[str, Any]:
@@ -204,7 +192,8 @@ class Progress:
         """
         with self._lock:
             now = self._clock()
-            documents = self._kept.documents + self._new.documents
+            done = self._kept + self._new
+            documents = done["documents"]
             rate, speed = self._speed(now)
             known = self._total is not None and self._total >= documents
             left = (self._total or 0) - documents
@@ -218,10 +207,10 @@ class Progress:
                 "documents_total_estimated": self._about,
                 "share": round(documents / max(self._total or 0, 1), 4) if known else None,
                 "eta_seconds": round(left / rate) if known and rate else None,
-                "passages": self._kept.passages + self._new.passages,
-                "tokens": self._kept.tokens + self._new.tokens,
+                "passages": done["passages"],
+                "tokens": done["tokens"],
                 "tokens_per_second": round(speed, 1),
-                "rejects": dict(self._kept.rejects + self._new.rejects),
+                "rejects": dict(self._rejects),
                 "actors": self._actors,
                 "actors_busy": min(sum(t > now for t in self._busy_until.values()), self._actors),
             }

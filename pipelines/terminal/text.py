@@ -66,14 +66,6 @@ def summary(report: Mapping[str, Any], uri: str) -> str:
     )
 
 
-_COLUMN_GROUPS = {
-    "text": "text",
-    "columns": "other columns",
-    "dense": "dense",
-    "sparse": "sparse",
-    "colbert": "colbert",
-}
-
 _BYTES = ("bytes", "kB", "MB", "GB", "TB", "PB")
 _MILLIONS = ("million", "billion", "trillion")
 
@@ -96,8 +88,9 @@ def describe(estimate: Mapping[str, Any]) -> str:
         codes = (f"{about}{n:,} {code}" for code, n in sorted(e["rejects"].items()))
         lines.append(("rejects", ", ".join(codes)))
     lines.append(("output", f"~{byte_count(e['total_bytes'])}"))
-    for name, words in _COLUMN_GROUPS.items():
+    for name in ("text", "columns", "dense", "sparse", "colbert"):
         if name in e["bytes"]:
+            words = "other columns" if name == "columns" else name
             lines.append((f"  {words}", f"~{byte_count(e['bytes'][name])}"))
     lines.append(("encoding", _time(e)))
     if "tokens" not in e["exact"]:
