@@ -89,19 +89,17 @@ class RequestQueue(Generic[Item]):
             self._changed.notify_all()
 
     def _take(self, queue: deque[Item], count: int, weight: int) -> list[Item]:
-        """Up to `count` items up to a sum of weights, at least one of those still to be answered.
-
-        Called with the lock held.
-        """
+        """Up to `count` items up to a sum of weights, but at least one still to be answered."""
         taken: list[Item] = []
-        while queue and len(taken) < count:
-            if queue[0].future.done():  # cancelled, or failed
-                queue.popleft()
-                continue
-            weight -= queue[0].weight
-            if taken and weight < 0:
-                break
-            taken.append(queue.popleft())
+        with self._changed:
+            while queue and len(taken) < count:
+                if queue[0].future.done():  # cancelled, or failed
+                    queue.popleft()
+                    continue
+                weight -= queue[0].weight
+                if taken and weight < 0:
+                    break
+                taken.append(queue.popleft())
         return taken
 
 
@@ -199,15 +197,15 @@ class Batcher(RequestQueue[_Item[Text]]):
         Raises:
             ModelError: the batcher is closed.
         """
-        job, future = _Job(frozenset(outputs), [None] * len(texts), len(texts)), Future[Any]()
+        future: Future[list[Result]] = Future()
+        job = _Job(frozenset(outputs), [None] * len(texts), len(texts))
+        items = [
+            _Item(job, row, text, future=future, first=first, weight=self._weigh(text))
+            for row, text in enumerate(texts)
+        ]
+        self._arrive(items)
         if not texts:
             future.set_result([])
-            return future
-        items = []
-        for row, text in enumerate(texts):
-            weight = self._weigh(text)
-            items.append(_Item(job, row, text, future=future, first=first, weight=weight))
-        self._arrive(items)
         return future
 
     def _tokenize_forever(self) -> None:
@@ -281,14 +279,9 @@ class Batcher(RequestQueue[_Item[Text]]):
         )
 
     def _answer(self, items: Sequence[_Item[Text]], batch: EncodedBatch) -> None:
-        bad = {row - batch.start: reason for row, reason in batch.failures.items()}
-        columns = batch.columns
-        good = [row for row in range(len(items)) if row not in bad]
-        if bad:
-            columns = columns.take(pa.array(good, pa.int64())).combine_chunks()
-        lengths = [items[row].weight for row in good]
-        vectors = rows_of(columns, lengths, [items[row].truncated for row in good]) if good else []
-        for row, found in zip(good, vectors, strict=True):
-            items[row].done(found)
-        for row, reason in bad.items():
-            items[row].done(EncodeError(f"the text cannot be encoded ({reason})."))
+        """Give each text its row of the columns, or why that cannot be used."""
+        lengths = [item.weight for item in items]
+        vectors = rows_of(batch.columns, lengths, [item.truncated for item in items])
+        for row, (item, found) in enumerate(zip(items, vectors, strict=True), batch.start):
+            reason = batch.failures.get(row)
+            item.done(EncodeError(f"the text cannot be encoded ({reason}).") if reason else found)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from actors.errors import ModelError
 
@@ -101,20 +101,12 @@ class ModelConfig:
         object.__setattr__(self, "outputs", tuple(self.outputs))
         if not self.outputs or not set(self.outputs) <= set(OUTPUTS):
             raise ModelError(f"outputs: expected some of {', '.join(OUTPUTS)}, got {self.outputs}.")
-        for key, allowed in (
-            ("pooling", ("auto", "cls", "mean", "last_token")),
-            ("vector_dtype", ("float16", "float32")),
-            ("weights_dtype", ("stored", "float16", "bfloat16")),
-            ("dtype", ("auto", "float16", "bfloat16", "float32")),
-        ):
-            _check_choice(f"model.{key}", getattr(self, key), allowed)
-        for key in ("max_length", "query_max_length", "truncate_dim", "max_batch_tokens"):
-            _check_positive(f"model.{key}", getattr(self, key))
         rate = self.simulated_tokens_per_second
         if rate is not None and not rate > 0:
             raise ModelError(
                 f"model.simulated_tokens_per_second: expected more than 0, got {rate}."
             )
+        _check(self, "model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,10 +152,7 @@ class RerankerConfig:
         """
         if self.query_max_length is None:
             object.__setattr__(self, "query_max_length", self.max_length * 3 // 4)
-        for key in ("max_length", "query_max_length", "compress_ratio", "max_batch_tokens"):
-            _check_positive(f"reranker.{key}", getattr(self, key))
-        _check_choice("reranker.too_long", self.too_long, ("truncate", "refuse"))
-        _check_choice("reranker.dtype", self.dtype, ("auto", "float16", "bfloat16", "float32"))
+        _check(self, "reranker")
         for key in ("cutoff_layers", "compress_layers"):
             layers = tuple(getattr(self, key) or ())
             if list(layers) != sorted(set(layers)) or any(layer < 1 for layer in layers):
@@ -173,11 +162,14 @@ class RerankerConfig:
             object.__setattr__(self, key, layers or (None if key == "cutoff_layers" else ()))
 
 
-def _check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ModelError(f"{key}: expected one of {', '.join(allowed)}, got {value!r}.")
-
-
-def _check_positive(key: str, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise ModelError(f"{key}: expected 1 or more, got {value}.")
+def _check(config: ModelConfig | RerankerConfig, section: str) -> None:
+    """Refuse a word that is none of a field's, and a number below 1."""
+    for name, kind in get_type_hints(type(config)).items():
+        value, allowed = getattr(config, name), get_args(kind)
+        expected = ""
+        if get_origin(kind) is Literal and value not in allowed:
+            expected = f"one of {', '.join(allowed)}"
+        if type(value) is int and value < 1:
+            expected = "1 or more"
+        if expected:
+            raise ModelError(f"{section}.{name}: expected {expected}, got {value!r}.")

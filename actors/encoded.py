@@ -19,22 +19,34 @@ layers score."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderInfo:
-    """What an encoder is; `space_fingerprint` is equal where vectors may be compared."""
+class Identity:
+    """What the records of an index say of what computed it."""
 
     name: str
-    revision: str | None
+    """Hub id, folder, ..."""
     dim: int
-    colbert_dim: int | None
+    """Of dense vectors; of a reranker: scores of a pair."""
+    colbert_dim: int | None = None
+    """Of ColBERT vectors, where there are any."""
     max_length: int
-    query_max_length: int
-    pooling: str
-    normalize: bool
-    outputs: tuple[Output, ...]
-    vector_dtype: str
+    """Longest passage or pair in tokens."""
+    pooling: str = "none"
+    """How states become what is stored."""
     dtype: ComputeDtype
     device: str
     space_fingerprint: str
+    """Equal where what it computes may be compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderInfo(Identity):
+    """What an encoder is."""
+
+    revision: str | None
+    query_max_length: int
+    normalize: bool
+    outputs: tuple[Output, ...]
+    vector_dtype: str
 
 
 @dataclass(frozen=True)
@@ -58,42 +70,6 @@ class EncodedBatch:
         """One row that cannot be encoded; `empty`: the output columns without rows."""
         nulls = pa.table([pa.nulls(1, field.type) for field in empty.schema], empty.schema)
         return EncodedBatch(row, row + 1, nulls, {row: reason})
-
-
-class Identity(Protocol):
-    """What the records of an index say of what computed it."""
-
-    @property
-    def name(self) -> str:
-        """Hub id, folder, ..."""
-
-    @property
-    def dim(self) -> int:
-        """Of dense vectors; of a reranker: scores of a pair."""
-
-    @property
-    def colbert_dim(self) -> int | None:
-        """Of ColBERT vectors, where there are any."""
-
-    @property
-    def max_length(self) -> int:
-        """Longest passage or pair in tokens."""
-
-    @property
-    def pooling(self) -> str:
-        """How states become what is stored."""
-
-    @property
-    def dtype(self) -> ComputeDtype:
-        """Compute type."""
-
-    @property
-    def device(self) -> str:
-        """Where."""
-
-    @property
-    def space_fingerprint(self) -> str:
-        """Equal where what it computes may be compared."""
 
 
 class TokenEncoder(Protocol):

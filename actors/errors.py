@@ -29,9 +29,7 @@ class EmbedError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, remedy: str = "") -> None:
-        super().__init__(
-            message, remedy
-        )  # both in args: it must survive pickling between processes
+        super().__init__(message, remedy)  # both in args: what pickling between processes keeps
         self.message = message
         self.remedy = remedy
 

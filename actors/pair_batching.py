@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 
@@ -54,19 +55,17 @@ class _Job(Waiting):
     found: PairScores
     row: int = 0
     """Passages before it are scored, or in the pass."""
-    piece: PairTokens | None = None
-    piece_start: int = 0
-    """Of the passages that have tokens now."""
+    ready: PairTokens | None = None
+    """The pairs that come next, as far as they have tokens."""
 
-    def take(self, most: int, reranker: Reranker) -> _Share:
+    def take(self, most: int, reranker: Reranker) -> PairTokens:
         """The next pairs of up to `most` tokens, at least one."""
-        if self.piece is None or self.row == self.piece_start + len(self.piece.truncated):
-            self.piece_start = self.row
-            self.piece = self._tokenize(reranker)
-        start = self.row - self.piece_start
-        stop = next_stop(self.piece.offsets, start, most)
-        self.row += stop - start
-        return _Share(self, self.piece_start + start, self.piece.part(start, stop))
+        if self.ready is None or not len(self.ready.truncated):
+            self.ready = self._tokenize(reranker)
+        n = next_stop(self.ready.offsets, 0, most)
+        taken, self.ready = self.ready.part(0, n), self.ready.part(n, len(self.ready.truncated))
+        self.row += n
+        return taken
 
     def _tokenize(self, reranker: Reranker) -> PairTokens:
         """The next passages: as long as they may be, and which of them were cut for it."""
@@ -82,21 +81,8 @@ class _Job(Waiting):
         return tokens
 
 
-@dataclass(frozen=True)
-class _Share:
-    """What a forward pass takes of a request."""
-
-    job: _Job
-    start: int
-    tokens: PairTokens
-
-    def done(self, scores: np.ndarray, failures: dict[int, str]) -> None:
-        found, stop = self.job.found, self.start + len(scores)
-        found.scores[self.start : stop] = scores
-        found.tokens += len(self.tokens.values)
-        found.failures |= {self.start + row: reason for row, reason in failures.items()}
-        if stop == len(found.scores):
-            answer(self.job.future, found)
+_Share: TypeAlias = tuple[_Job, int, PairTokens]
+"""What a forward pass takes of a request: its pairs from this passage on."""
 
 
 class PairBatcher(RequestQueue[_Job]):
@@ -152,34 +138,38 @@ class PairBatcher(RequestQueue[_Job]):
     def _shares(self, budget: int, share: int) -> list[_Share]:
         """The next forward pass: of each request about `share` tokens, of all about `budget`."""
         shares: list[_Share] = []
-        while budget > 0 and (job := self._next_job()):
+        while budget > 0 and (taken := self._take(self._arrived, count=1, weight=1)):
+            [job] = taken
+            start = job.row
             try:
-                shares.append(job.take(min(share, budget), self._reranker))
+                tokens = job.take(min(share, budget), self._reranker)
             except Exception as error:  # noqa: BLE001  whatever a text can do to a tokenizer
                 answer(job.future, failure(error))
                 continue
-            budget -= len(shares[-1].tokens.values)
+            shares.append((job, start, tokens))
+            budget -= len(tokens.values)
             if job.row < len(job.passages):
                 self._put(self._arrived, [job])
         return shares
 
-    def _next_job(self) -> _Job | None:
-        with self._changed:
-            return next(iter(self._take(self._arrived, count=1, weight=1)), None)
-
     def _score(self, shares: Sequence[_Share]) -> None:
         started = time.perf_counter()
-        tokens = PairTokens.joined([share.tokens for share in shares])
+        joined = PairTokens.joined([tokens for _, _, tokens in shares])
         try:
-            scores_NL, failures = self._reranker.score_tokens(tokens)
+            scores_NL, failures = self._reranker.score_tokens(joined)
         except Exception as error:  # noqa: BLE001  the thread must live, callers must hear
-            for share in shares:
-                answer(share.job.future, failure(error))
+            for job, _, _ in shares:
+                answer(job.future, failure(error))
             return
-        self._observe(len(tokens.truncated), time.perf_counter() - started)
+        self._observe(len(joined.truncated), time.perf_counter() - started)
         at = 0
-        for share in shares:
-            stop = at + len(share.tokens.truncated)
-            own = {row - at: reason for row, reason in failures.items() if at <= row < stop}
-            share.done(scores_NL[at:stop, 0], own)
-            at = stop
+        for job, start, tokens in shares:
+            n, found = len(tokens.truncated), job.found
+            found.scores[start : start + n] = scores_NL[at : at + n, 0]
+            found.tokens += len(tokens.values)
+            found.failures |= {
+                start + row - at: why for row, why in failures.items() if at <= row < at + n
+            }
+            if start + n == len(job.passages):
+                answer(job.future, found)
+            at += n

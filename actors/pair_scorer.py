@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from actors.config import ComputeDtype, RerankerConfig
-from actors.encoded import SCORE, EncodedBatch
+from actors.config import RerankerConfig
+from actors.encoded import SCORE, EncodedBatch, Identity
 from actors.fingerprint import fingerprint, score_parts
 from actors.models.reranker_files import resolve_reranker
 from actors.network.batch_runner import device_errors
@@ -21,27 +20,13 @@ from actors.vectors import fixed_size_lists
 _WINDOW_BATCHES = 8  # to choose equally long ones from (batch_runner.py)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScorerInfo:
-    """What a scorer is (`actors.encoded.Identity`)."""
-
-    name: str
-    dim: int
-    max_length: int
-    dtype: ComputeDtype
-    device: str
-    space_fingerprint: str
-    colbert_dim: int | None = None
-    pooling: str = "none"
-
-
 class PairScorer:
     """What `actors.encoder.Encoder` is for passages: a `TokenEncoder`."""
 
     def __init__(self, reranker: Reranker, space_fingerprint: str) -> None:
         self._reranker = reranker
         own = reranker.info
-        self.info = ScorerInfo(
+        self.info = Identity(
             name=own.name,
             dim=len(own.cutoff_layers or (0,)),
             max_length=own.max_length,

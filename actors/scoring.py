@@ -83,17 +83,12 @@ def pair_scores(
                 f"{side}: expected columns {', '.join(OUTPUTS)}, found no {', '.join(missing)}.",
                 f"Encode with outputs={OUTPUTS}, or call the pair functions of what there is.",
             )
-    dense = dense_pairs(queries["dense"], passages["dense"])
-    sparse = sparse_pairs(queries["sparse"], passages["sparse"])
-    colbert = colbert_pairs(queries["colbert"], passages["colbert"])
+    scores = {output: _pairs(output, queries[output], passages[output]) for output in OUTPUTS}
+    without: dict[Output, np.ndarray] = {o: scores[o] for o in OUTPUTS if o != "colbert"}
     return {
-        "colbert": colbert,
-        "sparse": sparse,
-        "dense": dense,
-        "sparse+dense": weighted_mean({"dense": dense, "sparse": sparse}, weights),
-        "colbert+sparse+dense": weighted_mean(
-            {"dense": dense, "sparse": sparse, "colbert": colbert}, weights
-        ),
+        **{output: scores[output] for output in reversed(OUTPUTS)},
+        "sparse+dense": weighted_mean(without, weights),
+        "colbert+sparse+dense": weighted_mean(scores, weights),
     }
 
 

@@ -77,7 +77,10 @@ class SimulatedEncoder:
         self._made: dict[int, np.ndarray] = {}
         self._random = np.random.default_rng(0)
         for dim in filter(None, (self.info.dim, self.info.colbert_dim)):
-            self._made[dim] = self._make(_MADE_ROWS, dim)
+            rows = self._random.standard_normal((_MADE_ROWS, dim), dtype=np.float32)
+            if config.normalize:
+                rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+            self._made[dim] = rows.astype(config.vector_dtype)
 
     def stream(
         self,
@@ -119,12 +122,6 @@ class SimulatedEncoder:
         first = int(self._random.integers(len(made) - count + 1))
         return made[first : first + count]
 
-    def _make(self, count: int, dim: int) -> np.ndarray:
-        rows = self._random.standard_normal((count, dim), dtype=np.float32)
-        if self.info.normalize:
-            rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-        return rows.astype(self.info.vector_dtype)
-
     def _weights(self, counts: np.ndarray) -> pa.StructArray:
         """As many as if no token came twice in a passage: more than real ones."""
         total = int(counts.sum())
@@ -145,8 +142,6 @@ def load_simulated(config: ModelConfig) -> SimulatedEncoder:
 
 
 def _colbert_dim(files: ModelFiles, hidden: int) -> int:
-    from actors.network.heads import (
-        load_head,  # late: torch is what this module is meant to do without
-    )
+    from actors.network.heads import load_head  # late: this module is meant to do without torch
 
     return load_head(files.heads["colbert"], hidden, out_features=None).out_features

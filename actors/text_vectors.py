@@ -7,7 +7,9 @@ shared its forward pass.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -50,13 +52,11 @@ class TextVectors:
 
     def copy(self) -> TextVectors:
         """The same, no longer holding the whole batch in memory."""
-        return TextVectors(
-            n_tokens=self.n_tokens,
-            truncated=self.truncated,
-            dense=None if self.dense is None else self.dense.copy(),
-            sparse=None if self.sparse is None else (self.sparse[0].copy(), self.sparse[1].copy()),
-            colbert=None if self.colbert is None else self.colbert.copy(),
+        dense, colbert = (
+            each if each is None else each.copy() for each in (self.dense, self.colbert)
         )
+        sparse = self.sparse and (self.sparse[0].copy(), self.sparse[1].copy())
+        return replace(self, dense=dense, sparse=sparse, colbert=colbert)
 
     def truncate(self, dim: int, *, normalize: bool) -> TextVectors:
         """Dense and ColBERT vectors cut to their first `dim` dimensions.
@@ -74,41 +74,25 @@ class TextVectors:
                 short /= np.maximum(norms, 1e-12)  # as torch.nn.functional.normalize
             return short.astype(vectors.dtype)
 
-        return TextVectors(
-            n_tokens=self.n_tokens,
-            truncated=self.truncated,
-            dense=cut(self.dense),
-            sparse=self.sparse,
-            colbert=cut(self.colbert),
-        )
+        return replace(self, dense=cut(self.dense), colbert=cut(self.colbert))
 
 
 def rows_of(
     columns: pa.Table, n_tokens: Sequence[int], truncated: Sequence[bool]
 ) -> list[TextVectors]:
     """Each row of an encoder's columns, as views; no row may be null."""
-    n = columns.num_rows
-    dense: Sequence[np.ndarray | None] = [None] * n
-    sparse: Sequence[tuple[np.ndarray, np.ndarray] | None] = [None] * n
-    colbert: Sequence[np.ndarray | None] = [None] * n
+    own: dict[str, Sequence[Any]] = {"n_tokens": n_tokens, "truncated": truncated}
     if "dense" in columns.column_names:
-        dense = list(dense_vectors(columns["dense"]))
+        own["dense"] = list(dense_vectors(columns["dense"]))
     if "sparse" in columns.column_names:
         weights = SparseVectors.of(columns["sparse"])
-        spans = [slice(*span) for span in zip(weights.offsets, weights.offsets[1:], strict=False)]
-        sparse = [(weights.indices_W[span], weights.values_W[span]) for span in spans]
+        spans = [slice(*span) for span in pairwise(weights.offsets)]
+        own["sparse"] = [(weights.indices_W[span], weights.values_W[span]) for span in spans]
     if "colbert" in columns.column_names:
         tokens = TokenVectors.of(columns["colbert"])
-        colbert = np.split(tokens.vectors_TD, tokens.offsets[1:-1])
+        own["colbert"] = [tokens.vectors_TD[slice(*span)] for span in pairwise(tokens.offsets)]
     return [
-        TextVectors(
-            n_tokens=int(n_tokens[row]),
-            truncated=bool(truncated[row]),
-            dense=dense[row],
-            sparse=sparse[row],
-            colbert=colbert[row],
-        )
-        for row in range(n)
+        TextVectors(**dict(zip(own, row, strict=True))) for row in zip(*own.values(), strict=True)
     ]
 
 

@@ -214,11 +214,7 @@ def sparse_vectors(
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
     firsts = np.flatnonzero(np.diff(keys, prepend=-1))
-    maxima = (
-        np.maximum.reduceat(weights[lexical][order], firsts)
-        if len(firsts)
-        else np.empty(0, dtype=np.float32)
-    )
+    maxima = np.maximum.reduceat(weights[lexical][order], firsts)
     keys = keys[firsts]
     lengths = np.bincount(keys >> 32, minlength=n)
     return sparse_column(lengths, (keys & 0xFFFFFFFF).astype(np.int32), maxima.astype(np.float32))

@@ -14,12 +14,7 @@ import numpy as np
 import pytest
 from endpoint import RERANKER, Client, endpoint, tiny_encoder, tiny_reranker
 
-from actors.config import RerankerConfig
-from actors.errors import ModelError
-from actors.reranker import load_reranker, logistic
-from pipelines.endpoint.config import parse_endpoint_config
-from pipelines.endpoint.metrics import EndpointMetrics
-from pipelines.endpoint.rerank_service import RerankService
+from actors.reranker import logistic
 from pipelines.endpoint.route_parts import TRUNCATED_HEADER
 
 QUERY = "what is ray"
@@ -323,16 +318,6 @@ def test_rerank_is_counted_and_shown(client: Client) -> None:
     shown = client.get("/info").json()["reranker"]
     assert (shown["name"], shown["kind"]) == (str(RERANKER), "encoder")
     assert shown["max_length"] == 96
-
-
-def test_rerank_service_refuses_a_reranker_of_several_scores() -> None:
-    name = RERANKER.parent / "bge-reranker-v2-minicpm-layerwise"
-    reranker = load_reranker(
-        RerankerConfig(name=str(name), max_length=96, cutoff_layers=(2, 4), device="cpu")
-    )
-    config = parse_endpoint_config({"model": {"name": "m"}})
-    with pytest.raises(ModelError, match="expected one layer"):
-        RerankService(reranker, config, EndpointMetrics())
 
 
 def test_rerank_warm_up_scores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,15 +41,14 @@ def reciprocal_rank_fusion(parts: Sequence[Best], top: int, k: int = 60) -> Best
     Cormack, Clarke and Büttcher 2009, who set k = 60. Rows in the order of `merge`.
     """
     n = len(parts[0][0])
-    query = np.concatenate([np.nonzero(rows >= 0)[0] for _, rows in parts])
-    rank = np.concatenate([np.nonzero(rows >= 0)[1] for _, rows in parts]) + 1
+    query, place = np.concatenate([np.nonzero(rows >= 0) for _, rows in parts], axis=1)
     row = np.concatenate([rows[rows >= 0] for _, rows in parts])
     order = np.lexsort((row, query))
-    query, row, gains = query[order], row[order], 1.0 / (k + rank[order])
+    query, row, gains = query[order], row[order], 1.0 / (k + 1 + place[order])
     firsts = np.flatnonzero(
         np.diff(query, prepend=-1).astype(bool) | np.diff(row, prepend=-1).astype(bool)
     )
-    sums = np.add.reduceat(gains, firsts) if len(firsts) else gains
+    sums = np.add.reduceat(gains, firsts)
     return best_of_pairs(query[firsts], row[firsts], sums, n, top)
 
 

@@ -12,8 +12,8 @@ Status: 400 nothing to encode, 401 no key, 404 and 405 no such route, 413 too mu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sized
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
 import orjson
@@ -33,52 +33,46 @@ _REFUSALS = {
 
 _TEI_PATHS = ("/embed", "/embed_sparse", "/embed_all", "/rerank", "/tokenize", "/info", "/")
 _COHERE_PATHS = ("/v1/rerank", "/v2/rerank")
-_TEI_TYPES = {400: "Empty", 413: "Validation", 422: "Validation", 424: "Backend"} | {
-    429: "Overloaded",
-    503: "Unhealthy",
-}
+_TEI_TYPES = {400: "Empty", 424: "Backend", 429: "Overloaded", 503: "Unhealthy"}
 
 
+@dataclass(eq=False)
 class ApiError(Exception):
-    """A request that is not answered; `message` says what was expected and what was found."""
-
-    def __init__(
-        self,
-        status: int,
-        code: str,
-        message: str,
-        *,
-        field: str | None = None,
-        retry_after: float | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.message = message
-        self.field = field
-        self.retry_after = retry_after
-
-
-@dataclass(frozen=True)
-class TextFault:
-    """Why one text of a request has no vectors."""
+    """Why a request is not answered, or why one text of it has no vectors."""
 
     status: int
     code: str
     message: str
+    """What was expected, and what was found."""
+    _: KW_ONLY
+    field: str | None = None
+    """Of the request's body."""
+    retry_after: float | None = None
+    """Seconds."""
 
-    def as_error(self, row: int, field: str) -> ApiError:
-        """The refusal of a request that needs all of its texts."""
-        return ApiError(self.status, self.code, self.message, field=f"{field}[{row}]")
+    def at(self, field: str) -> ApiError:
+        """The refusal of a request that needs what is in this field."""
+        return ApiError(self.status, self.code, self.message, field=field)
 
 
-def encoding_fault(text: str) -> TextFault | None:
+def encoding_fault(text: str) -> ApiError | None:
     """Why a text is no Unicode, where it is none."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        return TextFault(422, "bad_encoding", "expected Unicode, found a lone surrogate")
+        return ApiError(422, "bad_encoding", "expected Unicode, found a lone surrogate")
     return None
+
+
+def refuse_too_many(texts: Sized, most: int, field: str | None = None) -> None:
+    """Refuse a request of more than `most` texts.
+
+    Raises:
+        ApiError: 413.
+    """
+    if (n := len(texts)) > most:
+        message = f"expected at most {most:,} texts, got {n:,}; send them in several requests"
+        raise ApiError(413, "too_many_texts", message, field=field)
 
 
 def route_path(scope: Mapping[str, Any]) -> str:
@@ -96,8 +90,9 @@ def shape_of(path: str) -> Shape:
     return "tei" if path in _TEI_PATHS else "native"
 
 
-def documented_refusals(shape: Shape) -> dict[int | str, dict[str, Any]]:
-    """For the OpenAPI schema of an API's routes."""
+def documented_refusals(shape: Shape, lacks: str = "") -> dict[int | str, dict[str, Any]]:
+    """For the OpenAPI schema of an API's routes; `lacks`: what the endpoint may not have (404)."""
+    refusals = _REFUSALS | ({404: f"The endpoint has no {lacks}."} if lacks else {})
     key = "message" if shape == "cohere" else "error"
     body: dict[str, Any] = {
         "type": "object",
@@ -105,7 +100,7 @@ def documented_refusals(shape: Shape) -> dict[int | str, dict[str, Any]]:
         "properties": {key: {"type": "string" if shape in ("tei", "cohere") else "object"}},
     }
     content = {"application/json": {"schema": body}}
-    return {status: {"description": text, "content": content} for status, text in _REFUSALS.items()}
+    return {status: {"description": text, "content": content} for status, text in refusals.items()}
 
 
 def error_response(error: ApiError, path: str) -> Response:
@@ -122,20 +117,12 @@ def error_response(error: ApiError, path: str) -> Response:
 def _body(error: ApiError, shape: Shape) -> dict[str, Any]:
     if shape == "openai":
         kind = "invalid_request_error" if error.status in range(400, 424) else "server_error"
-        return {
-            "error": {
-                "message": error.message,
-                "type": kind,
-                "param": error.field,
-                "code": error.code,
-            }
-        }
-    where = f"{error.field}: " if error.field else ""
+        said = {"message": error.message, "type": kind, "param": error.field, "code": error.code}
+        return {"error": said}
+    message = f"{error.field}: {error.message}" if error.field else error.message
     if shape == "tei":
-        kind = _TEI_TYPES.get(error.status, "Validation")
-        return {"error": f"{where}{error.message}", "error_type": kind}
+        return {"error": message, "error_type": _TEI_TYPES.get(error.status, "Validation")}
     if shape == "cohere":
-        message = f"{where}{error.message}"
         return {"message": message, "code": error.code, "detail": message}
     body = {"code": error.code, "message": error.message}
     return {"error": body | ({"field": error.field} if error.field else {})}

@@ -41,16 +41,19 @@ def explain_hits(
     the text is not stored.
     """
     own = _query_tokens(reader, query, vectors)
-    n = passages.num_rows
-    rows = rows_of(passages, n_tokens=[0] * n, truncated=passages["truncated"].to_pylist())
-    texts, titles = _column(passages, "text"), _column(passages, "title")
+    stored = passages.select(
+        [name for name in passages.column_names if name in ("text", "title", "truncated")]
+    ).to_pylist()
+    rows = rows_of(passages, [0] * len(stored), [passage["truncated"] for passage in stored])
     found = []
-    for row, text, title in zip(rows, texts, titles, strict=True):
+    for row, passage in zip(rows, stored, strict=True):
         said: Json = {}
+        text = passage.get("text")
         if vectors.sparse is not None and row.sparse is not None:
             said["sparse"] = _shared(reader, vectors.sparse, row.sparse)
         if own and text is not None and row.colbert is not None:
-            pieces = _kept(reader.passage_pieces(text, title), len(row.colbert), row.truncated)
+            whole = reader.passage_pieces(text, passage.get("title"))
+            pieces = _kept(whole, len(row.colbert), row.truncated)
             if pieces and vectors.colbert is not None:
                 said |= _alignment(vectors.colbert, row.colbert, own, pieces)
         found.append(said)
@@ -120,10 +123,3 @@ def _short(number: np.floating[Any]) -> float:
 
 def _place(piece: TokenSpan) -> Json:
     return {"text": piece.token, "start": piece.start, "stop": piece.stop}
-
-
-def _column(passages: pa.Table, name: str) -> list[str | None]:
-    if name not in passages.column_names:
-        return [None] * passages.num_rows
-    values: list[str | None] = passages[name].to_pylist()
-    return values

@@ -39,7 +39,7 @@ def read_keys(auth: AuthConfig) -> tuple[str, ...]:
     """
     keys: list[str] = []
     if auth.keys_env is not None:
-        found = [key.strip() for key in os.environ.get(auth.keys_env, "").split(",")]
+        found = os.environ.get(auth.keys_env, "").split(",")
         keys += _some(found, "auth.keys_env", f"keys in the environment variable {auth.keys_env}")
     if auth.keys_file is not None:
         path = Path(auth.keys_file).expanduser()
@@ -47,13 +47,13 @@ def read_keys(auth: AuthConfig) -> tuple[str, ...]:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"auth.keys_file: cannot read {path} ({error}).") from None
-        found = [line.partition("#")[0].strip() for line in lines]
+        found = [line.partition("#")[0] for line in lines]
         keys += _some(found, "auth.keys_file", f"a key a line in {path}")
     return tuple(keys)
 
 
 def _some(found: Sequence[str], where: str, expected: str) -> list[str]:
-    keys = [key for key in found if key]
+    keys = [key.strip() for key in found if key.strip()]
     if not keys:
         raise ConfigError(f"{where}: expected {expected}, found none.")
     return keys
@@ -83,31 +83,22 @@ class Guard:
             await send(message)
 
         try:
-            try:
-                self._check_key(scope)
-                if not self._service.is_warm and not _is_page(scope, _DOCS):
-                    raise ApiError(503, "not_warm", "the model is being loaded", retry_after=5)
-                body = await self._read(scope, receive)
-            except ApiError as error:
-                await self.refuse(error, scope, counted)
-                return
+            self._check_key(scope)
+            if not self._service.is_warm and not _is_page(scope, _DOCS):
+                raise ApiError(503, "not_warm", "the model is being loaded", retry_after=5)
+            body = await self._read(scope, receive)
             if body is not None:
-                await self._app(scope, _replay(body, receive), counted)
+                await self._app(scope, _replay(body, receive), counted)  # answers its own ApiErrors
+        except ApiError as error:
+            self._metrics.errors.labels("other", error.code).inc()
+            response = error_response(error, route_path(scope))
+            response.headers["Connection"] = "close"  # a body may be unread
+            await response(scope, receive, counted)
         finally:
             # Of an unknown path nothing is kept: anyone could make a new label a request.
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.labels(route, str(status)).inc()
             self._metrics.request_seconds.labels(route).observe(time.perf_counter() - started)
-
-    async def refuse(self, error: ApiError, scope: Message, send: Send) -> None:
-        """Answer with an error in the shape of the route's API."""
-        self._metrics.errors.labels("other", error.code).inc()
-        response = error_response(error, route_path(scope))
-        headers = [*response.raw_headers, (b"connection", b"close")]  # a body may be unread
-        await send(
-            {"type": "http.response.start", "status": error.status, "headers": headers},
-        )
-        await send({"type": "http.response.body", "body": response.body})
 
     def _check_key(self, scope: Message) -> None:
         if not self._digests or _is_page(scope, _OPEN):
@@ -118,33 +109,30 @@ class Guard:
         # Every key is compared, each in constant time: how long it takes tells nothing.
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         if scheme.lower() != b"bearer" or not any(matches):
-            found = "another" if given else "none"
-            raise ApiError(
-                401,
-                "invalid_api_key",
-                f"expected 'Authorization: Bearer KEY' with a key of this endpoint, found {found}",
-            )
+            expected = "'Authorization: Bearer KEY' with a key of this endpoint"
+            message = f"expected {expected}, found {'another' if given else 'none'}"
+            raise ApiError(401, "invalid_api_key", message)
 
     async def _read(self, scope: Message, receive: Receive) -> bytes | None:
         """The whole body; None where the client has gone."""
         declared = dict(scope["headers"]).get(b"content-length", b"")
         size = int(declared) if declared.isdigit() else 0
+        most = self._max_body_bytes
         parts: list[bytes] = []
         read = 0
         while True:
-            if max(size, read) > self._max_body_bytes:
-                raise ApiError(
-                    413,
-                    "body_too_large",
-                    f"expected a body of at most {self._max_body_bytes:,} bytes, found "
-                    f"{max(size, read):,}; send the texts in several requests",
+            if (found := max(size, read)) > most:
+                too_large = (
+                    f"expected a body of at most {most:,} bytes, found {found:,}; send the texts "
+                    "in several requests"
                 )
+                raise ApiError(413, "body_too_large", too_large)
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
             parts.append(message.get("body", b""))
             read += len(parts[-1])
-            if not message.get("more_body", False) and read <= self._max_body_bytes:
+            if not message.get("more_body", False) and read <= most:
                 return b"".join(parts)
 
 
@@ -160,13 +148,9 @@ def _digest(key: bytes) -> bytes:
 
 def _replay(body: bytes, receive: Receive) -> Receive:
     """The body as one message, then what the server says (that the client has gone)."""
-    sent = False
+    unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replayed() -> Message:
-        nonlocal sent
-        if sent:
-            return await receive()
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        return unread.pop() if unread else await receive()
 
     return replayed

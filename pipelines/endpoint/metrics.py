@@ -5,11 +5,11 @@ packvec_requests_total{replica="a1b2",route="/encode",status="200"} 12.0
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import Metric
-from prometheus_client.samples import Sample
 
 from actors.batching import ForwardStats
 
@@ -24,23 +24,15 @@ class EndpointMetrics:
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
 
-        def counter(name: str, about: str, *labels: str) -> Counter:
-            return Counter(f"packvec_{name}", about, labels, registry=registry)
-
-        def gauge(name: str, about: str) -> Gauge:
-            return Gauge(f"packvec_{name}", about, registry=registry)
-
-        def histogram(
-            name: str, about: str, *labels: str, buckets: Sequence[float] = _SECONDS
-        ) -> Histogram:
-            return Histogram(f"packvec_{name}", about, labels, buckets=buckets, registry=registry)
-
-        self.requests = counter("requests", "Requests answered.", "route", "status")
-        self.errors = counter("errors", "Requests refused, by reason.", "route", "code")
+        counter = partial(Counter, namespace="packvec", registry=registry)
+        gauge = partial(Gauge, namespace="packvec", registry=registry)
+        histogram = partial(Histogram, namespace="packvec", registry=registry, buckets=_SECONDS)
+        self.requests = counter("requests", "Requests answered.", ("route", "status"))
+        self.errors = counter("errors", "Requests refused, by reason.", ("route", "code"))
         about = "From the arrival of a request at the replica to its answer."
-        self.request_seconds = histogram("request_seconds", about, "route")
+        self.request_seconds = histogram("request_seconds", about, ["route"])
         self.texts = counter("texts", "Texts encoded.")
-        self.text_faults = counter("text_faults", "Texts that have no vectors.", "code")
+        self.text_faults = counter("text_faults", "Texts that have no vectors.", ["code"])
         self.tokens = counter("tokens", "Tokens encoded, special tokens included.")
         self.truncated = counter("truncated_texts", "Texts cut.")
         self.cache_hits = counter("cache_hits", "Texts answered from the cache.")
@@ -55,9 +47,9 @@ class EndpointMetrics:
         self.queue_seconds = histogram("queue_seconds", about)
         about = "A forward pass and what becomes of its vectors."
         self.encode_seconds = histogram("encode_seconds", about)
-        self.searches = counter("searches", "Queries searched for.", "mode")
+        self.searches = counter("searches", "Queries searched for.", ["mode"])
         about = "From a request's vectors to its ranked passages, waiting included."
-        self.search_seconds = histogram("search_seconds", about, "mode")
+        self.search_seconds = histogram("search_seconds", about, ["mode"])
         self.queued_searches = gauge("queued_searches", "Requests searching or waiting for it.")
         self.reranks = counter("reranks", "Requests reranked.")
         self.rerank_pairs = counter("rerank_pairs", "Pairs of a query and a text scored.")
@@ -88,24 +80,23 @@ class EndpointMetrics:
 
 def page(replicas: Mapping[str, Iterable[Metric]]) -> bytes:
     """The Prometheus text of several replicas' metrics, each sample labelled with its replica."""
-    merged: dict[str, Metric] = {}
-    for replica, metrics in replicas.items():
-        for metric in metrics:
-            into = merged.setdefault(
-                metric.name, Metric(metric.name, metric.documentation, metric.type, metric.unit)
-            )
-            into.samples += [
-                Sample(s.name, {"replica": replica} | s.labels, s.value, s.timestamp, s.exemplar)
-                for s in metric.samples
-            ]
-    registry = CollectorRegistry()
-    registry.register(_Collected(merged.values()))
-    return generate_latest(registry)
+    return generate_latest(_Merged(replicas))
 
 
-class _Collected:
-    def __init__(self, metrics: Iterable[Metric]) -> None:
-        self._metrics = metrics
+class _Merged:
+    """A collector of what other collectors have collected."""
 
-    def collect(self) -> Iterator[Metric]:
-        return iter(self._metrics)
+    def __init__(self, replicas: Mapping[str, Iterable[Metric]]) -> None:
+        self._replicas = replicas
+
+    def collect(self) -> Iterable[Metric]:
+        merged: dict[str, Metric] = {}
+        for replica, metrics in self._replicas.items():
+            for metric in metrics:
+                into = merged.setdefault(
+                    metric.name, Metric(metric.name, metric.documentation, metric.type, metric.unit)
+                )
+                into.samples += [
+                    s._replace(labels={"replica": replica} | s.labels) for s in metric.samples
+                ]
+        return merged.values()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request
@@ -11,23 +12,23 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from actors.config import OUTPUTS, Output
-from actors.scoring import colbert_pairs, dense_pairs, sparse_pairs
 from actors.search.fusion import weighted_mean
+from actors.search.kernels import ROW_PAIRS
 from actors.text_vectors import TextVectors, columns_of
 from pipelines.endpoint.config import Kind
-from pipelines.endpoint.errors import ApiError, TextFault, documented_refusals
+from pipelines.endpoint.errors import ApiError, documented_refusals
 from pipelines.endpoint.route_parts import (
     ARROW,
     Body,
+    Dimensions,
+    Truncate,
     Weight,
     all_vectors,
-    arrow_response,
-    check_dim,
-    cut_dims,
+    arrow_stream,
+    encode_dims,
     json_response,
-    sparse_json,
 )
-from pipelines.endpoint.service import Service
+from pipelines.endpoint.service import Outcome, Service
 from pipelines.endpoint.texts import Text
 
 
@@ -42,12 +43,10 @@ class EncodeRequest(Body):
     outputs: list[Output] | None = Field(
         None, min_length=1, description="Some of the endpoint's outputs; all when not given."
     )
-    truncate_dim: Annotated[int, Field(ge=1)] | None = Field(
+    truncate_dim: Dimensions = Field(
         None, description="Keep the first dimensions of dense and ColBERT vectors (Matryoshka)."
     )
-    truncate: bool | None = Field(
-        None, description="Cut a text that is too long, or refuse it; as configured if not given."
-    )
+    truncate: Truncate = None
 
 
 class Sparse(BaseModel):
@@ -102,27 +101,23 @@ def native_routes(service: Service) -> APIRouter:
     """Routes bound to a service."""
     router = APIRouter(tags=["packvec"], responses=documented_refusals("native"))
     info = service.encoder.info
-    empty = service.encoder.empty()
     facts = {"model": info.name, "space_fingerprint": info.space_fingerprint}
 
     @router.post(
-        "/encode",
-        response_model=EncodeResponse,
-        responses={200: {"content": {ARROW: {}}}},
+        "/encode", response_model=EncodeResponse, responses={200: {"content": {ARROW: {}}}}
     )
     async def encode(body: EncodeRequest, request: Request) -> Response:
         """Vectors of texts, as JSON or (`Accept: application/vnd.apache.arrow.stream`) as Arrow."""
         texts = _texts(body, body.kind or service.config.default_kind)
         outputs = tuple(dict.fromkeys(body.outputs or service.outputs))
-        check_dim(body.truncate_dim, service, "truncate_dim")
-        results = await service.encode(texts, outputs, truncate=body.truncate)
-        if not any(isinstance(result, TextVectors) for result in results):
-            row, fault = next((i, f) for i, f in enumerate(results) if isinstance(f, TextFault))
-            raise fault.as_error(row, "texts")
-        if body.truncate_dim:
-            results = cut_dims(results, body.truncate_dim, service)
+        results = await encode_dims(
+            service, texts, outputs, body.truncate, dim=body.truncate_dim, field="truncate_dim"
+        )
+        if all(isinstance(result, ApiError) for result in results):
+            all_vectors(results, "texts[{}]")  # raises
         if ARROW in request.headers.get("accept", ""):
-            return await arrow_response(results, outputs, empty, facts)
+            content = await asyncio.to_thread(arrow_stream, results, outputs, facts)
+            return Response(content, media_type=ARROW)
         return await json_response(facts | _columns(results, outputs), results)
 
     @router.post("/score", response_model=ScoreResponse)
@@ -133,18 +128,17 @@ def native_routes(service: Service) -> APIRouter:
         texts = [Text("query", query) for query, _ in body.pairs]
         texts += [Text("passage", passage) for _, passage in body.pairs]
         found = await service.encode(texts, service.outputs, truncate=body.truncate)
-        vectors = all_vectors(found, "pairs", len(body.pairs))
+        vectors = all_vectors(found, "pairs[{}]", len(body.pairs))
         used = [body.weights[OUTPUTS.index(output)] for output in service.outputs]
         if not np.float32(sum(used)):
-            raise ApiError(
-                422, "no_weight", "expected a weight other than 0, found none", field="weights"
-            )
+            message = "expected a weight other than 0, found none"
+            raise ApiError(422, "no_weight", message, field="weights")
         n = len(body.pairs)
         queries = columns_of(vectors[:n], service.outputs)
         passages = columns_of(vectors[n:], service.outputs)
-        by = {"dense": dense_pairs, "sparse": sparse_pairs, "colbert": colbert_pairs}
         scores = {
-            output: by[output](queries[output], passages[output]) for output in service.outputs
+            output: ROW_PAIRS[output](queries[output], passages[output])
+            for output in service.outputs
         }
         weighted = weighted_mean(scores, body.weights)
         return await json_response({"model": info.name, **scores, "weighted": weighted}, found)
@@ -160,32 +154,24 @@ def _texts(body: EncodeRequest, kind: Kind) -> list[Text]:
     if kind != "passage":
         raise ApiError(422, "titles", "expected titles with kind=passage only", field="titles")
     if len(body.titles) != len(body.texts):
-        raise ApiError(
-            422,
-            "titles",
-            f"expected as many titles as texts ({len(body.texts)}), got {len(body.titles)}",
-            field="titles",
-        )
+        message = f"expected as many titles as texts ({len(body.texts)}), got {len(body.titles)}"
+        raise ApiError(422, "titles", message, field="titles")
     return [Text(kind, text, title) for text, title in zip(body.texts, body.titles, strict=True)]
 
 
-def _columns(
-    results: Sequence[TextVectors | TextFault], outputs: Sequence[Output]
-) -> dict[str, Any]:
+def _columns(results: Sequence[Outcome], outputs: Sequence[Output]) -> dict[str, Any]:
     known = [result if isinstance(result, TextVectors) else None for result in results]
-    columns: dict[str, Any] = {
-        "n_tokens": [each and each.n_tokens for each in known],
-        "truncated": [each and each.truncated for each in known],
-    }
-    if "dense" in outputs:
-        columns["dense"] = [each and each.dense for each in known]
-    if "sparse" in outputs:
-        columns["sparse"] = [each and sparse_json(each) for each in known]
-    if "colbert" in outputs:
-        columns["colbert"] = [each and each.colbert for each in known]
+    names = ["n_tokens", "truncated", *(output for output in OUTPUTS if output in outputs)]
+    columns = {name: [each and _shown(each, name) for each in known] for name in names}
     columns["faults"] = [
         {"row": row, "code": fault.code, "message": fault.message}
         for row, fault in enumerate(results)
-        if isinstance(fault, TextFault)
+        if isinstance(fault, ApiError)
     ]
     return columns
+
+
+def _shown(vectors: TextVectors, name: str) -> Any:
+    if name == "sparse" and vectors.sparse:
+        return {"indices": vectors.sparse[0], "values": vectors.sparse[1]}
+    return getattr(vectors, name)

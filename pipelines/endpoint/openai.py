@@ -9,44 +9,39 @@ is the reranker's.
 from __future__ import annotations
 
 import base64
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from actors.config import Output
 from actors.text_vectors import TextVectors
 from pipelines.endpoint.config import Kind
 from pipelines.endpoint.errors import ApiError, documented_refusals
 from pipelines.endpoint.rerank_service import RerankService
 from pipelines.endpoint.route_parts import (
+    Dimensions,
     TokenIds,
     all_vectors,
-    check_dim,
-    cut_dims,
+    encode_dims,
     json_response,
     texts_of,
 )
 from pipelines.endpoint.service import Service
-from pipelines.endpoint.texts import Text
 
 _KINDS: dict[str, Kind] = {"query": "query", "passage": "passage"}
-_DENSE: tuple[Output, ...] = ("dense",)
 
 
 class EmbeddingsRequest(BaseModel):
     """As OpenAI's; fields of theirs that mean nothing here (user) are ignored."""
-
-    model_config = ConfigDict(extra="ignore")
 
     input: str | TokenIds | list[str] | list[TokenIds] = Field(
         description="A text, texts, or token ids of this model's vocabulary, encoded as they are."
     )
     model: str = ""
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Field(ge=1)] | None = None
+    dimensions: Dimensions = None
     user: str | None = None
     kind: Kind | None = Field(None, description="What the texts are; the endpoint's default.")
 
@@ -83,15 +78,16 @@ def openai_routes(service: Service, rerank: RerankService | None = None) -> APIR
     @router.post("/embeddings", response_model=EmbeddingsResponse)
     async def embeddings(body: EmbeddingsRequest) -> Response:
         """Dense vectors, for OpenAI's clients."""
-        if rerank and body.model and _without_kind(body.model) == rerank.info.name:
+        model, kind = _parts(body.model)
+        if rerank and model == rerank.info.name:
             message = f"expected an embedder ({name}), got a reranker, which /v1/rerank is for"
             raise ApiError(422, "not_an_embedder", message, field="model")
-        texts = _texts(body, service)
-        check_dim(body.dimensions, service, "dimensions")
-        results = await service.encode(texts, _DENSE)
-        if body.dimensions:
-            results = cut_dims(results, body.dimensions, service)
-        vectors = all_vectors(results, "input")
+        kind = body.kind or kind or service.config.default_kind
+        texts = texts_of(body.input, kind, service, "input")
+        results = await encode_dims(
+            service, texts, ["dense"], dim=body.dimensions, field="dimensions"
+        )
+        vectors = all_vectors(results, "input[{}]")
         tokens = sum(each.n_tokens for each in vectors)
         data = [
             {
@@ -121,14 +117,7 @@ def _base64(vectors: TextVectors) -> str:
     return base64.b64encode(np.asarray(vectors.dense, dtype="<f4").tobytes()).decode()
 
 
-def _without_kind(model: str) -> str:
+def _parts(model: str) -> tuple[str, Kind | None]:
+    """A model's name without its end, and what that says of the texts."""
     name, _, kind = model.rpartition(":")
-    return name if kind in _KINDS else model
-
-
-def _texts(body: EmbeddingsRequest, service: Service) -> list[Text]:
-    named = body.model.rpartition(":")[2]
-    kind = body.kind or service.config.default_kind
-    if body.kind is None and named in _KINDS:
-        kind = _KINDS[named]
-    return texts_of(body.input, kind, service, "input")
+    return (name, _KINDS[kind]) if kind in _KINDS else (model, None)

@@ -5,20 +5,19 @@ and Jina do.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import orjson
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, Field
 from starlette.responses import Response
 
 from actors.pair_batching import PairScores
 from actors.reranker import logistic
-from pipelines.endpoint.errors import ApiError, Shape, documented_refusals, route_path
+from pipelines.endpoint.errors import ApiError, documented_refusals, route_path
 from pipelines.endpoint.rerank_service import RerankService
-from pipelines.endpoint.route_parts import TRUNCATED_HEADER
+from pipelines.endpoint.route_parts import json_answer
 
 _OFF = "this endpoint has no reranker: set reranker: {name: ...} in its args and deploy it again"
 _TRUNCATE = "Cut a pair that is too long, or refuse it; as configured if not given."
@@ -26,8 +25,6 @@ _TRUNCATE = "Cut a pair that is too long, or refuse it; as configured if not giv
 
 class RerankRequest(BaseModel):
     """As TEI's; fields that mean nothing here are ignored."""
-
-    model_config = ConfigDict(extra="ignore")
 
     query: str = Field(examples=["what is ray"])
     texts: list[str] = Field(examples=[["a distributed engine", "a flat fish"]])
@@ -60,15 +57,11 @@ def _with_text(document: Any) -> Any:
 class Document(BaseModel):
     """A text with a name."""
 
-    model_config = ConfigDict(extra="ignore")
-
     text: str
 
 
 class CohereRequest(BaseModel):
     """As Cohere's and Jina's; fields of theirs that mean nothing here are ignored."""
-
-    model_config = ConfigDict(extra="ignore")
 
     model: str | None = Field(None, description="There is one; refused if it is the embedder's.")
     query: str = Field(examples=["what is ray"])
@@ -127,6 +120,12 @@ def rerank_routes(rerank: RerankService | None, embedder: str) -> APIRouter:
             raise ApiError(404, "no_reranker", _OFF)
         return rerank
 
+    @router.post(
+        "/rerank",
+        response_model=list[Rank],
+        tags=["text-embeddings-inference"],
+        responses=documented_refusals("tei", lacks="reranker"),
+    )
     async def rerank_texts(body: RerankRequest) -> Response:
         """Texts by how well they answer a query, the best first."""
         found = await service().score(
@@ -144,6 +143,13 @@ def rerank_routes(rerank: RerankService | None, embedder: str) -> APIRouter:
         ]
         return _answer(ranks, found)
 
+    @router.post("/v2/rerank", include_in_schema=False)
+    @router.post(
+        "/v1/rerank",
+        response_model=CohereResponse,
+        tags=["Cohere"],
+        responses=documented_refusals("cohere", lacks="reranker"),
+    )
     async def rerank_documents(body: CohereRequest, request: Request) -> Response:
         """Documents by how well they answer a query, the best first."""
         if body.model == embedder != service().info.name:
@@ -174,30 +180,7 @@ def rerank_routes(rerank: RerankService | None, embedder: str) -> APIRouter:
         }
         return _answer(answer, found)
 
-    router.add_api_route(
-        "/rerank",
-        rerank_texts,
-        methods=["POST"],
-        response_model=list[Rank],
-        tags=["text-embeddings-inference"],
-        responses=_refusals("tei"),
-    )
-    for version in ("v1", "v2"):
-        router.add_api_route(
-            f"/{version}/rerank",
-            rerank_documents,
-            methods=["POST"],
-            response_model=CohereResponse,
-            tags=["Cohere"],
-            responses=_refusals("cohere"),
-            include_in_schema=version == "v1",
-        )
     return router
-
-
-def _refusals(shape: Shape) -> dict[int | str, dict[str, Any]]:
-    refusals = documented_refusals(shape)
-    return refusals | {404: refusals[503] | {"description": "The endpoint has no reranker."}}
 
 
 def _best_first(found: PairScores) -> list[int]:
@@ -216,6 +199,4 @@ def _warnings(found: PairScores) -> dict[str, list[str]]:
 
 
 def _answer(body: Any, found: PairScores) -> Response:
-    cut = int(found.truncated.sum())
-    headers: Mapping[str, str] = {TRUNCATED_HEADER: str(cut)} if cut else {}
-    return Response(orjson.dumps(body), 200, headers, "application/json")
+    return json_answer(orjson.dumps(body), int(found.truncated.sum()))

@@ -15,13 +15,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from actors.errors import EncodeError, ModelError
+from actors.errors import EncodeError
 from actors.pair_batching import PairBatcher, PairScores
 from actors.reranker import Reranker
 from pipelines.endpoint.config import EndpointConfig
-from pipelines.endpoint.errors import ApiError, TextFault, encoding_fault
+from pipelines.endpoint.errors import ApiError, encoding_fault, refuse_too_many
 from pipelines.endpoint.metrics import EndpointMetrics
 from pipelines.endpoint.service import Backlog
+
+_FACTS = ("name", "revision", "kind", "max_length", "query_max_length", "dtype")
 
 
 class RerankService:
@@ -30,36 +32,18 @@ class RerankService:
     def __init__(
         self, reranker: Reranker, config: EndpointConfig, metrics: EndpointMetrics
     ) -> None:
-        """`metrics`: the replica's.
-
-        Raises:
-            ModelError: a reranker of several scores a pair.
-        """
-        layers = reranker.info.cutoff_layers or ()
-        if len(layers) > 1:
-            raise ModelError(
-                "reranker.cutoff_layers: expected one layer (an endpoint ranks by one score), got "
-                f"{len(layers)}."
-            )
+        """`reranker`: of one score a pair; `metrics`: the replica's."""
         self.info = reranker.info
         self._limits = config.limits
         own = config.reranker.too_long if config.reranker else "truncate"
         self._may_cut = "refuse" not in (own, config.limits.too_long)
         self._metrics = metrics
         self._batcher = PairBatcher(reranker, metrics.observe_rerank)
-        self._backlog = Backlog("pairs", config.limits, metrics.queued_pairs)
+        self._backlog = Backlog("pairs", metrics.queued_pairs, config.limits)
 
     def facts(self) -> dict[str, object]:
         """For /info."""
-        info = self.info
-        return {
-            "name": info.name,
-            "revision": info.revision,
-            "kind": info.kind,
-            "max_length": info.max_length,
-            "query_max_length": info.query_max_length,
-            "dtype": info.dtype,
-        }
+        return {name: getattr(self.info, name) for name in _FACTS}
 
     async def score(
         self,
@@ -100,10 +84,10 @@ class RerankService:
                 f"expected at most {self.info.max_length:,} tokens with the query, itself of at "
                 f"most {self.info.query_max_length:,}, found more"
             )
-            raise self._counted(TextFault(413, "too_long", message), int(too_long[0]), field)
+            raise self._counted(ApiError(413, "too_long", message), int(too_long[0]), field)
         for row, reason in found.failures.items():
             message = f"the pair cannot be scored ({reason})"
-            raise self._counted(TextFault(424, "encoder_error", message), row, field)
+            raise self._counted(ApiError(424, "encoder_error", message), row, field)
         self._metrics.truncated.inc(int(found.truncated.sum()))
         self._metrics.reranks.inc()
         self._metrics.rerank_seconds.observe(time.perf_counter() - started)
@@ -125,18 +109,15 @@ class RerankService:
         self._batcher.close()
 
     def _check(self, query: str, texts: Sequence[str], field: str) -> None:
-        most = self._limits.max_texts
         if not texts:
             raise ApiError(400, "empty", "expected texts, found none", field=field)
-        if len(texts) > most:
-            message = f"expected at most {most:,} texts, got {len(texts):,}; send them in several "
-            raise ApiError(413, "too_many_texts", f"{message}requests", field=field)
+        refuse_too_many(texts, self._limits.max_texts, field)
         if fault := encoding_fault(query):
-            raise ApiError(fault.status, fault.code, fault.message, field="query")
+            raise fault.at("query")
         for row, text in enumerate(texts):
             if fault := encoding_fault(text):
                 raise self._counted(fault, row, field)
 
-    def _counted(self, fault: TextFault, row: int, field: str) -> ApiError:
+    def _counted(self, fault: ApiError, row: int, field: str) -> ApiError:
         self._metrics.text_faults.labels(fault.code).inc()
-        return fault.as_error(row, field)
+        return fault.at(f"{field}[{row}]")

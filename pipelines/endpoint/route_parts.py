@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any
 
-import numpy as np
 import orjson
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,11 +16,16 @@ from starlette.responses import Response
 from actors.config import Output
 from actors.text_vectors import TextVectors, columns_of
 from pipelines.endpoint.config import Kind
-from pipelines.endpoint.errors import ApiError, TextFault
-from pipelines.endpoint.service import Service
+from pipelines.endpoint.errors import ApiError
+from pipelines.endpoint.service import Outcome, Service
 from pipelines.endpoint.texts import Text
 
 TokenIds = list[Annotated[int, Field(ge=0)]]
+Dimensions = Annotated[int, Field(ge=1)] | None
+Truncate = Annotated[
+    bool | None,
+    Field(description="Cut a text that is too long, or refuse it; as configured if not given."),
+]
 Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 
 
@@ -56,55 +62,52 @@ def _checked(ids: list[int], service: Service, field: str) -> tuple[int, ...]:
     size = service.encoder.vocab_size
     wrong = next((i for i in ids if i >= size), None)
     if wrong is not None:
-        raise ApiError(
-            422,
-            "token_ids",
+        message = (
             f"expected token ids below {size} (of {service.encoder.info.name}), found {wrong}; "
-            "LangChain sends texts with check_embedding_ctx_length=False",
-            field=field,
+            "LangChain sends texts with check_embedding_ctx_length=False"
         )
+        raise ApiError(422, "token_ids", message, field=field)
     return tuple(ids)
 
 
-def check_dim(dim: int | None, service: Service, field: str) -> None:
-    """Refuse more dimensions than there are.
+async def encode_dims(
+    service: Service,
+    texts: Sequence[Text],
+    outputs: Collection[Output],
+    truncate: bool | None = None,
+    *,
+    dim: int | None,
+    field: str,
+) -> list[Outcome]:
+    """As `Service.encode`, the first `dim` dimensions; `field` of the request asks for them.
 
     Raises:
-        ApiError: 422.
+        ApiError: 422 more dimensions than there are; and as `Service.encode`.
     """
-    if dim is not None and dim > service.encoder.info.dim:
-        raise ApiError(
-            422,
-            "no_such_dim",
-            f"expected at most {service.encoder.info.dim} dimensions, got {dim}",
-            field=field,
-        )
-
-
-def cut_dims(
-    results: Sequence[TextVectors | TextFault], dim: int, service: Service
-) -> list[TextVectors | TextFault]:
-    """Vectors of fewer dimensions."""
-    normalize = service.encoder.info.normalize
+    info = service.encoder.info
+    if dim is not None and dim > info.dim:
+        message = f"expected at most {info.dim} dimensions, got {dim}"
+        raise ApiError(422, "no_such_dim", message, field=field)
+    results = await service.encode(texts, outputs, truncate=truncate)
+    if dim is None:
+        return results
     return [
-        result.truncate(dim, normalize=normalize) if isinstance(result, TextVectors) else result
-        for result in results
+        each.truncate(dim, normalize=info.normalize) if isinstance(each, TextVectors) else each
+        for each in results
     ]
 
 
-def all_vectors(
-    results: Sequence[TextVectors | TextFault], field: str, n: int | None = None
-) -> list[TextVectors]:
+def all_vectors(results: Sequence[Outcome], place: str, n: int | None = None) -> list[TextVectors]:
     """The vectors, for an API that has no word for a text without.
 
-    `n`: rows are counted anew after so many.
+    `place`: of a text in the request's body, with {} for its row; rows are counted anew after `n`.
 
     Raises:
         ApiError: of the first text that has none.
     """
     for row, result in enumerate(results):
-        if isinstance(result, TextFault):
-            raise result.as_error(row % n if n else row, field)
+        if isinstance(result, ApiError):
+            raise result.at(place.format(row % n if n else row))
     return [result for result in results if isinstance(result, TextVectors)]
 
 
@@ -115,69 +118,39 @@ TRUNCATED_HEADER = "X-Truncated-Texts"
 _LARGE = 256 << 10
 
 
-async def json_response(
-    body: Any, results: Sequence[TextVectors | TextFault], headers: Mapping[str, str] | None = None
-) -> Response:
+async def json_response(body: Any, results: Sequence[Outcome]) -> Response:
     """`body` as JSON, numpy arrays included; `results` are what it is made of."""
     vectors = [result for result in results if isinstance(result, TextVectors)]
-    if sum(each.nbytes for each in vectors) > _LARGE:
-        content = await asyncio.to_thread(_dumps, body)
-    else:
-        content = _dumps(body)
-    truncated = sum(each.truncated for each in vectors)
-    said = {TRUNCATED_HEADER: str(truncated)} if truncated else {}
-    return Response(content, 200, {**said, **(headers or {})}, "application/json")
+    dumps = partial(orjson.dumps, body, option=orjson.OPT_SERIALIZE_NUMPY)
+    is_large = sum(each.nbytes for each in vectors) > _LARGE
+    content = await asyncio.to_thread(dumps) if is_large else dumps()
+    return json_answer(content, sum(each.truncated for each in vectors))
 
 
-def _dumps(body: Any) -> bytes:
-    return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+def json_answer(content: bytes, truncated: int) -> Response:
+    """JSON, and in a header how many texts were cut, where any was."""
+    headers = {TRUNCATED_HEADER: str(truncated)} if truncated else {}
+    return Response(content, 200, headers, "application/json")
 
 
-def sparse_json(vectors: TextVectors) -> dict[str, np.ndarray] | None:
-    """Indices and values, as in an index's column."""
-    if vectors.sparse is None:
-        return None
-    return {"indices": vectors.sparse[0], "values": vectors.sparse[1]}
-
-
-async def arrow_response(
-    results: Sequence[TextVectors | TextFault],
-    outputs: Sequence[Output],
-    empty: pa.Table,
-    facts: Mapping[str, str],
-) -> Response:
+def arrow_stream(
+    results: Sequence[Outcome], outputs: Sequence[Output], facts: Mapping[str, str]
+) -> bytes:
     """An Arrow IPC stream of one row a text: the columns of an index, and why a row has none.
 
-    `empty`: the types of columns that no text has; `facts`: the schema's metadata.
+    Some text has vectors; `facts`: the schema's metadata.
     """
-    content = await asyncio.to_thread(_arrow, results, outputs, empty, facts)
-    return Response(content, media_type=ARROW)
-
-
-def _arrow(
-    results: Sequence[TextVectors | TextFault],
-    outputs: Collection[Output],
-    empty: pa.Table,
-    facts: Mapping[str, str],
-) -> bytes:
-    good = [result for result in results if isinstance(result, TextVectors)]
-    chosen = [name for name in empty.column_names if name in outputs]
-    vectors = columns_of(good, chosen) if good else empty.select(chosen)
-    places = np.cumsum([isinstance(result, TextVectors) for result in results]) - 1
-    rows = [
-        int(place) if isinstance(result, TextVectors) else None
-        for place, result in zip(places, results, strict=True)
-    ]
-    vectors = vectors.take(pa.array(rows, pa.int64()))
     known = [result if isinstance(result, TextVectors) else None for result in results]
-    fault = [result.message if isinstance(result, TextFault) else None for result in results]
+    places = itertools.count()
+    rows = pa.array([each and next(places) for each in known], pa.int64())
+    vectors = columns_of([each for each in known if each], outputs).take(rows)
+    fault = [result.message if isinstance(result, ApiError) else None for result in results]
     columns = {
         "n_tokens": pa.array([each and each.n_tokens for each in known], pa.int32()),
         "truncated": pa.array([each and each.truncated for each in known], pa.bool_()),
         "fault": pa.array(fault, pa.string()),
     }
-    for name in chosen:
-        columns[name] = vectors[name]
+    columns |= {name: vectors[name] for name in vectors.column_names}
     table = pa.table(columns).replace_schema_metadata(dict(facts))
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:

@@ -6,62 +6,16 @@ import base64
 import hashlib
 import re
 from pathlib import Path
-from typing import Annotated
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import HTMLResponse, Response
 
 from actors.config import Output
-from actors.search.fusion import Level
 from pipelines.config.sections import Mode
 from pipelines.endpoint.errors import ApiError, documented_refusals
-from pipelines.endpoint.route_parts import TRUNCATED_HEADER, Body, Weight
-from pipelines.endpoint.search_service import SearchRequest, SearchService
-
-MOST_QUERIES = 64
-MOST_EXPLAINED = 20
-_PASSED_ON = ("top", "mode", "by", "columns", "weights", "explain")
-
-
-class SearchBody(Body):
-    """A query, or several."""
-
-    query: str | None = Field(None, examples=["when was the bridge built?"])
-    queries: list[str] | None = Field(
-        None, min_length=1, max_length=MOST_QUERIES, description="Several, instead of `query`."
-    )
-    top: Annotated[int, Field(ge=1, le=1_000)] = Field(10, description="Hits of each query.")
-    mode: Mode | None = Field(
-        None,
-        description="What passages are ranked by: one output; hybrid, their weighted mean; rrf, "
-        "reciprocal rank fusion. When not given: hybrid, or the only output there is.",
-    )
-    by: Level = Field("passage", description="Rank passages, or documents as their best passage.")
-    columns: list[str] | None = Field(
-        None, description="Columns of the index in each hit; all but binary and nested ones."
-    )
-    weights: tuple[Weight, Weight, Weight] | None = Field(
-        None, description="Of dense, sparse and ColBERT in hybrid, instead of the configured ones."
-    )
-    explain: bool = Field(
-        False,
-        description=f"Say which tokens made the scores; with `top` of at most {MOST_EXPLAINED}.",
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> SearchBody:
-        if (self.query is None) == (self.queries is None):
-            raise ValueError("expected either query or queries")
-        if self.explain and self.top > MOST_EXPLAINED:
-            raise ValueError(f"explain: expected top of at most {MOST_EXPLAINED}, got {self.top}")
-        return self
-
-    def request(self) -> SearchRequest:
-        """What the service is asked."""
-        plain = {name: getattr(self, name) for name in _PASSED_ON}
-        queries = [self.query] if self.query is not None else list(self.queries or ())
-        return SearchRequest(queries=queries, single=self.query is not None, **plain)
+from pipelines.endpoint.route_parts import json_answer
+from pipelines.endpoint.search_service import SearchBody, SearchService
 
 
 class TokenPlace(BaseModel):
@@ -159,8 +113,7 @@ _OFF = (
 
 def search_routes(search: SearchService | None) -> APIRouter:
     """Routes bound to what searches; without one they say how to get it."""
-    refusals = documented_refusals("native")
-    refusals[404] = refusals[503] | {"description": "The endpoint has no index to search."}
+    refusals = documented_refusals("native", lacks="index to search")
     router = APIRouter(tags=["packvec"], responses=refusals)
     page = _PAGE.read_text(encoding="utf-8")
     headers = {
@@ -175,9 +128,7 @@ def search_routes(search: SearchService | None) -> APIRouter:
         """The passages of the index that answer queries best: all of them are compared."""
         if search is None:
             raise ApiError(404, "no_search", _OFF)
-        answer = await search.answer(body.request())
-        said = {TRUNCATED_HEADER: str(answer.truncated)} if answer.truncated else {}
-        return Response(answer.content, 200, said, "application/json")
+        return json_answer(*await search.answer(body))
 
     # Not in the schema: it is no part of the API.
     @router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)

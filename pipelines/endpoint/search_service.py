@@ -1,9 +1,9 @@
 """Searches for concurrent requests: a few at a time, in threads of their own.
 
     search = SearchService(service, searcher, generation)
-    await search.answer(SearchRequest(queries=["old bridges"]))
+    await search.answer(SearchBody(query="old bridges"))
 
-The event loop encodes, as for any route; shards are asked by threads. Knows no HTTP and no Ray.
+The event loop encodes, as for any route; shards are asked by threads. Knows no Ray.
 """
 
 from __future__ import annotations
@@ -12,53 +12,68 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import orjson
 import pyarrow as pa
+from pydantic import Field, model_validator
 
 from actors.errors import IndexStateError
 from actors.search.fusion import Level
 from actors.text_vectors import TextVectors, columns_of
 from pipelines.config.sections import Mode
-from pipelines.endpoint.errors import ApiError, TextFault
+from pipelines.endpoint.errors import ApiError
 from pipelines.endpoint.explain import explain_hits, explain_query
-from pipelines.endpoint.service import Service
+from pipelines.endpoint.route_parts import Body, Weight, all_vectors
+from pipelines.endpoint.service import Backlog, Service
 from pipelines.endpoint.texts import Text
 from pipelines.search.answers import Hit, find
 from pipelines.search.searcher import MODES, Searcher, ShardDownError, outputs_for
 
 # One scores while another waits for its rows; shards share their cores between searches anyway.
 _THREADS = 4
+MOST_QUERIES = 64
+MOST_EXPLAINED = 20
 
 
-@dataclass(frozen=True, kw_only=True)
-class SearchRequest:
-    """What to search for, checked by the route."""
+class SearchBody(Body):
+    """A query, or several."""
 
-    queries: Sequence[str]
-    single: bool = False
-    """The one query stands for itself, not for a list of one: errors name it so."""
-    top: int = 10
-    """Hits of each query."""
-    mode: Mode | None = None
-    by: Level = "passage"
-    columns: Sequence[str] | None = None
-    """Columns of the index in each hit; None: all that are neither binary nor nested."""
-    weights: tuple[float, float, float] | None = None
-    """Of dense, sparse and ColBERT in hybrid, instead of the configured ones."""
-    explain: bool = False
+    query: str | None = Field(None, examples=["when was the bridge built?"])
+    queries: list[str] | None = Field(
+        None, min_length=1, max_length=MOST_QUERIES, description="Several, instead of `query`."
+    )
+    top: Annotated[int, Field(ge=1, le=1_000)] = Field(10, description="Hits of each query.")
+    mode: Mode | None = Field(
+        None,
+        description="What passages are ranked by: one output; hybrid, their weighted mean; rrf, "
+        "reciprocal rank fusion. When not given: hybrid, or the only output there is.",
+    )
+    by: Level = Field("passage", description="Rank passages, or documents as their best passage.")
+    columns: list[str] | None = Field(
+        None, description="Columns of the index in each hit; all but binary and nested ones."
+    )
+    weights: tuple[Weight, Weight, Weight] | None = Field(
+        None, description="Of dense, sparse and ColBERT in hybrid, instead of the configured ones."
+    )
+    explain: bool = Field(
+        False,
+        description=f"Say which tokens made the scores; with `top` of at most {MOST_EXPLAINED}.",
+    )
 
+    @model_validator(mode="after")
+    def _check(self) -> SearchBody:
+        if (self.query is None) == (self.queries is None):
+            raise ValueError("expected either query or queries")
+        if self.explain and self.top > MOST_EXPLAINED:
+            raise ValueError(f"explain: expected top of at most {MOST_EXPLAINED}, got {self.top}")
+        return self
 
-@dataclass(frozen=True)
-class Answer:
-    """`SearchResponse` as JSON."""
-
-    content: bytes
-    truncated: int
-    """Queries that were cut."""
+    @property
+    def texts(self) -> list[str]:
+        """Those to search for."""
+        return self.queries or [self.query or ""]
 
 
 class SearchService:
@@ -73,14 +88,15 @@ class SearchService:
         self._columns = nothing.names
         self._plain = [field.name for field in nothing if _is_plain(field.type)]
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="search")
-        self._busy = 0
+        limits, gauge = service.config.limits, service.metrics.queued_searches
+        self._backlog = Backlog("searches", gauge, limits, limits.max_searches, retry_after=1)
 
     @property
     def modes(self) -> tuple[Mode, ...]:
         """What there are vectors for; the first is the default."""
         outputs = self._searcher.outputs
         several: tuple[Mode, ...] = ("hybrid", "rrf") if len(outputs) > 1 else ()
-        return tuple(mode for mode in (*several, *MODES[:3]) if mode in (*several, *outputs))
+        return (*several, *(mode for mode in MODES if mode in outputs))
 
     def facts(self) -> dict[str, object]:
         """For /info."""
@@ -91,8 +107,8 @@ class SearchService:
             "shards": self._searcher.shards,
         }
 
-    async def answer(self, asked: SearchRequest) -> Answer:
-        """What each query finds.
+    async def answer(self, asked: SearchBody) -> tuple[bytes, int]:
+        """What each query finds, as JSON; and how many queries were cut.
 
         Raises:
             ApiError: 413 too many hits, 422 no such mode or column, 429 too many searches, 503 a
@@ -102,10 +118,10 @@ class SearchService:
         started = time.perf_counter()
         mode = asked.mode or self.modes[0]
         searcher = self._checked(asked, mode)
-        self._refuse_if_busy()
-        self._count(1)
-        try:
-            vectors = await self._encode(asked)
+        with self._backlog.holding(1):
+            texts = [Text("query", query) for query in asked.texts]
+            encoded = await self._service.encode(texts, searcher.outputs)
+            vectors = all_vectors(encoded, "queries[{}]" if asked.queries else "query")
             searched = time.perf_counter()
             loop = asyncio.get_running_loop()
             try:
@@ -114,20 +130,18 @@ class SearchService:
                 )
             except ShardDownError as error:
                 raise ApiError(503, "shard_down", str(error), retry_after=5) from error
-        finally:
-            self._count(-1)
         metrics = self._service.metrics
         metrics.searches.labels(mode).inc(len(vectors))
         metrics.search_seconds.labels(mode).observe(time.perf_counter() - searched)
-        return Answer(content, sum(each.truncated for each in vectors))
+        return content, sum(each.truncated for each in vectors)
 
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown()
 
-    def _checked(self, asked: SearchRequest, mode: Mode) -> Searcher:
+    def _checked(self, asked: SearchBody, mode: Mode) -> Searcher:
         """The searcher with the weights asked for."""
-        hits, most = asked.top * len(asked.queries), self._service.config.limits.max_hits
+        hits, most = asked.top * len(asked.texts), self._service.config.limits.max_hits
         if hits > most:
             message = f"expected at most {most:,} hits (top times queries), got {hits:,}"
             raise ApiError(413, "too_many_hits", message, field="top")
@@ -150,20 +164,10 @@ class SearchService:
             raise ApiError(422, "no_weight", error.message, field="weights") from error
         return searcher
 
-    async def _encode(self, asked: SearchRequest) -> list[TextVectors]:
-        texts = [Text("query", query) for query in asked.queries]
-        found = await self._service.encode(texts, self._searcher.outputs)
-        for row, result in enumerate(found):
-            if isinstance(result, TextFault):
-                if not asked.single:
-                    raise result.as_error(row, "queries")
-                raise ApiError(result.status, result.code, result.message, field="query")
-        return [result for result in found if isinstance(result, TextVectors)]
-
     def _search(
         self,
         searcher: Searcher,
-        asked: SearchRequest,
+        asked: SearchBody,
         mode: Mode,
         vectors: Sequence[TextVectors],
         started: float,
@@ -174,16 +178,10 @@ class SearchService:
             message = f"waited {waited:.0f} s for other searches, at most {most:g} s may be"
             raise ApiError(503, "search_timeout", message, retry_after=5)
         columns = self._plain if asked.columns is None else list(dict.fromkeys(asked.columns))
-        found = find(
-            searcher,
-            columns_of(vectors, searcher.outputs),
-            mode,
-            asked.top,
-            unit=asked.by,
-            columns=columns,
-        )
+        queries = columns_of(vectors, searcher.outputs)
+        found = find(searcher, queries, mode, asked.top, unit=asked.by, columns=columns)
         results = []
-        for query, own, hits in zip(asked.queries, vectors, found, strict=True):
+        for query, own, hits in zip(asked.texts, vectors, found, strict=True):
             bodies = [hit.to_json() for hit in hits]
             result: dict[str, Any] = {"query": query, "hits": bodies}
             if asked.explain:
@@ -209,16 +207,6 @@ class SearchService:
         rows = np.array([hit.row for hit in hits])
         passages = self._searcher.take(rows, columns, vectors=True)
         return explain_hits(self._service.reader, query, vectors, passages)
-
-    def _refuse_if_busy(self) -> None:
-        most = self._service.config.limits.max_searches
-        if self._busy >= most:
-            message = f"{self._busy:,} searches are waiting, at most {most:,} may"
-            raise ApiError(429, "queue_full", message, retry_after=1)
-
-    def _count(self, n: int) -> None:
-        self._busy += n
-        self._service.metrics.queued_searches.set(self._busy)
 
 
 def _is_plain(kind: pa.DataType) -> bool:

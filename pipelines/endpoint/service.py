@@ -14,7 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 from prometheus_client import Gauge
 
@@ -25,10 +25,12 @@ from actors.errors import EncodeError
 from actors.text_vectors import TextVectors
 from pipelines.config.sections import ChunkConfig
 from pipelines.endpoint.config import EndpointConfig, Limits
-from pipelines.endpoint.errors import ApiError, TextFault, encoding_fault
+from pipelines.endpoint.errors import ApiError, encoding_fault, refuse_too_many
 from pipelines.endpoint.metrics import EndpointMetrics
 from pipelines.endpoint.texts import Text, TextReader
 
+Outcome: TypeAlias = TextVectors | ApiError
+"""What becomes of one text."""
 Key = TypeVar("Key")
 
 # Of an entry beside its arrays: objects, array headers, its place in the dict.
@@ -76,65 +78,55 @@ _RATE_SECONDS = 5.0
 class Backlog:
     """What waits or is computed; of one event loop."""
 
-    def __init__(self, what: str, limits: Limits, gauge: Gauge) -> None:
-        """`what`: the items, in messages; `gauge`: always says how many there are."""
-        self._what, self._limits, self._gauge = what, limits, gauge
+    def __init__(
+        self,
+        what: str,
+        gauge: Gauge,
+        limits: Limits,
+        most: int | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        """`what`: the items, in messages; `gauge`: always says how many there are; `most`: that may
+        wait, as many as texts when not given; `retry_after`: seconds; when not given, as long as
+        the backlog takes at its last speed.
+        """
+        self._what, self._gauge, self._retry_after = what, gauge, retry_after
+        self._most = most or limits.max_queued_texts
+        self._most_characters = limits.max_queued_characters
         self.items = self._characters = 0
-        self._rate = _Rate()
+        self._done, self._done_at = 0.0, time.monotonic()
 
     @contextmanager
-    def holding(self, items: int, characters: int) -> Iterator[None]:
+    def holding(self, items: int, characters: int = 0) -> Iterator[None]:
         """Count them while they wait.
 
         Raises:
             ApiError: 429, too many would; an empty backlog takes any request.
         """
-        self._refuse_if_full(items, characters)
+        if self.items and (
+            self.items + items > self._most or self._characters + characters > self._most_characters
+        ):
+            message = f"{self.items:,} {self._what} are waiting, at most {self._most:,} may"
+            seconds = self._retry_after or self.items / max(self._per_second(), 1.0)
+            raise ApiError(429, "queue_full", message, retry_after=seconds)
         self._add(items, characters)
         try:
             yield
         finally:
             self._add(-items, -characters)
-        self._rate.add(items)
-
-    def _refuse_if_full(self, items: int, characters: int) -> None:
-        limits = self._limits
-        if self.items and (
-            self.items + items > limits.max_queued_texts
-            or self._characters + characters > limits.max_queued_characters
-        ):
-            raise ApiError(
-                429,
-                "queue_full",
-                f"{self.items:,} {self._what} are waiting, at most {limits.max_queued_texts:,} may",
-                retry_after=self.items / max(self._rate.per_second(), 1.0),
-            )
+        self._per_second(items)
 
     def _add(self, items: int, characters: int) -> None:
         self.items += items
         self._characters += characters
         self._gauge.set(self.items)
 
-
-class _Rate:
-    """Items a second, of the last seconds."""
-
-    def __init__(self) -> None:
-        self._items = 0.0
-        self._since = time.monotonic()
-
-    def add(self, items: int) -> None:
-        self._decay()
-        self._items += items
-
-    def per_second(self) -> float:
-        self._decay()
-        return self._items / _RATE_SECONDS
-
-    def _decay(self) -> None:
+    def _per_second(self, done: int = 0) -> float:
+        """How many were done lately, with those that are done now."""
         now = time.monotonic()
-        self._items *= 0.5 ** ((now - self._since) / _RATE_SECONDS)
-        self._since = now
+        self._done = self._done * 0.5 ** ((now - self._done_at) / _RATE_SECONDS) + done
+        self._done_at = now
+        return self._done / _RATE_SECONDS
 
 
 _WARM_UP = ("warm", "warm " * 64, "warm " * 1_024)
@@ -163,7 +155,7 @@ class Service:
         self._cache: VectorCache[Text] = VectorCache(config.cache.max_bytes)
         self.is_warm = False
         """Requests are answered with 503 until then."""
-        self._backlog = Backlog("texts", config.limits, self.metrics.queued_texts)
+        self._backlog = Backlog("texts", self.metrics.queued_texts, config.limits)
 
     @property
     def outputs(self) -> tuple[Output, ...]:
@@ -172,7 +164,7 @@ class Service:
 
     async def encode(
         self, texts: Sequence[Text], outputs: Collection[Output], *, truncate: bool | None = None
-    ) -> list[TextVectors | TextFault]:
+    ) -> list[Outcome]:
         """What becomes of each text, in order; each alone.
 
         `truncate`: cut a text that is too long, or make it a fault; as configured when not given.
@@ -183,28 +175,14 @@ class Service:
         """
         self._check_outputs(outputs)
         limits = self.config.limits
-        if len(texts) > limits.max_texts:
-            raise ApiError(
-                413,
-                "too_many_texts",
-                f"expected at most {limits.max_texts:,} texts, got {len(texts):,}; send them in "
-                "several requests",
-            )
+        refuse_too_many(texts, limits.max_texts)
         if "colbert" in outputs:
             self._check_colbert(texts)
-        found: list[TextVectors | TextFault | None] = [self._known(t, outputs) for t in texts]
-        todo = [row for row, result in enumerate(found) if result is None]
-        if todo:
-            for row, vectors in zip(
-                todo, await self._compute([texts[row] for row in todo], outputs), strict=True
-            ):
-                found[row] = vectors
+        found = [(text, self._known(text, outputs)) for text in texts]
+        todo = [text for text, known in found if known is None]
+        computed = iter(await self._compute(todo, outputs) if todo else ())
         may_cut = truncate if truncate is not None else limits.too_long == "truncate"
-        return [
-            self._finished(text, result, may_cut)
-            for text, result in zip(texts, found, strict=True)
-            if result is not None
-        ]
+        return [self._finished(text, known or next(computed), may_cut) for text, known in found]
 
     async def check(self) -> None:
         """Encode a text, before all that waits; a health check, and the end of a warm-up.
@@ -236,26 +214,21 @@ class Service:
     def _check_outputs(self, outputs: Collection[Output]) -> None:
         missing = [output for output in outputs if output not in self.outputs]
         if missing:
-            raise ApiError(
-                422,
-                "no_such_output",
-                f"expected some of {', '.join(self.outputs)} (what this endpoint computes), "
-                f"got {missing[0]}",
-                field="outputs",
-            )
+            expected = f"some of {', '.join(self.outputs)} (what this endpoint computes)"
+            message = f"expected {expected}, got {missing[0]}"
+            raise ApiError(422, "no_such_output", message, field="outputs")
 
     def _check_colbert(self, texts: Sequence[Text]) -> None:
         most = self.config.limits.max_colbert_tokens
         tokens = sum(min(t.characters, self.reader.max_tokens(t.kind)) for t in texts)
         if len(texts) > 1 and tokens > most:
-            raise ApiError(
-                413,
-                "too_many_tokens",
+            message = (
                 f"expected at most {most:,} tokens with ColBERT, got up to {tokens:,}; send the "
-                "texts in several requests, or leave colbert out of outputs",
+                "texts in several requests, or leave colbert out of outputs"
             )
+            raise ApiError(413, "too_many_tokens", message)
 
-    def _known(self, text: Text, outputs: Collection[Output]) -> TextVectors | TextFault | None:
+    def _known(self, text: Text, outputs: Collection[Output]) -> Outcome | None:
         if fault := _fault(text):
             return fault
         if not self.config.cache.max_bytes or text.kind != "query":
@@ -264,25 +237,21 @@ class Service:
         (self.metrics.cache_hits if cached else self.metrics.cache_misses).inc()
         return cached
 
-    async def _compute(
-        self, texts: list[Text], outputs: Collection[Output]
-    ) -> list[TextVectors | TextFault]:
+    async def _compute(self, texts: list[Text], outputs: Collection[Output]) -> list[Outcome]:
         characters = sum(text.characters for text in texts)
         with self._backlog.holding(len(texts), characters):
             results = await asyncio.wrap_future(self._batcher.submit(texts, outputs))
         return [self._kept(text, result) for text, result in zip(texts, results, strict=True)]
 
-    def _kept(self, text: Text, result: Result) -> TextVectors | TextFault:
+    def _kept(self, text: Text, result: Result) -> Outcome:
         if isinstance(result, EncodeError):
-            return TextFault(424, "encoder_error", result.message)
+            return ApiError(424, "encoder_error", result.message)
         if self.config.cache.max_bytes and text.kind == "query":
             self._cache.put(text, result, 2 * text.characters)
             self.metrics.cache_bytes.set(self._cache.nbytes)
         return result
 
-    def _finished(
-        self, text: Text, result: TextVectors | TextFault, may_cut: bool
-    ) -> TextVectors | TextFault:
+    def _finished(self, text: Text, result: Outcome, may_cut: bool) -> Outcome:
         if isinstance(result, TextVectors):
             if not result.truncated:
                 return result
@@ -290,15 +259,15 @@ class Service:
             if may_cut:
                 return result
             limit = self.reader.max_tokens(text.kind)
-            result = TextFault(413, "too_long", f"expected at most {limit:,} tokens, found more")
+            result = ApiError(413, "too_long", f"expected at most {limit:,} tokens, found more")
         self.metrics.text_faults.labels(result.code).inc()
         return result
 
 
-def _fault(text: Text) -> TextFault | None:
+def _fault(text: Text) -> ApiError | None:
     """Why a text is none, as documents are rejected for it."""
     if text.ids is not None:
         return None
     if not text.text.strip():
-        return TextFault(400, "empty_text", "expected a text, found nothing but whitespace")
+        return ApiError(400, "empty_text", "expected a text, found nothing but whitespace")
     return encoding_fault(text.text) or encoding_fault(text.title or "")

@@ -8,21 +8,22 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from actors.config import Output
 from actors.text_vectors import TextVectors
 from pipelines.endpoint.config import Kind
-from pipelines.endpoint.errors import ApiError, documented_refusals
+from pipelines.endpoint.errors import ApiError, documented_refusals, refuse_too_many
 from pipelines.endpoint.route_parts import (
+    Dimensions,
     TokenIds,
+    Truncate,
     all_vectors,
-    check_dim,
-    cut_dims,
+    encode_dims,
     json_response,
     texts_of,
 )
@@ -33,12 +34,8 @@ from pipelines.endpoint.texts import Text
 class Inputs(BaseModel):
     """As TEI's; fields that mean nothing here are ignored."""
 
-    model_config = ConfigDict(extra="ignore")
-
     inputs: str | TokenIds | list[str] | list[TokenIds]
-    truncate: bool | None = Field(
-        None, description="Cut a text that is too long, or refuse it; as configured if not given."
-    )
+    truncate: Truncate = None
     truncation_direction: Literal["right", "Right"] = "right"
     prompt_name: Kind | None = Field(None, description="What the texts are.")
 
@@ -49,7 +46,7 @@ class EmbedRequest(Inputs):
     normalize: bool | None = Field(
         None, description="Only what the endpoint's model is configured to do."
     )
-    dimensions: Annotated[int, Field(ge=1)] | None = None
+    dimensions: Dimensions = None
 
 
 class SparseValue(BaseModel):
@@ -61,8 +58,6 @@ class SparseValue(BaseModel):
 
 class TokenizeRequest(BaseModel):
     """Texts to tokenise."""
-
-    model_config = ConfigDict(extra="ignore")
 
     inputs: str | list[str]
     prompt_name: Kind | None = None
@@ -83,27 +78,24 @@ def tei_routes(service: Service) -> APIRouter:
     """Routes bound to a service."""
     router = APIRouter(tags=["text-embeddings-inference"], responses=documented_refusals("tei"))
 
-    async def vectors_of(body: Inputs, output: Output) -> list[TextVectors]:
+    async def vectors_of(body: Inputs, output: Output, dim: int | None = None) -> list[TextVectors]:
         kind = body.prompt_name or service.config.default_kind
         texts = texts_of(body.inputs, kind, service, "inputs")
-        results = await service.encode(texts, (output,), truncate=body.truncate)
-        return all_vectors(results, "inputs")
+        results = await encode_dims(
+            service, texts, (output,), body.truncate, dim=dim, field="dimensions"
+        )
+        return all_vectors(results, "inputs[{}]")
 
+    # At the root huggingface_hub's InferenceClient posts.
+    @router.post("/", response_model=list[list[float]], operation_id="embed_at_root")
+    @router.post("/embed", response_model=list[list[float]])
     async def embed(body: EmbedRequest) -> Response:
         """Dense vectors."""
-        check_dim(body.dimensions, service, "dimensions")
         if body.normalize not in (None, service.encoder.info.normalize):
             message = f"expected {not body.normalize} (model.normalize), got {body.normalize}"
             raise ApiError(422, "normalize", message, field="normalize")
-        vectors = await vectors_of(body, "dense")
-        if body.dimensions:
-            vectors = all_vectors(cut_dims(vectors, body.dimensions, service), "inputs")
+        vectors = await vectors_of(body, "dense", body.dimensions)
         return await json_response([each.dense for each in vectors], vectors)
-
-    dense = {"methods": ["POST"], "response_model": list[list[float]]}
-    router.add_api_route("/embed", embed, **dense)  # type: ignore[arg-type]
-    # Where huggingface_hub's InferenceClient posts.
-    router.add_api_route("/", embed, operation_id="embed_at_root", **dense)  # type: ignore[arg-type]
 
     @router.post("/embed_sparse", response_model=list[list[SparseValue]])
     async def embed_sparse(body: Inputs) -> Response:
@@ -127,12 +119,7 @@ def tei_routes(service: Service) -> APIRouter:
         texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
         if not texts:
             raise ApiError(400, "empty", "expected a text, found none", field="inputs")
-        if len(texts) > service.config.limits.max_texts:
-            raise ApiError(
-                413,
-                "too_many_texts",
-                f"expected at most {service.config.limits.max_texts:,} texts, got {len(texts):,}",
-            )
+        refuse_too_many(texts, service.config.limits.max_texts)
         kind = body.prompt_name or service.config.default_kind
         return await asyncio.to_thread(
             service.reader.tokens, [Text(kind, text) for text in texts], body.add_special_tokens

@@ -76,10 +76,9 @@ class TextReader:
         """What the encoder sees of each text, uncut; with special tokens or without."""
         return [
             [
-                {"id": p.id, "text": p.token, "special": p.special, "start": p.start}
-                | {"stop": p.stop}
-                for p in self.pieces(text.kind, text.text)
-                if special or not p.special
+                piece._asdict() | {"text": piece.token}
+                for piece in self.pieces(text.kind, text.text)
+                if special or not piece.special
             ]
             for text in texts
         ]
@@ -92,13 +91,13 @@ class TextReader:
         """As `pieces`, of a passage below its title; places are those in its text alone."""
         with self._lock:
             [head] = self._chunker.titles([title])
-        found = self.pieces("passage", encoder_input(head.text, text))
-        before = len(encoder_input(head.text, text)) - len(text)
+        whole = encoder_input(head.text, text)
+        before = len(whole) - len(text)
         return [
             piece._replace(start=piece.start - before, stop=piece.stop - before)
             if piece.start is not None and piece.stop is not None and piece.start >= before
             else piece._replace(start=None, stop=None)
-            for piece in found
+            for piece in self.pieces("passage", whole)
         ]
 
     def token(self, token_id: int) -> str:
