@@ -19,6 +19,8 @@ import typer
 from actors.errors import IndexStateError, StorageError
 from pipelines.index.generations import (
     committed_generations,
+    live_of,
+    nothing_committed,
     publications,
     publish_next,
     read_chain,
@@ -50,7 +52,7 @@ def publish_generation(store: Store, number: int) -> PublishResult:
     """
     there = _committed(store)
     published = publications(store)
-    before = published[max(published)] if published else None
+    before = live_of(published)
     if number not in there:
         gone = 0 < number <= max(*there, *published.values())
         found = "one that was removed (vacuumed)" if gone else "one that was never made"
@@ -76,7 +78,7 @@ def generations_table(store: Store) -> Iterator[str]:
     """
     there = _committed(store)
     published = publications(store)
-    live = published[max(published)] if published else None
+    live = live_of(published)
     heading = ("generation", "parent", "ended", "documents", "encoded", "reused", "deleted")
     yield _row(*heading, "state", "notes")
     for number in there:
@@ -97,10 +99,7 @@ def generations_table(store: Store) -> Iterator[str]:
 def _committed(store: Store) -> list[int]:
     there = committed_generations(store)
     if not there:
-        raise IndexStateError(
-            f"{store.uri}: expected a committed index, found none.",
-            "Run python -m pipelines.embed_corpus first; an interrupted run commits at its end.",
-        )
+        raise nothing_committed(store)
     return there
 
 

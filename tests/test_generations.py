@@ -17,6 +17,7 @@ from pipelines.index.generations import (
     publish,
     publish_next,
     read_manifest,
+    require_live,
 )
 from pipelines.index.layout import manifest_path, publication_path
 from pipelines.store import open_store
@@ -184,6 +185,22 @@ def test_publications_damaged_one_is_one_line(store):
         live_generation(store)
     assert caught.value.message.startswith(store.url(publication_path(2)))
     assert "\n" not in caught.value.message
+
+
+def test_publications_other_files_beside_them_are_none(store):
+    publish(store, 1)
+    for name in ("notes.json", "000009.json.bak", "9.json"):
+        store.overwrite(f"publications/{name}", b"{}")
+    assert publications(store) == {1: 1}
+
+
+def test_require_live_before_the_first_publication_says_what_to_do(store):
+    commit(store, 1)
+    with pytest.raises(IndexStateError, match="expected a committed index, found none") as caught:
+        require_live(store)
+    assert "embed_corpus" in caught.value.remedy
+    publish(store, 1)
+    assert require_live(store) == 1
 
 
 def test_publish_next_after_another_publication_is_refused(store):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from pipelines.index.parts import (
     VECTOR_COLUMNS,
+    Part,
     PartWriter,
     colbert_from_bytes,
     colbert_to_bytes,
@@ -182,6 +183,19 @@ def test_part_bytes_are_the_values_for_any_reader(tmp_path):
     raw = pl.read_parquet(tmp_path / "part.parquet")["colbert"].to_list()
     numbers = [[np.frombuffer(token, "<f2").tolist() for token in tokens] for tokens in raw]
     assert numbers == expected
+
+
+@given(
+    rows=st.integers(0, 12),
+    starts=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 5)), max_size=5),
+)
+def test_part_live_rows_are_those_that_nothing_masks(rows, starts):
+    masked = [(first, min(first + n, rows)) for first, n in starts if first < rows]
+    part = Part("part.parquet", rows, masked)
+    expected = [n for n in range(rows) if not any(first <= n < stop for first, stop in masked)]
+    assert [n for first, stop in part.live for n in range(first, stop)] == expected
+    assert np.flatnonzero(part.live_mask()).tolist() == expected
+    assert part.live_rows == len(expected)
 
 
 @pytest.mark.parametrize("storage", ["values", "bytes"])

@@ -22,7 +22,7 @@ from actors.errors import IndexStateError
 from pipelines.index.generations import committed_generations, publications, read_manifest
 from pipelines.index.layout import manifest_path
 from pipelines.index.records import Manifest
-from pipelines.index.schemas import LEDGER_SCHEMA
+from pipelines.index.schemas import DELETIONS_SCHEMA, LEDGER_SCHEMA
 from pipelines.index.view import View
 
 DELETED_SCHEMA = pa.schema([("doc_id", pa.string()), ("passage_id", pa.string())])
@@ -89,31 +89,29 @@ def _generations_after(index: View, since: int) -> list[Manifest] | None:
             return known.get(number) or read_manifest(store, number)
         return None
 
-    same, at = {since}, read(since)
-    while at and (rewritten := _rewritten_by(at, read(at.compacts) if at.compacts else None)):
-        same.add(rewritten)
-        at = read(rewritten)
-    added: list[Manifest] = []
-    number, at = index.info.generation, index.info
-    while number not in same:
-        if at is None:
+    def rewritten_by(manifest: Manifest | None) -> int | None:
+        """The generation that this one rewrites; None: none, or it stores the rows otherwise."""
+        if manifest is None or manifest.compacts is None:
             return None
-        if at.parent is not None:
-            added.append(at)
-            number, at = at.parent, read(at.parent)
+        source = read(manifest.compacts)
+        same_columns = not source or source.index_fingerprint == manifest.index_fingerprint
+        return manifest.compacts if same_columns else None
+
+    same: set[int] = set()
+    number: int | None = since
+    while number is not None:
+        same.add(number)
+        number = rewritten_by(read(number))
+    added: list[Manifest] = []
+    number = index.info.generation
+    while number is not None and number not in same:
+        manifest = read(number)
+        if manifest and manifest.parent is not None:
+            added.append(manifest)
+            number = manifest.parent
         else:
-            rewritten = _rewritten_by(at, read(at.compacts) if at.compacts else None)
-            if rewritten is None:
-                return None
-            number, at = rewritten, read(rewritten)
-    return added
-
-
-def _rewritten_by(manifest: Manifest, rewritten: Manifest | None) -> int | None:
-    """The generation whose rows this one has; None: none, or it stores them otherwise."""
-    if rewritten and rewritten.index_fingerprint != manifest.index_fingerprint:
-        return None
-    return manifest.compacts
+            number = rewritten_by(manifest)
+    return None if number is None else added
 
 
 def _said_by(index: View, added: list[Manifest]) -> tuple[pa.Table, pa.Table] | None:
@@ -121,8 +119,9 @@ def _said_by(index: View, added: list[Manifest]) -> tuple[pa.Table, pa.Table] | 
 
     None: a file of a generation that only led here is gone.
     """
+    keys = ["part", "first_row"]
     events, ledgers = [_TOUCHED_SCHEMA.empty_table()], [LEDGER_SCHEMA.empty_table()]
-    masked = [pa.table([[], []], schema=pa.schema([("part", pa.string()), ("row", pa.int64())]))]
+    masked = [DELETIONS_SCHEMA.empty_table().select(keys)]
     mine = {manifest.generation for manifest in index.chain}
     for manifest in reversed(added):
         alone = View(index.store, [manifest])
@@ -134,13 +133,10 @@ def _said_by(index: View, added: list[Manifest]) -> tuple[pa.Table, pa.Table] | 
                 raise
             return None
         deletions = deletions.filter(pc.invert(own))  # `documents` has left its own ones out
-        zeros = (pa.array(np.zeros(table.num_rows, np.int64)) for table in (deletions, ledger))
-        columns = (
-            [deletions["doc_id"], deletions["n_rows"], next(zeros)],
-            [ledger["doc_id"], next(zeros), ledger["n_rows"].cast(pa.int64())],
-        )
-        events += [pa.table(each, schema=_TOUCHED_SCHEMA) for each in columns]
-        masked.append(deletions.select(["part", "first_row"]).rename_columns(["part", "row"]))
+        was = [deletions["doc_id"], deletions["n_rows"], pa.repeat(0, deletions.num_rows)]
+        now = [ledger["doc_id"], pa.repeat(0, ledger.num_rows), ledger["n_rows"].cast(pa.int64())]
+        events += [pa.table(columns, schema=_TOUCHED_SCHEMA) for columns in (was, now)]
+        masked.append(deletions.select(keys))
         ledgers.append(ledger)
     # A document's first event says what it was in the older view, its last one what it is now.
     touched = pa.concat_tables(events).group_by("doc_id", use_threads=False)
@@ -148,15 +144,17 @@ def _said_by(index: View, added: list[Manifest]) -> tuple[pa.Table, pa.Table] | 
     touched = touched.rename_columns({"was_first": "was", "now_last": "now"})
     if {manifest.generation for manifest in added} <= mine:
         every, gone = pa.concat_tables(ledgers), pa.concat_tables(masked)
-        keys = ["part", "first_row"]
-        return touched, every.join(gone, keys, ["part", "row"], join_type="left anti")
+        return touched, every.join(gone, keys, join_type="left anti")
     live = touched.filter(pc.greater(touched["now"], 0))
     return touched, index.documents(live["doc_id"].combine_chunks())
 
 
 def _compared(before: View, index: View) -> tuple[pa.Table, pa.Table]:
     """As `_said_by`, of any two generations."""
-    old = _documents_of(before, index).select(["doc_id", "doc_hash", "n_rows"])
+    try:
+        old = before.documents().select(["doc_id", "doc_hash", "n_rows"])
+    except FileNotFoundError:
+        raise _removed(before.info.generation, index) from None
     ledger = index.documents()
     new = ledger.select(["doc_id", "doc_hash", "n_rows"])
     new = new.append_column("at", pa.array(np.arange(new.num_rows)))
@@ -189,13 +187,6 @@ def _open(number: int, index: View) -> View:
         chain.append(read_manifest(store, at))
         at = chain[-1].parent
     return View(store, chain)
-
-
-def _documents_of(before: View, index: View) -> pa.Table:
-    try:
-        return before.documents()
-    except FileNotFoundError:
-        raise _removed(before.info.generation, index) from None
 
 
 def _removed(number: int, index: View) -> IndexStateError:

@@ -10,7 +10,7 @@ import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
-from itertools import islice
+from itertools import islice, takewhile
 
 import pyarrow as pa
 from pydantic import BaseModel, ValidationError
@@ -93,18 +93,24 @@ def _those_there_are(store: Store) -> str:
     return ", ".join([*["..."] * (len(newest) > _SHOWN), *reversed(newest[:_SHOWN])]) or "none"
 
 
+def publication_files(store: Store) -> dict[int, str]:
+    """Publication number -> path."""
+    fields = ((path, publication_path.match(path)) for path in store.list("publications"))
+    return {int(found["number"]): path for path, found in fields if found}
+
+
 def publications(store: Store) -> dict[int, int]:
     """Publication number -> generation.
 
     Raises:
         IndexStateError: one of them is none.
     """
-    paths = [path for path in store.list("publications") if _number(path).isdecimal()]
-    contents = store.read_many(paths)
+    paths = publication_files(store)
+    contents = store.read_many(paths.values())
     found = {}
-    for path, content in zip(paths, contents, strict=True):
+    for (number, path), content in zip(paths.items(), contents, strict=True):
         try:
-            found[int(_number(path))] = Publication.model_validate_json(content).generation
+            found[number] = Publication.model_validate_json(content).generation
         except ValidationError as error:
             raise IndexStateError(
                 f"{store.url(path)}: expected a publication, found something else "
@@ -113,24 +119,41 @@ def publications(store: Store) -> dict[int, int]:
     return found
 
 
-def _number(path: str) -> str:
-    return path.rsplit("/", 1)[-1].removesuffix(".json")
+def live_of(published: Mapping[int, int]) -> int | None:
+    """The generation that the highest of these publications names, None without any."""
+    return published[max(published)] if published else None
 
 
 def live_generation(store: Store) -> int | None:
     """The generation readers see, None before the first publication."""
-    published = publications(store)
-    return published[max(published)] if published else None
+    return live_of(publications(store))
+
+
+def require_live(store: Store) -> int:
+    """The generation readers see.
+
+    Raises:
+        IndexStateError: nothing was published yet.
+    """
+    live = live_generation(store)
+    if live is None:
+        raise nothing_committed(store)
+    return live
+
+
+def nothing_committed(store: Store) -> IndexStateError:
+    """The error of a store without an index."""
+    return IndexStateError(
+        f"{store.uri}: expected a committed index, found none.",
+        "Run python -m pipelines.embed_corpus first; an interrupted run commits at its end.",
+    )
 
 
 def committed_by(store: Store, run_id: str, after: int = 0) -> Manifest | None:
     """The generation above `after` that a run has committed, published or not."""
-    for number in range(highest_generation(store), after, -1):
-        if store.exists(manifest_path(number)):
-            manifest = read_manifest(store, number)
-            if manifest.run_id == run_id:
-                return manifest
-    return None
+    newer = takewhile(lambda number: number > after, _committed(store))
+    manifests = (read_manifest(store, number) for number in newer)
+    return next((manifest for manifest in manifests if manifest.run_id == run_id), None)
 
 
 def publish(store: Store, generation: int, over: int | None = None) -> None:
@@ -140,7 +163,7 @@ def publish(store: Store, generation: int, over: int | None = None) -> None:
         GateError: another one is live. IndexStateError: another writer published at this moment.
     """
     published = publications(store)
-    live = published[max(published)] if published else None
+    live = live_of(published)
     if over is not None and live != over:
         raise GateError(
             f"{store.uri}: generation {live} was published while generation {generation}, which "

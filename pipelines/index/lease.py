@@ -58,13 +58,13 @@ class Owner(JsonRecord):
     """For people only."""
 
     @staticmethod
-    def this_process(run_id: str, proc: Path = _PROC) -> Owner:
+    def this_process(run_id: str) -> Owner:
         """The process that asks."""
         boot_id = pid_namespace = process_start = None
         try:
-            pid_namespace = str((proc / "self/ns/pid").readlink())
-            process_start = _process_stat(os.getpid(), proc)[1]
-            boot_id = (proc / "sys/kernel/random/boot_id").read_text().strip()
+            pid_namespace = str((_PROC / "self/ns/pid").readlink())
+            process_start = _process_stat(os.getpid(), _PROC)[1]
+            boot_id = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
         except OSError:
             pass  # not Linux: this owner is known by its heartbeat alone
         return Owner(
@@ -256,10 +256,8 @@ def _write(store: Store, path: str, text: str) -> None:
 
 def _newest_epoch(store: Store) -> int:
     """0 when the lease has never been taken."""
-    names = (Path(path) for path in store.list("leases"))
-    return max(
-        (int(p.stem) for p in names if p.suffix == ".json" and p.stem.isdecimal()), default=0
-    )
+    found = (lease_path.match(path) for path in store.list("leases"))
+    return max((int(f["epoch"]) for f in found if f and f["state"] == "json"), default=0)
 
 
 def _process_stat(pid: int, proc: Path) -> tuple[str, int]:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, Self
 
 import numpy as np
@@ -125,12 +124,7 @@ class PartWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self._flush()
         self._writer.close()
@@ -170,26 +164,43 @@ class Part:
 
     path: str
     rows: int
-    masked: tuple[tuple[int, int], ...]
-    """Sorted."""
+    masked: Ranges
+    """In any order; they may overlap."""
 
     @cached_property
     def live(self) -> list[tuple[int, int]]:
-        """What is between the masked rows."""
+        """Ranges of rows that are not masked, in order."""
         ranges, at = [], 0
-        for first, stop in self.masked:
+        for first, stop in sorted(self.masked):
             if first > at:
                 ranges.append((at, first))
             at = max(at, stop)
         return [*ranges, (at, self.rows)] if at < self.rows else ranges
 
+    @cached_property
+    def live_rows(self) -> int:
+        """How many rows are not masked."""
+        return sum(stop - first for first, stop in self.live)
 
-def rows_by_part(places: pa.Table) -> dict[str, list[tuple[int, int]]]:
-    """The rows that a ledger or deletions name (part, first_row, n_rows), in their order."""
+    def live_mask(self) -> np.ndarray:
+        """bool, by row. Not kept: all parts together may have very many rows."""
+        return _row_mask(self.rows, self.live)
+
+
+def _row_mask(rows: int, ranges: Ranges) -> np.ndarray:
+    mask = np.zeros(rows, bool)
+    for first, stop in ranges:
+        mask[first:stop] = True
+    return mask
+
+
+def rows_by_part(places: Iterable[pa.Table]) -> dict[str, list[tuple[int, int]]]:
+    """The rows that ledgers or deletions name (part, first_row, n_rows), in their order."""
     found: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    columns = (places[name].to_pylist() for name in ("part", "first_row", "n_rows"))
-    for part, first, n in zip(*columns, strict=True):
-        found[part].append((first, first + n))
+    for table in places:
+        columns = (table[name].to_pylist() for name in ("part", "first_row", "n_rows"))
+        for part, first, n in zip(*columns, strict=True):
+            found[part].append((first, first + n))
     return found
 
 
@@ -200,9 +211,7 @@ def read_rows(store: Store, path: str, ranges: Ranges, names: Sequence[str]) -> 
     with store.open_input(path) as file:
         parquet = pq.ParquetFile(file, pre_buffer=True)
         metadata = parquet.metadata
-        wanted = np.zeros(metadata.num_rows, dtype=bool)
-        for first, stop in ranges:
-            wanted[first:stop] = True
+        wanted = _row_mask(metadata.num_rows, ranges)
         sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         by_group = np.split(wanted, np.cumsum(sizes)[:-1]) if sizes else []
         groups = [number for number, rows in enumerate(by_group) if rows.any()]
@@ -252,7 +261,7 @@ def checked_file(store: Store, record: FileRecord) -> Iterator[Path]:
     )
 
 
-def read_columns(store: Store, path: str, columns: list[str] | None) -> pa.Table:
+def read_columns(store: Store, path: str, columns: list[str] | None = None) -> pa.Table:
     """Some or all columns of a Parquet file of the index."""
     with store.open_input(path) as file:
         return pq.read_table(file, columns=columns)

@@ -18,7 +18,7 @@ import pyarrow.dataset as ds
 
 from actors.errors import IndexStateError
 from pipelines.index.changes import Changes, changes_since
-from pipelines.index.generations import live_generation, read_chain
+from pipelines.index.generations import live_generation, read_chain, require_live
 from pipelines.index.view import View
 from pipelines.store.store import open_store
 
@@ -111,14 +111,8 @@ def open_index(
         IndexStateError: nothing is committed there, or it is of a newer format.
     """
     store = open_store(uri, storage_options)
-    if generation is None:
-        generation = live_generation(store)
-    if generation is None:
-        raise IndexStateError(
-            f"{store.uri}: expected a committed index, found none.",
-            "Run python -m pipelines.embed_corpus first; an interrupted run commits at its end.",
-        )
-    return Index(store, read_chain(store, generation))
+    number = require_live(store) if generation is None else generation
+    return Index(store, read_chain(store, number))
 
 
 class Index(View):

@@ -164,24 +164,24 @@ class Counts(JsonRecord):
     """What a generation holds and did, after masking."""
 
     documents: int
-    """Those whose rows it holds; its ancestors' come on top (`unchanged`)."""
+    """Documents in this generation's own parts; earlier ones are counted in `unchanged`."""
     passages: int
     tokens: int
     truncated: int
     encoded: int
-    """Passages that went through the model, masked ones included."""
+    """Passages that the model computed, masked ones included."""
     reused: int = 0
     """Passages whose vectors come from the index, or from an equal passage of the same slice."""
     unchanged: int = 0
-    """Documents of its ancestors that stay live."""
+    """Documents of earlier generations that stay live."""
     deleted: int = 0
-    """Documents of its ancestors that are in the corpus no more."""
+    """Documents of earlier generations that are gone from the corpus."""
     replaced: int = 0
-    """Documents of its ancestors whose rows those of this generation stand for."""
+    """Documents of earlier generations that have newer rows in this one."""
     edited: int = 0
-    """Of the replaced ones, those of which a passage was encoded."""
+    """Replaced documents of which a passage was encoded."""
     rejects: dict[str, int]
-    """All that is not in the index, those of its ancestors that are still true included."""
+    """Code -> rejects of the whole view, those of earlier generations that still hold included."""
 
     @property
     def live_documents(self) -> int:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
@@ -15,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from actors.errors import IndexStateError, StorageError
-from pipelines.index.parts import Part, Ranges, read_rows, rows_by_part
+from pipelines.index.parts import Part, Ranges, read_columns, read_rows, rows_by_part
 from pipelines.index.records import Manifest, TableRecord
 from pipelines.index.schemas import LEDGER_SCHEMA, REJECTS_SCHEMA, as_numbers, schema_without_parts
 from pipelines.store.store import Store
@@ -48,15 +47,15 @@ class View:
 
     @property
     def passages(self) -> int:
-        """How many live rows there are; tables of generations are read for that, no part is."""
-        return sum(stop - first for part in self.parts for first, stop in part.live)
+        """The number of live rows; reads tables of the generations, and no part."""
+        return sum(part.live_rows for part in self.parts)
 
     def rows_of(
         self, documents: pa.Table, columns: Sequence[str] | None = None
     ) -> pa.RecordBatchReader:
-        """The rows of these documents: rows of `documents()`, in any order."""
+        """Passages of these documents, in any order; `documents`: rows of `documents()`."""
         schema = self.projected(columns)
-        wanted = rows_by_part(documents).items()
+        wanted = rows_by_part([documents]).items()
         batches = (b for part, ranges in wanted for b in self._read_rows(part, ranges, schema))
         return pa.RecordBatchReader.from_batches(schema, batches)
 
@@ -70,7 +69,7 @@ class View:
         found = [LEDGER_SCHEMA.empty_table()]
         masked = {(part.path, first) for part in self.parts for first, _ in part.masked}
         for _, path in self.ledgers():
-            table = self._read_file(path)
+            table = read_columns(self.store, path)
             if ids is not None:
                 table = table.filter(pc.is_in(table["doc_id"], ids))
             rows = zip(table["part"].to_pylist(), table["first_row"].to_pylist(), strict=True)
@@ -80,7 +79,8 @@ class View:
     def rejects(self) -> pa.Table:
         """What is not in the index, and why: of this generation and those before it."""
         paths = self._paths(self.info.tables.rejects)
-        return pa.concat_tables([REJECTS_SCHEMA.empty_table(), *map(self._read_file, paths)])
+        files = [read_columns(self.store, path) for path in paths]
+        return pa.concat_tables([REJECTS_SCHEMA.empty_table(), *files])
 
     def ledgers(self) -> Iterator[tuple[Manifest, str]]:
         """Files of LEDGER_SCHEMA and the generation each is of, the oldest generation first."""
@@ -102,17 +102,14 @@ class View:
 
     @cached_property
     def part_paths(self) -> list[str]:
-        """All parts, the oldest first; also those that are masked altogether."""
+        """Paths of all parts, the oldest first, also of those without a live row."""
         return [path for path, _ in self._part_rows]
 
     @cached_property
     def parts(self) -> list[Part]:
-        """As `part_paths`, with the rows that are masked."""
-        masked: dict[str, list[tuple[int, int]]] = defaultdict(list)
-        for _, deletions in self.deletions():
-            for part, ranges in rows_by_part(deletions).items():
-                masked[part] += ranges
-        return [Part(path, rows, tuple(sorted(masked[path]))) for path, rows in self._part_rows]
+        """All parts, in the order of `part_paths`."""
+        masked = rows_by_part(table for _, table in self.deletions())
+        return [Part(path, rows, masked.get(path, ())) for path, rows in self._part_rows]
 
     @cached_property
     def _part_rows(self) -> list[tuple[str, int]]:
@@ -159,7 +156,3 @@ class View:
                 "The file was damaged or replaced; open an older generation.",
             )
         return pq.read_table(pa.BufferReader(data))
-
-    def _read_file(self, path: str) -> pa.Table:
-        with self.store.open_input(path) as file:
-            return pq.read_table(file)

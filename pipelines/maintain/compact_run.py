@@ -11,8 +11,9 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 
 from actors.errors import IndexStateError
 from pipelines.index.generations import (
@@ -32,12 +33,11 @@ from pipelines.index.layout import (
 from pipelines.index.lease import Lease
 from pipelines.index.parts import write_table
 from pipelines.index.reader import Index
-from pipelines.index.records import Counts, Manifest, Plan
+from pipelines.index.records import Counts, Manifest
 from pipelines.index.schemas import DELETIONS_SCHEMA
-from pipelines.maintain.audit import CurrentPlaces
 from pipelines.maintain.compaction import LiveView, Outputs
-from pipelines.maintain.rewrite import NewPart, PartRewriter, ledgers_by_part
-from pipelines.plan.inventory import inventory, plan_of
+from pipelines.maintain.rewrite import CurrentPlaces, NewPart, PartRewriter, ledgers_by_part
+from pipelines.plan.inventory import inventory, plan_of, read_again
 from pipelines.plan.plan import load_plan, units_to_bytes
 from pipelines.reports.run_report import RunReport, write_page
 from pipelines.source.units import Unit
@@ -62,20 +62,14 @@ def write_compacted(lease: Lease, view: LiveView, outputs: Outputs, run_id: str)
     rewriter = PartRewriter(
         store, run_id, CurrentPlaces(store, view.chain, units), ledgers_by_part(store, view.chain)
     )
+    jobs = [partial(rewriter.keep, n, part) for n, part in enumerate(outputs.kept)]
+    jobs += [
+        partial(rewriter.rewrite, n, olds) for n, olds in enumerate(outputs.rewritten, len(jobs))
+    ]
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        jobs = [pool.submit(rewriter.keep, n, part) for n, part in enumerate(outputs.kept)]
-        jobs += [
-            pool.submit(rewriter.rewrite, n, parts)
-            for n, parts in enumerate(outputs.rewritten, len(jobs))
-        ]
-        try:
-            parts = [job.result() for job in jobs]
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        parts = list(pool.map(lambda job: job(), jobs))  # an error cancels those not yet begun
     nonce, number = rewriter.nonce, highest_generation(store) + 1
     rejects = Index(store, manifests).rejects()
-    codes = Counter(rejects["code"].to_pylist())
     path = commit_rejects_path(run_id, nonce)
     lease.check()
     tables = write_tables(
@@ -87,6 +81,14 @@ def write_compacted(lease: Lease, view: LiveView, outputs: Outputs, run_id: str)
         rejects=[write_table(store, rejects, path)] if rejects.num_rows else [],
         deletions=DELETIONS_SCHEMA.empty_table(),
     )
+    counts = Counts(
+        documents=sum(part.documents for part in parts),
+        passages=sum(part.part.rows for part in parts),
+        tokens=sum(part.tokens for part in parts),
+        truncated=sum(part.truncated for part in parts),
+        encoded=0,
+        rejects=dict(sorted(Counter(rejects["code"].to_pylist()).items())),
+    )
     live, dtypes = view.manifest, {name for m in manifests for name in m.model.dtypes}
     manifest = live.model_copy(
         update={
@@ -95,7 +97,7 @@ def write_compacted(lease: Lease, view: LiveView, outputs: Outputs, run_id: str)
             "compacts": live.generation,
             "run_id": run_id,
             "model": live.model.model_copy(update={"dtypes": sorted(dtypes)}),
-            "counts": _counts(parts, codes),
+            "counts": counts,
             "started": started,
             "ended": _now(),
             "versions": software_versions(),
@@ -131,38 +133,26 @@ def refuse_unfinished(store: Store, live: Manifest) -> None:
 def _pin(store: Store, run_id: str, live: Manifest, units: Sequence[Unit], started: str) -> None:
     """The plan: as if this run had read what the live generation is of."""
     plan = plan_of(store, live)
-    units = [replace(unit, wanted=((0, None),), origins=()) for unit in units]
+    units = read_again(units, {unit.number for unit in units})
     known = [unit.documents_wanted for unit in units]
-    pinned = Plan(
-        run_id=run_id,
-        kind="compact",
-        parent=None,
-        request=plan.request,
-        listing=plan.listing,
-        units=len(units),
-        documents=None if None in known else sum(filter(None, known)),
-        config=plan.config,
-        created=started,
+    pinned = plan.model_copy(
+        update={
+            "run_id": run_id,
+            "kind": "compact",
+            "parent": None,
+            "units": len(units),
+            "documents": None if None in known else sum(filter(None, known)),
+            "created": started,
+        }
     )
     # An earlier try may have left both; they say the same.
     store.create_exclusive(units_path(run_id), units_to_bytes(units, plan.listing))
     store.create_exclusive(plan_path(run_id), pinned.to_bytes())
 
 
-def _counts(parts: Sequence[NewPart], rejects: Counter[str]) -> Counts:
-    return Counts(
-        documents=sum(part.documents for part in parts),
-        passages=sum(part.part.rows for part in parts),
-        tokens=sum(part.tokens for part in parts),
-        truncated=sum(part.truncated for part in parts),
-        encoded=0,
-        rejects=dict(sorted(rejects.items())),
-    )
-
-
 def _report(store: Store, view: LiveView, manifest: Manifest, parts: Sequence[NewPart]) -> None:
     """report.json and .html, and the configuration of the generation that was compacted."""
-    before = {part.file.path for part in view.parts}
+    before = {part.path for part in view.parts}
     report = {
         "generation": manifest.generation,
         "compacts": manifest.compacts,
@@ -180,11 +170,8 @@ def _report(store: Store, view: LiveView, manifest: Manifest, parts: Sequence[Ne
         "bytes_written": sum(part.part.bytes for part in parts if part.part.path not in before),
     }
     number, name = manifest.generation, "config.yaml"
-    try:
+    with suppress(FileNotFoundError):  # its run died before it wrote one
         config = store.read(generation_path(view.manifest.generation, name))
-    except FileNotFoundError:
-        pass  # its run died before it wrote one
-    else:
         store.overwrite(generation_path(number, name), config)
     store.overwrite(generation_path(number, "report.json"), json.dumps(report, indent=1).encode())
     write_page(RunReport(store, manifest, [], report))

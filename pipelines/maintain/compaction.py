@@ -6,15 +6,11 @@ Nothing here writes.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
-import numpy as np
-
-from actors.errors import IndexStateError
-from pipelines.index.generations import live_generation, read_chain
+from pipelines.index.generations import read_chain, require_live
+from pipelines.index.parts import Part, rows_by_part
 from pipelines.index.records import FileRecord, Manifest
 from pipelines.maintain.audit import Generation, Problems, read_tables
 from pipelines.store.store import Store
@@ -24,43 +20,34 @@ TARGET_BYTES = 256 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """From when on compaction is worth its cost: any one of these suffices."""
+    """When compaction is worth its cost: reaching any one of these is enough."""
 
     min_dead: float = 0.2
     """Share of the rows that readers skip."""
     small_bytes: int = 32 << 20
     """A part below this is small."""
     small_parts: int = 64
-    """So many files fewer, were the small parts merged."""
+    """The number of files that merging the small parts would save."""
     generations: int = 30
-    """That a reader goes through."""
+    """More generations than this in the chain that a reader goes through."""
 
 
 @dataclass(frozen=True)
-class OldPart:
+class OldPart(Part):
     """A part of the live view."""
 
     file: FileRecord
     generation: int
-    masked: tuple[tuple[int, int], ...]
-    """[first, stop) of its dead rows; they may overlap."""
 
-    def live(self) -> np.ndarray:
-        """bool, by row; made anew each time, as there may be very many rows in all."""
-        rows = np.ones(self.file.rows, bool)
-        for first, stop in self.masked:
-            rows[first:stop] = False
-        return rows
-
-    @cached_property
+    @property
     def dead_rows(self) -> int:
         """How many rows of it are masked."""
-        return self.file.rows - int(self.live().sum()) if self.masked else 0
+        return self.rows - self.live_rows
 
     @property
     def live_bytes(self) -> int:
-        """About as many would be left of it."""
-        return self.file.bytes * (self.file.rows - self.dead_rows) // max(self.file.rows, 1)
+        """About how many bytes its live rows take."""
+        return self.file.bytes * self.live_rows // max(self.rows, 1)
 
 
 @dataclass(frozen=True)
@@ -74,27 +61,22 @@ class LiveView:
 
     @staticmethod
     def read(store: Store) -> LiveView:
-        """As it is published now.
+        """The live view as it is published now.
 
         Raises:
-            IndexStateError: nothing is, or its tables are damaged.
+            IndexStateError: nothing is published, or tables are damaged.
         """
-        number = live_generation(store)
-        if number is None:
-            raise IndexStateError(
-                f"{store.uri}: expected a committed index, found none.",
-                "Run python -m pipelines.embed_corpus first; an interrupted run commits at its "
-                "end.",
-            )
-        problems = Problems()
+        number, problems = require_live(store), Problems()
         chain = [read_tables(store, m, problems) for m in read_chain(store, number)]
-        if problems.count:
-            raise IndexStateError(
-                f"{store.uri}: expected tables that say what generation {number} consists of, "
-                f"found {problems.count} problems; the first: {problems.lines()[0]}.",
-                "Nothing was changed. python -m pipelines.verify_index lists them all.",
-            )
-        return LiveView(chain, _parts(chain))
+        expected = f"{store.uri}: expected tables that say what generation {number} consists of"
+        problems.refuse_any(expected, "changed")
+        masked = rows_by_part(g.deletions for g in chain if g.deletions is not None)
+        parts = [
+            OldPart(file.path, file.rows, masked.get(file.path, ()), file, g.number)
+            for g in reversed(chain)
+            for file in g.parts or []
+        ]
+        return LiveView(chain, parts)
 
     @property
     def manifest(self) -> Manifest:
@@ -104,7 +86,7 @@ class LiveView:
     @property
     def rows(self) -> int:
         """Of all parts."""
-        return sum(part.file.rows for part in self.parts)
+        return sum(part.rows for part in self.parts)
 
     @property
     def dead_rows(self) -> int:
@@ -122,7 +104,7 @@ class Outputs:
     small: int
     """Parts that are small."""
     fewer: int
-    """Files fewer, by merging what is small."""
+    """How many files merging the small parts saves."""
 
     @staticmethod
     def of(view: LiveView, small_bytes: int) -> Outputs:
@@ -131,7 +113,7 @@ class Outputs:
         groups: list[list[OldPart]] = []
         size = small = merged = 0
         for part in view.parts:
-            if part.dead_rows == part.file.rows:
+            if not part.live_rows:
                 continue
             is_small = part.file.bytes < small_bytes
             small += is_small
@@ -147,7 +129,7 @@ class Outputs:
             size += part.live_bytes
         if view.parts and not kept and not groups:
             # One without rows stays, or is made: it tells which columns there are.
-            if view.parts[0].file.rows:
+            if view.parts[0].rows:
                 groups.append([view.parts[0]])
             else:
                 kept.append(view.parts[0])
@@ -186,18 +168,3 @@ def in_numbers(view: LiveView, outputs: Outputs, limits: Limits) -> str:
 def share_of_dead(view: LiveView) -> float:
     """Of the rows."""
     return view.dead_rows / max(view.rows, 1)
-
-
-def _parts(chain: Sequence[Generation]) -> list[OldPart]:
-    masked: Mapping[str, list[tuple[int, int]]] = defaultdict(list)
-    for generation in chain:
-        if generation.deletions is not None:
-            names = ("part", "first_row", "n_rows")
-            columns = (generation.deletions[name].to_pylist() for name in names)
-            for part, first, n in zip(*columns, strict=True):
-                masked[part].append((first, first + n))
-    return [
-        OldPart(file, generation.number, tuple(sorted(masked[file.path])))
-        for generation in reversed(chain)
-        for file in generation.parts or []
-    ]

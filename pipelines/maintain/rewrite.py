@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -23,12 +22,82 @@ from pipelines.index.layout import new_nonce, rows_path
 from pipelines.index.parts import PartWriter, checked_file, describe_file, read_columns, write_table
 from pipelines.index.records import FileRecord
 from pipelines.index.schemas import LEDGER_SCHEMA
-from pipelines.maintain.audit import CurrentPlaces, Generation, columns_of
+from pipelines.maintain.audit import Generation, columns_of
 from pipelines.maintain.compaction import OldPart
+from pipelines.plan.inventory import Numbering
+from pipelines.plan.known import NOT_READ_AS, IdSet, id_hashes
+from pipelines.source.units import Unit
 from pipelines.store.files import scratch_folder
 from pipelines.store.store import Store
 
 _THREADS = 16
+_SEEN = np.dtype(
+    [
+        *(("id", "u8"), ("check", "u8"), ("position", "i8")),
+        *(("generation", "i4"), ("unit", "i4")),
+    ]
+)
+
+
+class CurrentPlaces:
+    """Where documents are in the corpus now: where the newest run that found them saw them.
+
+    It keeps 32 bytes in memory for each document that a run found unchanged.
+    """
+
+    def __init__(self, store: Store, chain: Sequence[Generation], units: Sequence[Unit]) -> None:
+        """`units`: the inventory of the chain."""
+        numbering = Numbering(units)
+        self._nowhere = max((unit.number for unit in units), default=-1) + 1
+        self._numbers = {g.number: numbering.of_run(g.manifest.run_id) for g in chain}
+        jobs = [(g.number, file.path) for g in chain for file in g.unchanged or []]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            found = list(pool.map(lambda job: _read(store, *job), jobs))
+        every = np.concatenate([np.zeros(0, _SEEN), *found])
+        # The newest first; of one run, the lowest place: the others lost the id to it.
+        keys = (every["position"], every["unit"], -every["generation"].astype(np.int64))
+        every = every[np.lexsort((*keys, every["check"], every["id"]))]
+        again = (every["id"][1:] == every["id"][:-1]) & (every["check"][1:] == every["check"][:-1])
+        self._seen = every[~np.append([False] * bool(len(every)), again).astype(bool)]
+        self._ids = IdSet(*(np.ascontiguousarray(self._seen[name]) for name in ("id", "check")))
+
+    def of(self, ledger: pa.Table, generation: int) -> pa.Table:
+        """Live rows of a generation's ledger, with the unit and the position of today.
+
+        A document whose last place is in no unit of the inventory any more gets a unit beyond all
+        of them: to the next re-indexing run it is in none that is carried over, as before.
+        """
+        at = self._ids.find(*id_hashes(ledger["doc_id"]))
+        newer = np.flatnonzero(at >= 0)
+        newer = newer[self._seen["generation"][at[newer]] > generation]
+        position = ledger["position"].to_numpy().copy()
+        unit = self._today(ledger["unit"].to_numpy(), generation)
+        seen = self._seen[at[newer]]
+        position[newer] = seen["position"]
+        for number in np.unique(seen["generation"]):
+            rows = seen["generation"] == number
+            unit[newer[rows]] = self._today(seen["unit"][rows], int(number))
+        for name, values in (("unit", unit), ("position", position)):
+            ledger = ledger.set_column(
+                ledger.column_names.index(name), ledger.schema.field(name), pa.array(values)
+            )
+        return ledger
+
+    def _today(self, units: np.ndarray, generation: int) -> np.ndarray:
+        """The numbers now of units of a generation's run."""
+        numbers = np.append(self._numbers[generation], NOT_READ_AS)  # of a unit beyond them
+        found = numbers[np.minimum(units, len(numbers) - 1)]
+        return np.where(found == NOT_READ_AS, self._nowhere, found).astype(np.int32)
+
+
+def _read(store: Store, generation: int, path: str) -> np.ndarray:
+    table = read_columns(store, path, ["doc_id", "unit", "position"])
+    rows = np.zeros(table.num_rows, _SEEN)
+    rows["id"], rows["check"] = id_hashes(table["doc_id"])
+    rows["generation"] = generation
+    for name in ("unit", "position"):
+        rows[name] = table[name].to_numpy()
+    return rows
 
 
 @dataclass(frozen=True)
@@ -56,9 +125,8 @@ class PartRewriter:
 
     def keep(self, number: int, old: OldPart) -> NewPart:
         """A part that stays as it is; its ledger is written anew, with the places of today."""
-        with self.store.open_input(old.file.path) as file:
-            flags = pq.read_table(file, columns=["truncated"])["truncated"]
-        ledger = self._ledger(old, old.file.path, 0)
+        flags = read_columns(self.store, old.path, ["truncated"])["truncated"]
+        ledger = self._ledger(old, old.path, 0)
         return self._described(number, old.file, [ledger], pc.sum(flags).as_py() or 0)
 
     def rewrite(self, number: int, olds: Sequence[OldPart]) -> NewPart:
@@ -73,32 +141,27 @@ class PartRewriter:
         with scratch_folder() as scratch, ExitStack() as stack:
             local = scratch / "part.parquet"
             writer: PartWriter | None = None
-            schema: pa.Schema | None = None
             for old in olds:
                 with checked_file(self.store, old.file) as source, pq.ParquetFile(source) as file:
-                    if writer is None or schema is None:
+                    if writer is None:
                         schema = file.schema_arrow.remove_metadata()
                         writer = stack.enter_context(PartWriter(local, schema))
                     self._check(old, file, schema)
                     ledgers.append(self._ledger(old, path, writer.rows))
-                    for rows in _live_rows(file, old.live()):
+                    for rows in _live_rows(file, old.live_mask()):
                         truncated += pc.sum(rows["truncated"]).as_py() or 0
                         writer.write(rows.replace_schema_metadata())
             stack.close()
             assert writer is not None, "a new part is made of old ones"
-            record = self._put(local, path, writer.rows)
+            record = describe_file(local, path, writer.rows)
+            self.store.upload(local, path)
         return self._described(number, record, ledgers, truncated)
 
-    def _put(self, local: Path, path: str, rows: int) -> FileRecord:
-        record = describe_file(local, path, rows)
-        self.store.upload(local, path)
-        return record
-
     def _check(self, old: OldPart, file: pq.ParquetFile, schema: pa.Schema) -> None:
-        url = self.store.url(old.file.path)
-        if file.metadata.num_rows != old.file.rows:
+        url = self.store.url(old.path)
+        if file.metadata.num_rows != old.rows:
             found = f"{file.metadata.num_rows:,}"
-            raise IndexStateError(f"{url}: expected {old.file.rows:,} rows, found {found}.")
+            raise IndexStateError(f"{url}: expected {old.rows:,} rows, found {found}.")
         if not file.schema_arrow.remove_metadata().equals(schema):
             raise IndexStateError(
                 f"{url}: expected columns {columns_of(schema)}, as in the parts before it, found "
@@ -107,23 +170,16 @@ class PartRewriter:
 
     def _ledger(self, old: OldPart, path: str, first_row: int) -> pa.Table:
         """The ledger of a part's live rows, which lie in `path` from `first_row` on."""
-        files = [
-            read_columns(self.store, name, None) for name in self.ledgers.get(old.file.path, ())
-        ]
-        rows = pa.concat_tables([LEDGER_SCHEMA.empty_table(), *files])
-        rows = rows.filter(pc.equal(rows["part"], old.file.path))
+        rows, live = ledger_of(self.store, old.path, self.ledgers), old.live_mask()
+        firsts = rows["first_row"].to_numpy()
+        alive = np.flatnonzero((firsts >= 0) & (firsts < old.rows))
+        alive = alive[live[firsts[alive]]]
+        rows = rows.take(pa.array(alive[np.argsort(firsts[alive])]))
         firsts, counts = (rows[name].to_numpy() for name in ("first_row", "n_rows"))
-        inside = (firsts >= 0) & (firsts < old.file.rows)
-        live = old.live()
-        alive = inside.copy()
-        alive[inside] = live[firsts[inside]]
-        rows, firsts, counts = rows.filter(pa.array(alive)), firsts[alive], counts[alive]
-        order = np.argsort(firsts)
-        rows, firsts, counts = rows.take(pa.array(order)), firsts[order], counts[order]
         owned = np.arange(counts.sum()) + np.repeat(firsts - (np.cumsum(counts) - counts), counts)
         if not np.array_equal(owned, np.flatnonzero(live)):
             raise IndexStateError(
-                f"{self.store.url(old.file.path)}: expected a document of the ledger for each of "
+                f"{self.store.url(old.path)}: expected a document of the ledger for each of "
                 f"its {int(live.sum()):,} live rows, found {len(owned):,} rows of documents.",
                 "Nothing was changed. python -m pipelines.verify_index --deep says what is wrong.",
             )
@@ -156,6 +212,13 @@ def ledgers_by_part(store: Store, chain: Sequence[Generation]) -> dict[str, list
             for part in parts.to_pylist():
                 found[part].append(path)
     return found
+
+
+def ledger_of(store: Store, part: str, ledgers: Mapping[str, Sequence[str]]) -> pa.Table:
+    """The ledger's rows of a part; `ledgers`: part -> the files that have rows of it."""
+    files = [read_columns(store, path) for path in ledgers.get(part, ())]
+    rows = pa.concat_tables([LEDGER_SCHEMA.empty_table(), *files])
+    return rows.filter(pc.equal(rows["part"], part))
 
 
 def _live_rows(file: pq.ParquetFile, live: np.ndarray) -> Iterator[pa.Table]:

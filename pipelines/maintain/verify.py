@@ -28,11 +28,12 @@ from pipelines.index.layout import manifest_path, plan_path
 from pipelines.index.parts import VECTOR_COLUMNS, local_file, read_columns
 from pipelines.index.records import FileRecord
 from pipelines.index.schemas import LEDGER_SCHEMA, REJECTS_SCHEMA, UNCHANGED_SCHEMA
-from pipelines.maintain.audit import Generation, Problems, chain_of, columns_of, one_line
+from pipelines.maintain.audit import Generation, Problems, chain_of, is_complete, one_line
+from pipelines.maintain.rewrite import ledger_of
 from pipelines.maintain.verify_rows import (
     MASKED_SCHEMA,
     PartCheck,
-    Totals,
+    added,
     check_counts,
     check_part,
     masked_rows,
@@ -49,7 +50,7 @@ _THREADS = 8  # each holds a row group (8 MB) and its vectors as float32
 def check_deep(store: Store, generations: Mapping[int, Generation], problems: Problems) -> None:
     """Read all files of all generations; files that have a problem already are left alone."""
     masked = masked_rows(generations)
-    ledgers: dict[int, _Ledgers] = {}
+    ledgers: dict[int, _Ledgers | None] = {}
     with ThreadPoolExecutor(_THREADS) as pool:
         check = _Check(store, problems, pool, masked, set())
         for number, generation in generations.items():
@@ -66,8 +67,8 @@ def check_deep(store: Store, generations: Mapping[int, Generation], problems: Pr
 class _Ledgers:
     """The ledger of one generation."""
 
-    hashes: dict[str, np.ndarray] | None
-    """File -> 64-bit hashes of its doc_ids; None: one of its files cannot be used."""
+    hashes: dict[str, np.ndarray]
+    """File -> 64-bit hashes of its doc_ids."""
     by_part: dict[str, list[str]]
     """Part -> the files that have rows of it."""
 
@@ -81,16 +82,13 @@ class _Check:
     read: set[FileRecord]
     """Files whose bytes are as they should be: compacted generations refer to parts of others."""
 
-    def ledgers(self, generation: Generation) -> _Ledgers:
-        """Checksums, rows and columns of the ledger files; which parts they speak of."""
+    def ledgers(self, generation: Generation) -> _Ledgers | None:
+        """Checksums, rows and columns of the ledger files; None: one of them cannot be used."""
         parts = pa.array([file.path for file in generation.parts or []], pa.string())
 
         def look(file: pq.ParquetFile, path: str) -> tuple[np.ndarray, list[str]] | None:
             table = self._table(file, path, LEDGER_SCHEMA)
             if table is None:
-                return None
-            if any(column.null_count for column in table.columns):
-                self.problems.add(path, "a value in every field", "nulls")
                 return None
             named = table["part"].unique()
             if generation.parts is not None:
@@ -99,70 +97,60 @@ class _Check:
             return _hashes(table), named.to_pylist()
 
         found = self._read_all(generation.documents, look)
+        if found is None:
+            return None
         by_part: dict[str, list[str]] = defaultdict(list)
         for path, (_, named) in found.items():
             for part in named:
                 by_part[part].append(path)
-        complete = generation.documents is not None and len(found) == len(generation.documents)
-        hashes = {path: hashes for path, (hashes, _) in found.items()} if complete else None
-        return _Ledgers(hashes, by_part)
+        return _Ledgers({path: hashes for path, (hashes, _) in found.items()}, by_part)
 
-    def parts(self, generation: Generation, ledgers: _Ledgers) -> Totals | None:
+    def parts(self, generation: Generation, ledgers: _Ledgers | None) -> Counter[str] | None:
         """Checksums and rows of the parts; what they hold together, None where that is unknown."""
-        usable = ledgers.hashes is not None and generation.deletions is not None
+        by_part = ledgers.by_part if ledgers and generation.deletions is not None else None
         has_vectors = any(o in VECTOR_COLUMNS for o in generation.manifest.outputs)
         normalized = has_vectors and self._normalizes(generation.manifest.run_id)
         nothing = MASKED_SCHEMA.empty_table()
         read_before = {file.path for file in generation.parts or [] if file in self.read}
 
-        def look(file: pq.ParquetFile, path: str) -> Totals | None:
-            ledger = None
-            if usable:
-                files = [read_columns(self.store, p, None) for p in ledgers.by_part.get(path, [])]
-                ledger = pa.concat_tables([LEDGER_SCHEMA.empty_table(), *files])
-                ledger = ledger.filter(pc.equal(ledger["part"], path))
+        def look(file: pq.ParquetFile, path: str) -> Counter[str] | None:
+            ledger = None if by_part is None else ledger_of(self.store, path, by_part)
             masked, again = self.masked.get(path, nothing), path in read_before
             part = PartCheck(path, generation.manifest, normalized, ledger, masked, not again)
             return check_part(file, part, self.problems)
 
         found = self._read_all(generation.parts, look)
-        if not usable or generation.parts is None or len(found) < len(generation.parts):
-            return None
-        return sum(found.values(), Totals())
+        return None if by_part is None or found is None else added(found.values())
 
     def rejects(self, generation: Generation) -> Counter[str] | None:
         """Checksums and rows of the rejects files; how many rows have which code."""
 
         def look(file: pq.ParquetFile, path: str) -> Counter[str] | None:
-            table = self._table(file, path, REJECTS_SCHEMA)
+            table = self._table(file, path, REJECTS_SCHEMA, nulls=True)
             return None if table is None else Counter(table["code"].to_pylist())
 
         found = self._read_all(generation.rejects, look)
-        if generation.rejects is None or len(found) < len(generation.rejects):
-            return None
-        return sum(found.values(), Counter())
+        return None if found is None else added(found.values())
 
     def unchanged(self, generation: Generation) -> None:
         """Checksums and rows of the files that say which documents a run found as they were."""
 
         def look(file: pq.ParquetFile, path: str) -> None:
-            table = self._table(file, path, UNCHANGED_SCHEMA)
-            if table is not None and any(column.null_count for column in table.columns):
-                self.problems.add(path, "a value in every field", "nulls")
+            self._table(file, path, UNCHANGED_SCHEMA)
 
         self._read_all(generation.unchanged, look)
 
-    def view(self, chain: list[Generation], ledgers: Mapping[int, _Ledgers]) -> None:
+    def view(self, chain: list[Generation], ledgers: Mapping[int, _Ledgers | None]) -> None:
         """Each document once among what a reader of a generation and its ancestors sees.
 
         Two passes, as at a commit: 64-bit hashes of all ids, then the rows whose hash repeats.
         """
         hashes: dict[str, np.ndarray] = {}
         for generation in chain:
-            mine = ledgers[generation.number].hashes
+            mine = ledgers[generation.number]
             if mine is None or generation.deletions is None:
                 return
-            hashes |= mine
+            hashes |= mine.hashes
         every = np.sort(np.concatenate([np.empty(0, np.uint64), *hashes.values()]))
         repeated = np.unique(every[1:][every[1:] == every[:-1]])
         suspects = [path for path, found in hashes.items() if np.isin(found, repeated).any()]
@@ -188,8 +176,8 @@ class _Check:
         self,
         files: list[FileRecord] | None,
         look: Callable[[pq.ParquetFile, str], T | None],
-    ) -> dict[str, T]:
-        """Path -> what `look` finds in each file that is what its record says."""
+    ) -> dict[str, T] | None:
+        """Path -> what `look` finds in each file; None: one is not what its record says."""
 
         def read(record: FileRecord) -> T | None:
             path = record.path
@@ -215,14 +203,15 @@ class _Check:
                 self.problems.add(path, "a Parquet file", one_line(error))
             return None
 
-        found = zip(files or [], self.pool.map(read, files or []), strict=True)
-        return {record.path: result for record, result in found if result is not None}
+        results = zip(files or [], self.pool.map(read, files or []), strict=True)
+        found = {file.path: result for file, result in results if result is not None}
+        return found if files is not None and len(found) == len(files) else None
 
-    def _table(self, file: pq.ParquetFile, path: str, schema: pa.Schema) -> pa.Table | None:
-        if file.schema_arrow.equals(schema):
-            return file.read()
-        self.problems.add(path, f"columns {columns_of(schema)}", columns_of(file.schema_arrow))
-        return None
+    def _table(
+        self, file: pq.ParquetFile, path: str, schema: pa.Schema, *, nulls: bool = False
+    ) -> pa.Table | None:
+        table = file.read()
+        return table if is_complete(table, schema, path, self.problems, nulls=nulls) else None
 
     def _normalizes(self, run_id: str) -> bool:
         """Whether the run's plan says that its vectors are of unit length."""

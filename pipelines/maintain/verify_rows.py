@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.index.layout import manifest_path
-from pipelines.index.parts import COMPUTED_COLUMNS, colbert_from_bytes
+from pipelines.index.parts import COMPUTED_COLUMNS, Part, colbert_from_bytes, rows_by_part
 from pipelines.index.records import Manifest
 from pipelines.index.schemas import (
     DELETIONS_SCHEMA,
@@ -32,10 +33,16 @@ class Findings:
         self._path, self._problems = path, problems
         self._kinds: dict[str, tuple[int, str]] = {}
 
-    def add(self, expected: str, rows: np.ndarray, found: object = "") -> None:
-        """Note rows (their numbers) that are not so; `found`: what the first of them has."""
+    def add(
+        self, expected: str, rows: np.ndarray, found: str = "", *values: np.ndarray | Sequence[Any]
+    ) -> None:
+        """Note rows (their numbers) that are not as expected.
+
+        `found`: what the first of them has, with the first of each of `values` in its braces.
+        """
         if len(rows):
-            count, first = self._kinds.get(expected, (0, f"row {rows[0]:,} {found}".strip()))
+            text = f"row {rows[0]:,} {found.format(*(each[0] for each in values))}".strip()
+            count, first = self._kinds.get(expected, (0, text))
             self._kinds[expected] = (count + len(rows), first)
 
     def report(self) -> None:
@@ -57,34 +64,32 @@ class VectorCheck:
 
     def check(self, table: pa.Table, start: int) -> None:
         """The next rows, of which `start` is the first."""
+        rows = start + np.arange(table.num_rows)
         for name in COMPUTED_COLUMNS:
             if name in table.column_names:
                 column = table[name].combine_chunks()
                 if nulls := _nulls(column):
-                    rows = start + np.arange(len(column))
                     self._findings.add(f"no null in {name}", rows, f"or another: {nulls:,} nulls")
                 else:
-                    getattr(self, f"_{name}")(column, table, start)
+                    getattr(self, f"_{name}")(column, table, rows)
 
-    def _dense(self, column: pa.Array, table: pa.Table, start: int) -> None:
-        self._check_matrix("dense", column, start + np.arange(len(column)))
+    def _dense(self, column: pa.Array, table: pa.Table, rows: np.ndarray) -> None:
+        self._check_matrix("dense", column, rows)
 
-    def _score(self, column: pa.Array, table: pa.Table, start: int) -> None:
+    def _score(self, column: pa.Array, table: pa.Table, rows: np.ndarray) -> None:
         numbers = column if pa.types.is_floating(column.type) else column.flatten()
-        scores = numbers.to_numpy().reshape(len(column), -1)
-        bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
-        self._findings.add("finite numbers in score", start + bad, "has NaN or Inf")
+        bad = ~np.isfinite(numbers.to_numpy().reshape(len(column), -1)).all(axis=1)
+        self._findings.add("finite numbers in score", rows[bad], "has NaN or Inf")
 
-    def _colbert(self, column: pa.Array, table: pa.Table, start: int) -> None:
+    def _colbert(self, column: pa.Array, table: pa.Table, rows: np.ndarray) -> None:
         if pa.types.is_fixed_size_binary(column.type.value_type):
             column = colbert_from_bytes(column, self._value_type)
-        lengths, expected = np.diff(column.offsets.to_numpy()), table["n_tokens"].to_numpy() - 1
-        bad = np.flatnonzero(lengths != expected)
-        if len(bad):
-            found = f"has {lengths[bad[0]]:,} for {expected[bad[0]] + 1:,} tokens"
-            self._findings.add("a colbert vector for each token but the first", start + bad, found)
-        rows = np.repeat(start + np.arange(len(column)), lengths)
-        self._check_matrix("colbert", column.flatten(), rows)
+        lengths, tokens = np.diff(column.offsets.to_numpy()), table["n_tokens"].to_numpy()
+        bad = lengths != tokens - 1
+        expected = "a colbert vector for each token but the first"
+        found = "has {:,} for {:,} tokens"
+        self._findings.add(expected, rows[bad], found, lengths[bad], tokens[bad])
+        self._check_matrix("colbert", column.flatten(), np.repeat(rows, lengths))
 
     def _check_matrix(self, name: str, vectors: pa.FixedSizeListArray, rows: np.ndarray) -> None:
         """`rows`: of the part, for each vector."""
@@ -96,29 +101,25 @@ class VectorCheck:
         self._findings.add(f"finite numbers in {name}", rows[~finite], "has NaN or Inf")
         if self._tolerance is not None:
             norms = np.sqrt(squares)
-            bad = np.flatnonzero(finite & (np.abs(norms - 1) > self._tolerance))
-            if len(bad):
-                found = f"is {norms[bad[0]]:.4f} long"
-                self._findings.add(f"{name} vectors of unit length", rows[bad], found)
+            bad = finite & (np.abs(norms - 1) > self._tolerance)
+            expected = f"{name} vectors of unit length"
+            self._findings.add(expected, rows[bad], "is {:.4f} long", norms[bad])
 
-    def _sparse(self, column: pa.Array, table: pa.Table, start: int) -> None:
+    def _sparse(self, column: pa.Array, table: pa.Table, rows: np.ndarray) -> None:
         indices, values = column.flatten()
         lengths = [np.diff(lists.offsets.to_numpy()) for lists in (indices, values)]
-        unequal = np.flatnonzero(lengths[0] != lengths[1])
-        if len(unequal):
-            found = f"has {lengths[0][unequal[0]]:,} and {lengths[1][unequal[0]]:,}"
-            self._findings.add("as many sparse values as indices", start + unequal, found)
-        owners = [np.repeat(start + np.arange(len(column)), n) for n in lengths]
+        bad = lengths[0] != lengths[1]
+        expected = "as many sparse values as indices"
+        self._findings.add(expected, rows[bad], "has {:,} and {:,}", *(n[bad] for n in lengths))
+        owners = [np.repeat(rows, n) for n in lengths]
         ids, weights = indices.flatten().to_numpy(), values.flatten().to_numpy()
         same_row = owners[0][1:] == owners[0][:-1]
         after = 1 + np.flatnonzero(same_row & (ids[1:] <= ids[:-1]))
         wrong = np.concatenate([after, np.flatnonzero(ids < 0)])
         self._findings.add("strictly ascending sparse indices", np.unique(owners[0][wrong]))
-        bad = np.flatnonzero(~(np.isfinite(weights) & (weights > 0)))
-        if len(bad):
-            found = f"has {weights[bad[0]]}"
-            expected = "finite sparse values above 0"
-            self._findings.add(expected, np.unique(owners[1][bad]), found)
+        bad = ~(np.isfinite(weights) & (weights > 0))
+        expected = "finite sparse values above 0"
+        self._findings.add(expected, np.unique(owners[1][bad]), "has {}", weights[bad])
 
 
 def _nulls(column: pa.Array) -> int:
@@ -154,26 +155,16 @@ class PartCheck:
     """Not where they have been checked, as those of another generation."""
 
 
-@dataclass(frozen=True)
-class Totals:
-    """What parts hold that their own generation does not mask."""
-
-    documents: int = 0
-    passages: int = 0
-    tokens: int = 0
-    truncated: int = 0
-
-    def __add__(self, other: Totals) -> Totals:
-        return Totals(
-            self.documents + other.documents,
-            self.passages + other.passages,
-            self.tokens + other.tokens,
-            self.truncated + other.truncated,
-        )
+def added(counts: Iterable[Counter[str]]) -> Counter[str]:
+    """Their sum; unlike `+`, also of numbers below 0, as a damaged file may have."""
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return total
 
 
 def masked_rows(generations: Mapping[int, Generation]) -> dict[str, pa.Table]:
-    """PartCheck -> the rows of it that any generation masks."""
+    """Part -> the rows of it that any generation masks."""
     tables = [MASKED_SCHEMA.empty_table()]
     for generation in generations.values():
         if (table := generation.deletions) is not None:
@@ -184,28 +175,32 @@ def masked_rows(generations: Mapping[int, Generation]) -> dict[str, pa.Table]:
     return {part: every.take(pa.array(at)) for part, at in rows.groupby(rows).indices.items()}
 
 
-def check_part(file: pq.ParquetFile, part: PartCheck, problems: Problems) -> Totals | None:
-    """Read a part, a row group at a time; None: it lacks columns that every part has."""
+def check_part(file: pq.ParquetFile, part: PartCheck, problems: Problems) -> Counter[str] | None:
+    """Read a part, a row group at a time; None: it lacks columns that every part has.
+
+    Returns what it holds that its own generation does not mask, by the names of `Counts`.
+    """
     columns = _columns(file.schema_arrow, part, problems)
     if columns is None:
         return None
     findings = Findings(part.path, problems)
     rows = _Rows(part, file.metadata.num_rows, findings)
     vectors = VectorCheck(part.manifest, part.normalized, findings)
-    start, totals = 0, Totals()
+    start, totals = 0, Counter[str]()
     for group in range(file.num_row_groups):
         table = file.read_row_group(group, columns)
-        totals += rows.check(table, start)
+        totals.update(rows.check(table, start))
         vectors.check(table, start)
         start += table.num_rows
     rows.finish()
     findings.report()
-    return totals + Totals(documents=rows.live_documents)
+    totals["documents"] = rows.live_documents
+    return totals
 
 
 def check_counts(
     generation: Generation,
-    totals: Totals | None,
+    totals: Counter[str] | None,
     rejects: Counter[str] | None,
     problems: Problems,
 ) -> None:
@@ -213,42 +208,32 @@ def check_counts(
     path, counts = manifest_path(generation.number), generation.manifest.counts
     if totals is not None:
         for name in ("documents", "passages", "tokens", "truncated"):
-            said, found = getattr(counts, name), getattr(totals, name)
+            said, found = getattr(counts, name), totals[name]
             if said != found:
                 problems.add(path, f"{said:,} {name} (its counts)", f"{found:,} in its files")
     if rejects is not None and dict(rejects) != {k: n for k, n in counts.rejects.items() if n}:
-        problems.add(
-            path, f"rejects {counts.rejects} (its counts)", f"{dict(rejects)} in its files"
-        )
+        in_files = f"{dict(rejects)} in its files"
+        problems.add(path, f"rejects {counts.rejects} (its counts)", in_files)
 
 
 def _columns(schema: pa.Schema, part: PartCheck, problems: Problems) -> list[str] | None:
     """What to read; columns that are missing or of another type are problems."""
-
-    def is_wrong(name: str, right: bool, expected: str) -> bool:
-        if not right:
-            found = str(schema.field(name).type) if name in schema.names else "none"
-            problems.add(part.path, f"a column {name} ({expected})", found)
-        return not right
-
     types = {field.name: field.type for field in schema}
-    wrong = [
-        is_wrong(name, types.get(name) == kind, str(kind))
-        for name, kind in ((name, PASSAGE_SCHEMA.field(name).type) for name in _ROW_COLUMNS)
-    ]
-    if any(wrong):
+
+    def is_there(name: str, kind: pa.DataType) -> bool:
+        found = types.get(name, "none")
+        # Compared as text: Parquet calls the items of lists otherwise than Arrow.
+        if str(found).replace("<element: ", "<item: ") == str(kind):
+            return True
+        problems.add(part.path, f"a column {name} ({kind})", found)
+        return False
+
+    wrong = [n for n in _ROW_COLUMNS if not is_there(n, PASSAGE_SCHEMA.field(n).type)]
+    if wrong:
         return None
     outputs = part.manifest.outputs if part.with_vectors else []
     chosen = [name for name in COMPUTED_COLUMNS if name in outputs]
-    expected = {name: output_type(name, part.manifest) for name in chosen}
-    # By what they print: Parquet calls the items of lists otherwise than Arrow.
-    same = {name: _shown(types.get(name)) == _shown(kind) for name, kind in expected.items()}
-    vectors = [n for n in chosen if not is_wrong(n, same[n], _shown(expected[n]))]
-    return [*_ROW_COLUMNS, *vectors]
-
-
-def _shown(kind: pa.DataType | None) -> str:
-    return str(kind).replace("<element: ", "<item: ")
+    return [*_ROW_COLUMNS, *(n for n in chosen if is_there(n, output_type(n, part.manifest)))]
 
 
 class _Rows:
@@ -258,41 +243,38 @@ class _Rows:
         self._findings = findings
         self._ledger = part.ledger
         own = pc.equal(part.masked["generation"], part.manifest.generation)
-        self._live = np.ones(rows, bool)
-        for first, n in _ranges(part.masked.filter(own)):
-            self._live[max(first, 0) : max(first + n, 0)] = False
+        masked = rows_by_part([part.masked.filter(own)]).get(part.path, ())
+        self._live = Part(part.path, rows, masked).live_mask()
         self._owner = np.full(rows, -1)
         self.live_documents = 0
         if part.ledger is not None:
             self._firsts = part.ledger["first_row"].to_numpy()
             self._tokens = np.zeros(part.ledger.num_rows, np.int64)
             self._place(part.ledger)
-            self._check_masked(part)
+            self._check_masked(part.ledger, part.masked)
 
     def _place(self, ledger: pa.Table) -> None:
         for number, (first, n) in enumerate(_ranges(ledger)):
             owner = self._owner[max(first, 0) : max(first + n, 0)]
             if first < 0 or n < 1 or len(owner) < n or (owner >= 0).any():
-                found = f"up to {first + n:,} of document {ledger['doc_id'][number].as_py()!r}"
                 expected = "rows of its own for each document of the ledger"
-                self._findings.add(expected, np.array([first]), found)
+                found = "up to {:,} of document {!r}"
+                doc_id = ledger["doc_id"][number].as_py()
+                self._findings.add(expected, np.array([first]), found, [first + n], [doc_id])
             owner[:] = number
             self.live_documents += bool(len(owner) and self._live[max(first, 0)])
 
-    def _check_masked(self, part: PartCheck) -> None:
+    def _check_masked(self, ledger: pa.Table, masked: pa.Table) -> None:
         """What is masked is a document, or rows that are nobody's."""
-        assert part.ledger is not None
-        documents = zip(part.ledger["doc_id"].to_pylist(), _ranges(part.ledger), strict=True)
-        known = set(documents)
-        masked = zip(part.masked["doc_id"].to_pylist(), _ranges(part.masked), strict=True)
-        for doc_id, (first, n) in masked:
+        known = set(zip(ledger["doc_id"].to_pylist(), _ranges(ledger), strict=True))
+        for doc_id, (first, n) in zip(masked["doc_id"].to_pylist(), _ranges(masked), strict=True):
             rows = self._owner[max(first, 0) : max(first + n, 0)]
             if (doc_id, (first, n)) not in known and (rows >= 0).any():
-                found = f"up to {first + n:,} of {doc_id!r}"
                 expected = "deletions of whole documents of the ledger"
-                self._findings.add(expected, np.array([first]), found)
+                found = "up to {:,} of {!r}"
+                self._findings.add(expected, np.array([first]), found, [first + n], [doc_id])
 
-    def check(self, table: pa.Table, start: int) -> Totals:
+    def check(self, table: pa.Table, start: int) -> Counter[str]:
         """The next rows; what of them is live."""
         for name in _ROW_COLUMNS:
             if table[name].null_count:
@@ -304,7 +286,7 @@ class _Rows:
         live, tokens = self._live[rows], table["n_tokens"].to_numpy()
         if self._ledger is not None:
             self._compare(table, start, self._owner[rows], live)
-        return Totals(
+        return Counter(
             passages=int(live.sum()),
             tokens=int(tokens[live].sum(dtype=np.int64)),
             truncated=int(table["truncated"].to_numpy()[live].sum()),
@@ -323,20 +305,18 @@ class _Rows:
         names = pc.binary_join_element_wise(ids, numbers.cast(pa.string()), "#")
         right = {"doc_id": ids, "passage_no": numbers, "passage_id": names}
         for name, values in right.items():
-            bad = np.flatnonzero(pc.not_equal(table[name], values).to_numpy())
-            if len(bad):
-                found = f"has {table[name][bad[0]].as_py()!r}, not {values[bad[0]].as_py()!r}"
-                add(f"{name} as the ledger has it", rows[bad], found)
+            bad = pc.not_equal(table[name], values).to_numpy()
+            pair = (each.filter(pa.array(bad)).to_pylist() for each in (table[name], values))
+            add(f"{name} as the ledger has it", rows[bad], "has {!r}, not {!r}", *pair)
 
     def finish(self) -> None:
         """After the last row."""
         if self._ledger is not None:
             said = self._ledger["n_tokens"].to_numpy()
-            bad = np.flatnonzero(said != self._tokens)
-            if len(bad):
-                found = f"has {self._tokens[bad[0]]:,} tokens, not {said[bad[0]]:,}"
-                expected = "as many tokens of a document as the ledger says"
-                self._findings.add(expected, self._firsts[bad], found)
+            bad = said != self._tokens
+            expected = "as many tokens of a document as the ledger says"
+            found = "has {:,} tokens, not {:,}"
+            self._findings.add(expected, self._firsts[bad], found, self._tokens[bad], said[bad])
 
 
 def _ranges(table: pa.Table) -> Iterator[tuple[int, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import io
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from tenacity import (
     Retrying,
@@ -90,12 +90,8 @@ T = TypeVar("T")
 _STOP = stop_after_attempt(4) | stop_after_delay(120)
 _WAIT = wait_random_exponential(multiplier=0.4, max=5)  # seconds; full jitter
 
-
-class Attempt(Protocol):
-    """Does an action, tries it again, and raises in the way of its owner."""
-
-    def __call__(self, action: Callable[[], T], /) -> T:
-        """What the action gives."""
+Attempt = Callable[[Callable[[], Any]], Any]
+"""Does an action, tries it again where that may help, and raises in the way of its owner."""
 
 
 def patiently(action: Callable[[], T]) -> T:
@@ -134,7 +130,7 @@ class SteadyFile(io.RawIOBase):
     def read(self, size: int | None = -1) -> bytes:
         """As any file."""
         wanted = -1 if size is None else size
-        data = self._run(lambda: self._read(wanted))
+        data: bytes = self._run(lambda: self._read(wanted))
         self._at += len(data)
         return data
 
