@@ -97,7 +97,7 @@ def main(
     verbose: StackTraces = False,
 ) -> None:
     """Check a Serve config file before it is deployed; exit code 0: it would start, 2: not."""
-    with log_to_stderr("text") as log, exit_with_one_line(log, verbose=verbose):
+    with log_to_stderr() as log, exit_with_one_line(log, verbose=verbose):
         for name, config in read_serve_file(file).items():
             log.say("done", f"{name}: {check_endpoint(config)}")
 

@@ -47,7 +47,8 @@ def compact(store: Store, limits: Limits = _DEFAULT, *, force: bool = False) -> 
         if not _is_due(view, limits, force):
             return None
         live, outputs = view.manifest, Outputs.of(view, limits.small_bytes)
-        run_id = _run_id(live)
+        # The same after a crash: a run that died before its publication is found again.
+        run_id = fingerprint({"compacts": live.generation, "run_id": live.run_id})[:16]
         manifest = committed_by(store, run_id, live.generation)
         if manifest is None:
             if not force:
@@ -67,11 +68,6 @@ def compact(store: Store, limits: Limits = _DEFAULT, *, force: bool = False) -> 
 def _is_due(view: LiveView, limits: Limits, force: bool) -> bool:
     outputs = Outputs.of(view, limits.small_bytes)
     return outputs.changes(view) and (force or bool(reasons(view, outputs, limits)))
-
-
-def _run_id(live: Manifest) -> str:
-    """The same after a crash: a run that died before its publication is found again."""
-    return fingerprint({"compacts": live.generation, "run_id": live.run_id})[:16]
 
 
 app = new_app()

@@ -22,7 +22,6 @@ from pipelines.run.engine import Engine
 from pipelines.run.runner import run_next
 from pipelines.run.tasks import next_embed_task
 from pipelines.terminal import cli
-from pipelines.terminal.cli import ask_on_terminal, exit_with_one_line, log_to_stderr, silent
 from pipelines.terminal.progress import Progress
 
 
@@ -47,16 +46,16 @@ def embed_corpus(
         EmbedError: one of its kinds, each with a remedy; nothing staged is ever lost.
         GateError: the new generation is committed and not live, and why.
     """
-    with progress or Progress(silent()) as progress:
+    with progress or Progress(cli.silent()) as progress:
         context = RunContext.of(
             config, progress, publishes=publishes, verbose=verbose, engine=engine
         )
-        manifest, anything = run_next(
-            context, lambda: next_embed_task(context, fresh=fresh, replay=replay_rejects), permit
+        return run_next(
+            context,
+            lambda: next_embed_task(context, fresh=fresh, replay=replay_rejects),
+            progress.already_committed,
+            permit,
         )
-        if not anything:
-            progress.already_committed(manifest.generation, context.store.uri)
-        return manifest
 
 
 app = cli.new_app()
@@ -107,9 +106,9 @@ def main(
 
     The same command again goes on where an interrupted or failed run stopped.
     """
-    with log_to_stderr(log_format) as log:
+    with cli.log_to_stderr(log_format) as log:
         progress = Progress(log)
-        with exit_with_one_line(log, verbose=verbose, kept=progress.kept):
+        with cli.exit_with_one_line(log, verbose=verbose, kept=progress.kept):
             run = load_config(config, cli.with_limit(overrides, limit))
             if dry:
                 typer.echo(dry_run(run, tokens_per_second, actors, log_format))
@@ -118,7 +117,7 @@ def main(
                 run,
                 fresh=fresh,
                 replay_rejects=replay_rejects,
-                permit=Permit(yes=yes, ask=ask_on_terminal()),
+                permit=Permit(yes=yes, ask=cli.ask_on_terminal()),
                 verbose=verbose,
                 progress=progress,
             )

@@ -26,16 +26,11 @@ from pipelines.config.loading import load_config
 from pipelines.config.run import RunConfig
 from pipelines.config.sections import SourceConfig
 from pipelines.index.parts import PartWriter, stored_rows
+from pipelines.passages.rows import text_fault
 from pipelines.source.formats.registry import FORMATS
 from pipelines.source.source import Source
 from pipelines.source.units import Unit
-from pipelines.terminal.cli import (
-    Overrides,
-    StackTraces,
-    exit_with_one_line,
-    log_to_stderr,
-    new_app,
-)
+from pipelines.terminal import cli
 
 if TYPE_CHECKING:
     from actors.encoder import Encoder
@@ -73,12 +68,6 @@ class EncodedQueries:
     """Rows that are not in the file."""
     first_faults: list[str] = field(default_factory=list)
     """The first few of them, each with its reason."""
-
-    def add_encoded(self, rows: pa.Table) -> None:
-        """Count rows that go into the file."""
-        self.queries += rows.num_rows
-        self.tokens += sum(rows["n_tokens"].to_pylist())
-        self.truncated += sum(rows["truncated"].to_pylist())
 
     def add_fault(self, row: int, query_id: str | None, reason: str) -> None:
         """Count a row that does not."""
@@ -150,16 +139,8 @@ def _read(reader: Source, units: Sequence[Unit]) -> Iterator[_Query]:
             ids, texts = (batch.table[name].to_pylist() for name in ("doc_id", "text"))
             for i, (query_id, text) in enumerate(zip(ids, texts, strict=True)):
                 row += 1
-                fault = ": ".join(filter(None, batch.faults.get(i, ()))) or _fault(query_id, text)
-                yield _Query(row, query_id, text, fault)
-
-
-def _fault(query_id: str | None, text: str | None) -> str:
-    if not query_id:
-        return "missing_id"
-    if text is None:
-        return "null_text"
-    return "" if text.strip() else "empty_text"
+                fault = batch.faults.get(i) or text_fault(query_id, text) or ()
+                yield _Query(row, query_id, text, ": ".join(filter(None, fault)))
 
 
 def _encode(
@@ -172,8 +153,7 @@ def _encode(
     good = [query for query in batch if not query.fault]
     tokens = encoder.tokenize_queries([query.text or "" for query in good])
     columns = [[q.id for q in good], [q.text for q in good], tokens.lengths, tokens.truncated]
-    arrays = [pa.array(c, f.type) for c, f in zip(columns, QUERY_SCHEMA, strict=True)]
-    queries = pa.table(arrays, schema=QUERY_SCHEMA)
+    queries = pa.table(columns, schema=QUERY_SCHEMA)
     for part in encoder.stream(tokens.to_arrow()):
         rows, vectors = queries.slice(part.start, part.stop - part.start), part.columns
         for row, reason in part.failures.items():
@@ -181,7 +161,9 @@ def _encode(
         if part.failures:
             keep = pa.array([row not in part.failures for row in range(part.start, part.stop)])
             rows, vectors = rows.filter(keep), vectors.filter(keep)
-        found.add_encoded(rows)
+        found.queries += rows.num_rows
+        found.tokens += sum(rows["n_tokens"].to_pylist())
+        found.truncated += sum(rows["truncated"].to_pylist())
         yield rows, vectors
 
 
@@ -231,7 +213,7 @@ def _options_named() -> Iterator[None]:
         raise type(error)(*texts) from error
 
 
-app = new_app()
+app = cli.new_app()
 
 _EPILOG = (
     "Exit codes: 0 done; 1 it failed, or rows were left out (the others are in OUT); 2 the request "
@@ -257,16 +239,16 @@ def main(
     format: Annotated[
         str, typer.Option(help="The format; auto: by extension, else by how the file begins.")
     ] = "auto",
-    overrides: Overrides = None,
+    overrides: cli.Overrides = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if there is one.")] = False,
-    verbose: StackTraces = False,
+    verbose: cli.StackTraces = False,
 ) -> None:
     """Encode QUERIES with the model, outputs and query instruction of CONFIG, without Ray.
 
     OUT has the columns query_id, text, n_tokens, truncated and the outputs, in the order of
     QUERIES.
     """
-    with log_to_stderr("text") as log, exit_with_one_line(log, verbose=verbose), _options_named():
+    with cli.log_to_stderr() as log, cli.exit_with_one_line(log, verbose=verbose), _options_named():
         run = load_config(config, overrides or [])
         path = _check_out(out, queries, force=force)
         source = query_source(

@@ -124,16 +124,7 @@ def main(
             metavar="N", help="Evaluate this generation too, and compare.", show_default=False
         ),
     ] = None,
-    reranker: Annotated[
-        str | None,
-        typer.Option(
-            "--rerank",
-            metavar="MODEL",
-            help="A mode more: this reranker (hub id or folder) over the best --rerank-top "
-            "documents of hybrid.",
-            show_default=False,
-        ),
-    ] = None,
+    reranker: cli.Reranker = None,
     rerank_top: cli.RerankTop = DEFAULT_RERANK_TOP,
     verbose: cli.Verbose = False,
 ) -> None:
@@ -141,7 +132,7 @@ def main(
 
     Embeds the corpus first where the index is missing.
     """
-    with cli.log_to_stderr("text") as log, cli.exit_with_one_line(log, verbose=verbose):
+    with cli.log_to_stderr() as log, cli.exit_with_one_line(log, verbose=verbose):
         run = load_config(config, overrides or [])
         judged = read_judged(*judged_files(run), run.source.storage_options)
         others = read_against(against or [], judged)

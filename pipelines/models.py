@@ -29,27 +29,16 @@ from pipelines.terminal.cli import exit_with_one_line, new_app
 
 def table() -> Iterator[str]:
     """A heading, then each model on one line: fit for grep, and for a terminal of 100 columns."""
-    yield _row("name", "family", "pooling", "dim", "length", "outputs", "code")
-    for record in MODELS:
-        yield _row(
-            record.name,
-            record.family,
-            record.pooling,
-            str(record.dim),
-            str(record.max_length),
-            "all three" if len(record.outputs) == 3 else ", ".join(record.outputs),
-            "remote" if record.remote_code else "",
-        )
+    row = "{:39}  {:11}  {:10}  {:>4}  {:>6}  {:9}  {}"
+    yield row.format("name", "family", "pooling", "dim", "length", "outputs", "code")
+    for each in MODELS:
+        outputs = "all three" if len(each.outputs) == 3 else ", ".join(each.outputs)
+        code = "remote" if each.remote_code else ""
+        cells = (each.name, each.family, each.pooling, each.dim, each.max_length, outputs, code)
+        yield row.format(*cells).rstrip()
 
 
-def _row(
-    name: str, family: str, pooling: str, dim: str, length: str, outputs: str, code: str
-) -> str:
-    line = f"{name:39}  {family:11}  {pooling:10}  {dim:>4}  {length:>6}  {outputs:9}  {code}"
-    return line.rstrip()
-
-
-def describe(record: KnownModel) -> Iterator[str]:
+def describe(record: KnownModel | RerankerRecord) -> Iterator[str]:
     """Every field, texts in quotes: newlines show as \\n, and spaces at the end are seen."""
     for field in fields(record):
         value = getattr(record, field.name)
@@ -60,12 +49,6 @@ def describe(record: KnownModel) -> Iterator[str]:
                 yield _field("", _text(passage))
         else:
             yield _field(field.name, _text(value))
-
-
-def describe_reranker(record: RerankerRecord) -> Iterator[str]:
-    """Every field."""
-    for field in fields(record):
-        yield _field(field.name, _text(getattr(record, field.name)))
 
 
 def _field(name: str, text: str) -> str:
@@ -102,10 +85,8 @@ def main(
 
 
 def _described(name: str) -> Iterator[str]:
-    if record := record_of(name):
+    if record := record_of(name) or reranker_record(name):
         return describe(record)
-    if reranker := reranker_record(name):
-        return describe_reranker(reranker)
     known = [*(record.name for record in MODELS), *(record.name for record in RERANKERS)]
     near = ", ".join(nearest_names(name, known))
     hint = f"nearest are {near}" if near else "python -m pipelines.models lists them"

@@ -32,6 +32,8 @@ from pipelines.reports.run_report import read_report
 from pipelines.store.store import Store, open_store
 from pipelines.terminal.cli import IndexUri, exit_with_one_line, new_app
 
+_ROW = "{:>10}  {:>6}  {:19}  {:>13}  {:>13}  {:>13}  {:>11}  {:13}  {}"
+
 
 @dataclass(frozen=True)
 class PublishResult:
@@ -80,20 +82,20 @@ def generations_table(store: Store) -> Iterator[str]:
     published = publications(store)
     live = live_of(published)
     heading = ("generation", "parent", "ended", "documents", "encoded", "reused", "deleted")
-    yield _row(*heading, "state", "notes")
+    yield _ROW.format(*heading, "state", "notes")
     for number in there:
         manifest = read_manifest(store, number)
         state = "published" if number in published.values() else "not published"
         counts = manifest.counts
         figures = (counts.live_documents, counts.encoded, counts.reused, counts.deleted)
-        yield _row(
-            str(number),
-            str(manifest.parent or ""),
+        yield _ROW.format(
+            number,
+            manifest.parent or "",
             manifest.ended[:19],
             *(f"{n:,}" for n in figures),
             "live" if number == live else state,
             "; ".join(_notes(store, manifest)),
-        )
+        ).rstrip()
 
 
 def _committed(store: Store) -> list[int]:
@@ -127,12 +129,6 @@ def _notes(store: Store, manifest: Manifest) -> Iterator[str]:
     except ValueError:  # it is for people, and nothing rests on it
         notes = ["its report.json cannot be read"]
     yield from map(str, notes)
-
-
-def _row(*cells: str) -> str:
-    number, parent, ended, documents, encoded, reused, deleted, state, notes = cells
-    figures = f"{documents:>13}  {encoded:>13}  {reused:>13}  {deleted:>11}"
-    return f"{number:>10}  {parent:>6}  {ended:19}  {figures}  {state:13}  {notes}".rstrip()
 
 
 app = new_app()

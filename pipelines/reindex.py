@@ -32,7 +32,6 @@ from pipelines.run.engine import Engine
 from pipelines.run.runner import run_next
 from pipelines.run.tasks import describe_reindex, live_number, next_reindex_task
 from pipelines.terminal import cli
-from pipelines.terminal.cli import ask_on_terminal, exit_with_one_line, log_to_stderr, silent
 from pipelines.terminal.progress import Progress
 from pipelines.terminal.text import in_short
 
@@ -57,16 +56,15 @@ def reindex(
         GateError: the new generation is committed and not live, and why.
     """
     permit = permit or Permit()
-    with progress or Progress(silent()) as progress:
+    with progress or Progress(cli.silent()) as progress:
         context = RunContext.of(
             config, progress, publishes=publishes, verbose=verbose, engine=engine
         )
         live = read_manifest(context.store, live_number(context.store))
         if context.request.index_fingerprint == live.index_fingerprint:
-            manifest, anything = run_next(context, lambda: next_reindex_task(context), permit)
-            if not anything:
-                progress.nothing_to_do(manifest.generation, context.store.uri)
-            return manifest
+            return run_next(
+                context, lambda: next_reindex_task(context), progress.nothing_to_do, permit
+            )
         _confirm_everything(context, config, live, permit)
     # Not within: that is a run of its own, with its own progress.
     return embed_corpus(
@@ -152,16 +150,16 @@ def main(
     verbose: cli.Verbose = False,
 ) -> None:
     """Embed what is new or changed in the documents CONFIG names, and delete what is gone."""
-    with log_to_stderr(log_format) as log:
+    with cli.log_to_stderr(log_format) as log:
         progress = Progress(log)
-        with exit_with_one_line(log, verbose=verbose, kept=progress.kept):
+        with cli.exit_with_one_line(log, verbose=verbose, kept=progress.kept):
             run = load_config(config, overrides or [])
             if dry:
-                typer.echo(describe_reindex(RunContext.of(run, Progress(silent()))))
+                typer.echo(describe_reindex(RunContext.of(run, Progress(cli.silent()))))
                 return
             reindex(
                 run,
-                permit=Permit(yes=yes, ask=ask_on_terminal()),
+                permit=Permit(yes=yes, ask=cli.ask_on_terminal()),
                 publishes=not no_publish,
                 verbose=verbose,
                 progress=progress,

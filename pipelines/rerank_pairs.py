@@ -10,10 +10,6 @@ of one passage, and `score` stands where vectors would.
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from pipelines.config.loading import parse_as, read_yaml
 from pipelines.config.run import PairsConfig
 from pipelines.index.records import Manifest
@@ -41,12 +37,11 @@ def rerank_pairs(
     """
     with progress or Progress(cli.silent()) as progress:
         context = RunContext.of(config, progress, verbose=verbose)
-        manifest, anything = run_next(
-            context, lambda: next_embed_task(context, fresh=fresh, replay=replay_rejects)
+        return run_next(
+            context,
+            lambda: next_embed_task(context, fresh=fresh, replay=replay_rejects),
+            progress.already_committed,
         )
-        if not anything:
-            progress.already_committed(manifest.generation, context.store.uri)
-        return manifest
 
 
 app = cli.new_app()
@@ -62,15 +57,7 @@ _EPILOG = (
 @app.command(epilog=_EPILOG)
 def main(
     config: cli.ConfigFile,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Set a key of CONFIG, as in reranker.max_length=1024; the value is YAML. May be "
-            "repeated. docs/rerank-configuration.md lists every key.",
-        ),
-    ] = None,
+    overrides: cli.Overrides = None,
     limit: cli.Limit = None,
     fresh: cli.Fresh = False,
     replay_rejects: cli.ReplayRejects = False,

@@ -68,11 +68,8 @@ def search_index(
             query.encode()
         except UnicodeEncodeError:
             raise ConfigError("QUERY: expected Unicode, got bytes that are no UTF-8.") from None
-    if mode is None:
-        mode = "hybrid" if len(index.info.outputs) > 1 else "dense"
-        if mode not in ("hybrid", *index.info.outputs):
-            mode = index.info.outputs[0]  # type: ignore[assignment]  # its only one
-    assert mode is not None
+    only: Any = index.info.outputs[0]
+    mode = mode or ("hybrid" if len(index.info.outputs) > 1 else only)
     outputs = outputs_for([mode], index.info.outputs, config.search)
     from actors.encoder import load_encoder  # late: what is refused above needs no torch
     from actors.reranker import load_reranker
@@ -118,16 +115,7 @@ def main(
     unit: Annotated[
         Level, typer.Option("--by", help="Rank passages, or documents as their best passage.")
     ] = "passage",
-    reranker: Annotated[
-        str | None,
-        typer.Option(
-            "--rerank",
-            metavar="MODEL",
-            help="Let this reranker (hub id or folder) order the best --rerank-top anew; the "
-            "others follow.",
-            show_default=False,
-        ),
-    ] = None,
+    reranker: cli.Reranker = None,
     rerank_top: cli.RerankTop = DEFAULT_RERANK_TOP,
     whole: Annotated[bool, typer.Option("--whole", help="Whole passages, no excerpts.")] = False,
     generation: cli.Generation = None,
@@ -146,7 +134,7 @@ def main(
     verbose: cli.StackTraces = False,
 ) -> None:
     """Find the passages of an index that answer each QUERY, by comparing all of them."""
-    with cli.log_to_stderr("text") as log, cli.exit_with_one_line(log, verbose=verbose):
+    with cli.log_to_stderr() as log, cli.exit_with_one_line(log, verbose=verbose):
         index = open_index(uri, generation=generation)
         space = read_space(uri, generation=index.info.generation)
         config = override(space.run, overrides or [])

@@ -104,7 +104,9 @@ class History:
         `poisoned`: documents with POISON cannot be encoded this time.
         """
         context = self.context(poisoned=poisoned, publishes=publishes)
-        return run_next(context, lambda: self._next_task(context, kind))[0]
+        return run_next(
+            context, lambda: self._next_task(context, kind), context.progress.nothing_to_do
+        )
 
     def index_of(self, generation: int) -> Index:
         return open_index(self.config.index.uri, generation=generation)

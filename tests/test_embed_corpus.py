@@ -438,7 +438,7 @@ def test_run_that_waited_for_the_lease_sees_what_was_committed_meanwhile(
                 manifests.append(embed_corpus(config))
             return task
 
-        return run_next(context, next_task)[0]
+        return run_next(context, next_task, context.progress.already_committed)
 
     assert commits_between(config) == manifests[0]
     manifests.clear()

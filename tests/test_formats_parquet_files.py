@@ -197,3 +197,10 @@ def test_parquet_damage_that_only_a_checksum_shows_is_an_unreadable_unit(tmp_pat
     got, message = ids_before_the_break(source, unit)
     assert got == []
     assert "a.parquet, row group 0: cannot be read" in message
+
+
+@pytest.mark.parametrize("name", ["id", "text"])
+def test_parquet_with_two_columns_of_a_configured_name_is_refused(tmp_path, name):
+    table = pa.table([["a"], ["x"], ["y"]], names=["id", "text", name])
+    with pytest.raises(SourceError, match=f"expected one column '{name}', found several"):
+        read(tmp_path, table)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipelines.index.schemas import DELETIONS_SCHEMA, HASH, LEDGER_SCHEMA, UNCHANGED_SCHEMA
 from pipelines.plan.known import NOT_READ_AS, Bucket, IdSet, KnownDocuments, bucket_of, id_hashes
-from pipelines.plan.mentions import Mentions, resolve
+from pipelines.plan.mentions import DELETED, LEDGER, UNCHANGED, Mentions, resolve
 
 PARTS = ["data/a.parquet", "data/b.parquet"]
 
@@ -73,7 +73,7 @@ def test_look_up_of_same_edited_and_new_documents_tells_them_apart():
     mentions = Mentions(PARTS, 1)
     rows = ledger([("x", "one", 3, 0, 5, 2), ("y", "two", 4, 1, 7, 1)])
     found = look_up(
-        known(mentions.of_ledger(rows, 1, same_units())),
+        known(mentions.of(LEDGER, rows, 1, same_units())),
         [("y", "other"), ("z", "one"), ("x", "one")],
     )
     assert found.known.tolist() == [True, False, True]
@@ -87,11 +87,11 @@ def test_look_up_of_same_edited_and_new_documents_tells_them_apart():
 def test_resolve_of_deleted_and_replaced_rows_keeps_the_live_ones():
     mentions = Mentions(PARTS, 1)
     documents = known(
-        mentions.of_ledger(
-            ledger([("x", "old", 0, 0, 0, 1), ("y", "y", 0, 0, 1, 1)]), 1, same_units()
+        mentions.of(
+            LEDGER, ledger([("x", "old", 0, 0, 0, 1), ("y", "y", 0, 0, 1, 1)]), 1, same_units()
         ),
-        mentions.of_ledger(ledger([("x", "new", 1, 1, 0, 1)]), 2, same_units()),
-        mentions.of_deletions(deletions([("x", 0, 0), ("y", 0, 1)]), 2),
+        mentions.of(LEDGER, ledger([("x", "new", 1, 1, 0, 1)]), 2, same_units()),
+        mentions.of(DELETED, deletions([("x", 0, 0), ("y", 0, 1)]), 2),
     )
     assert len(documents) == 1
     found = look_up(documents, [("x", "new"), ("x", "old"), ("y", "y")])
@@ -103,31 +103,31 @@ def test_resolve_of_deleted_and_replaced_rows_keeps_the_live_ones():
 def test_resolve_of_a_document_seen_elsewhere_since_has_its_newest_unit():
     mentions = Mentions(PARTS, 1)
     rows = ledger([("x", "x", 2, 0, 0, 1)])
-    seen = mentions.of_unchanged(unchanged([("x", 5)]), 3, same_units())
-    earlier = mentions.of_unchanged(unchanged([("x", 4)]), 2, same_units())
-    documents = known(seen, mentions.of_ledger(rows, 1, same_units()), earlier)
+    seen = mentions.of(UNCHANGED, unchanged([("x", 5)]), 3, same_units())
+    earlier = mentions.of(UNCHANGED, unchanged([("x", 4)]), 2, same_units())
+    documents = known(seen, mentions.of(LEDGER, rows, 1, same_units()), earlier)
     assert look_up(documents, [("x", "x")]).unit.tolist() == [5]
 
 
 def test_resolve_of_ids_that_two_files_have_is_where_the_first_has_it():
     """The other row is masked, or, found unchanged, a reject."""
     mentions = Mentions(PARTS, 1)
-    first = mentions.of_ledger(ledger([("x", "x", 2, 0, 0, 1)]), 1, same_units())
-    second = mentions.of_ledger(ledger([("x", "other", 3, 1, 0, 1)]), 1, same_units())
-    lost = mentions.of_deletions(deletions([("x", 1, 0)]), 1)
+    first = mentions.of(LEDGER, ledger([("x", "x", 2, 0, 0, 1)]), 1, same_units())
+    second = mentions.of(LEDGER, ledger([("x", "other", 3, 1, 0, 1)]), 1, same_units())
+    lost = mentions.of(DELETED, deletions([("x", 1, 0)]), 1)
     assert look_up(known(second, first, lost), [("x", "x")]).unit.tolist() == [2]
-    both = mentions.of_unchanged(unchanged([("x", 5), ("x", 4), ("x", 6)]), 2, same_units())
+    both = mentions.of(UNCHANGED, unchanged([("x", 5), ("x", 4), ("x", 6)]), 2, same_units())
     assert look_up(known(both, second, first, lost), [("x", "x")]).unit.tolist() == [4]
 
 
 @pytest.mark.parametrize("numbers", [np.zeros(0, np.int32), np.full(3, NOT_READ_AS, np.int32)])
 def test_mentions_of_units_that_are_read_again_have_none(numbers):
-    rows = Mentions(PARTS, 1).of_ledger(ledger([("x", "x", 2, 0, 0, 1)]), 1, numbers)
+    rows = Mentions(PARTS, 1).of(LEDGER, ledger([("x", "x", 2, 0, 0, 1)]), 1, numbers)
     assert look_up(known(rows), [("x", "x")]).unit.tolist() == [NOT_READ_AS]
 
 
 def test_mentions_of_a_unit_beyond_the_numbering_have_none():
-    rows = Mentions(PARTS, 1).of_ledger(ledger([("x", "x", 12, 0, 0, 1)]), 1, same_units())
+    rows = Mentions(PARTS, 1).of(LEDGER, ledger([("x", "x", 12, 0, 0, 1)]), 1, same_units())
     assert look_up(known(rows), [("x", "x")]).unit.tolist() == [NOT_READ_AS]
 
 
@@ -146,7 +146,7 @@ def test_find_in_no_ids_finds_none():
 
 def test_bucket_takes_48_bytes_a_document():
     rows = ledger([(f"d{i}", "x", 0, 0, i, 1) for i in range(100)])
-    bucket = resolve(Mentions(PARTS, 1).of_ledger(rows, 1, same_units()))
+    bucket = resolve(Mentions(PARTS, 1).of(LEDGER, rows, 1, same_units()))
     assert sum(array.nbytes for array in vars(bucket).values()) == 48 * 100
 
 
@@ -185,8 +185,8 @@ def test_known_documents_after_any_history_are_those_that_are_live(generations, 
         rows = ledger(new)
         part = pa.array([parts[number]] * len(new), pa.string())
         rows = rows.set_column(rows.schema.get_field_index("part"), "part", part)
-        said.append(mentions.of_ledger(rows, number, same_units()))
-        said.append(mentions.of_deletions(gone, number))
+        said.append(mentions.of(LEDGER, rows, number, same_units()))
+        said.append(mentions.of(DELETED, gone, number))
     documents = known(*said, buckets=buckets, parts=parts)
     assert len(documents) == len(live)
     ids = sorted({doc_id for changes in generations for doc_id in changes} | {"never"})
@@ -202,5 +202,5 @@ def test_buckets_out_of_shared_memory_are_read_in_place(ray_cluster):
     import ray
 
     rows = ledger([(f"d{i}", "x", 0, 0, i, 1) for i in range(20_000)])
-    bucket: Bucket = ray.get(ray.put(resolve(Mentions(PARTS, 1).of_ledger(rows, 1, same_units()))))
+    bucket: Bucket = ray.get(ray.put(resolve(Mentions(PARTS, 1).of(LEDGER, rows, 1, same_units()))))
     assert not any(array.flags.owndata or array.flags.writeable for array in vars(bucket).values())

@@ -105,11 +105,11 @@ class CrashJournal:
         self._deaths_now: Counter[str] = Counter()
         failed = 0  # less those that did not: a long run on machines that go away has both
         for path, words in read_journal(store, run_id).items():
-            if Path(path).name.startswith(session):
-                failed += -1 if words.loaded else 1
+            is_now = Path(path).name.startswith(session)
+            failed += is_now * (-1 if words.loaded else 1)
             for name, rows in words.at.items():
                 self._heard[name][rows] += 1
-                self._deaths_now[name] += Path(path).name.startswith(session)
+                self._deaths_now[name] += is_now
         if failed >= MOST_STARTS * actors:
             raise EmbedError(
                 f"expected the model to be loaded, found that {failed} more processes died over it "
@@ -165,19 +165,18 @@ class CrashJournal:
 def read_journal(store: Store, run_id: str) -> dict[str, JournalEntry]:
     """Path -> entry, of every process of a run."""
     paths = store.list(words_folder(run_id))
-    contents = store.read_many(paths)
-    return {
-        path: JournalEntry.model_validate_json(content)
-        for path, content in zip(paths, contents, strict=True)
-    }
+    entries = map(JournalEntry.model_validate_json, store.read_many(paths))
+    return dict(zip(paths, entries, strict=True))
 
 
 def describe_journal(store: Store, run_id: str, session: str) -> str:
     """What the encoding processes of a session were working on, for a message."""
-    words = [
-        w for path, w in read_journal(store, run_id).items() if Path(path).name.startswith(session)
+    said = [
+        f"{name} in {words.worker}"
+        for path, words in read_journal(store, run_id).items()
+        if Path(path).name.startswith(session)
+        for name in words.at
     ]
-    said = [f"{name} in {each.worker}" for each in words for name in each.at]
     return f" (last begun: slice {', '.join(said[:4])})" if said else ""
 
 

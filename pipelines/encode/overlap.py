@@ -28,6 +28,10 @@ class Spent:
     """It had the encoder."""
     waiting: float = 0.0
     """Who writes had nothing to write."""
+    writing: float = 0.0
+    """Rows were put together and written to a local file."""
+    uploading: float = 0.0
+    """That file was brought to the index."""
 
 
 @dataclass

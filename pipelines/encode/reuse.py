@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -28,17 +28,6 @@ _THREADS = 16
 
 OldRows = tuple[str, int, int]
 """A part, its first row of a document, and how many rows the document has."""
-
-
-@dataclass(frozen=True)
-class StoredBatch:
-    """Vectors of passages [start, stop), as a part stores them."""
-
-    start: int
-    stop: int
-    columns: pa.Table
-    failures: dict[int, str]
-    """Passage -> why it has none."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +79,16 @@ class VectorSources:
         """Every passage is encoded itself."""
         return len(self.to_encode) == self._n
 
-    def put_together(self, encoded: Iterable[EncodedBatch]) -> Iterator[StoredBatch]:
-        """The vectors of all passages, in order; `encoded`: of `to_encode`, numbered by it."""
+    def put_together(self, encoded: Iterable[EncodedBatch]) -> Iterator[EncodedBatch]:
+        """The vectors of all passages, in order, as a part stores them.
+
+        `encoded`: those of `to_encode`, numbered by it.
+        """
         position = 0
         for batch in encoded:
             columns = stored_vectors(batch.columns, self._storage)
             if self.is_plain:
-                yield StoredBatch(batch.start, batch.stop, columns, batch.failures)
+                yield replace(batch, columns=columns)
                 continue
             for row, reason in batch.failures.items():
                 self._failed[int(self._group[self.to_encode[row]])] = reason
@@ -120,7 +112,7 @@ class VectorSources:
 
     def _windows(
         self, start: int, stop: int, columns: pa.Table, first: int
-    ) -> Iterator[StoredBatch]:
+    ) -> Iterator[EncodedBatch]:
         """`columns`: of `to_encode` from `first` on."""
         row_bytes = columns.nbytes // max(columns.num_rows, 1) or 4096
         step = max(_WINDOW_BYTES // row_bytes, 1)
@@ -128,7 +120,7 @@ class VectorSources:
             high = min(low + step, stop)
             yield self._window(low, high, columns, first)
 
-    def _window(self, start: int, stop: int, columns: pa.Table, first: int) -> StoredBatch:
+    def _window(self, start: int, stop: int, columns: pa.Table, first: int) -> EncodedBatch:
         groups = self._group[start:stop]
         old = sorted({int(g) for g in groups if int(g) in self._old})
         held = sorted({int(g) for g in groups if int(g) in self._held})
@@ -140,8 +132,8 @@ class VectorSources:
             start + i: self._failed[g] for i, g in enumerate(groups.tolist()) if g in self._failed
         }
         if not place and rows == list(range(rows[0], rows[0] + len(rows))):
-            return StoredBatch(start, stop, columns.slice(rows[0], len(rows)), failures)
-        return StoredBatch(start, stop, pa.concat_tables(tables).take(rows), failures)
+            return EncodedBatch(start, stop, columns.slice(rows[0], len(rows)), failures)
+        return EncodedBatch(start, stop, pa.concat_tables(tables).take(rows), failures)
 
     def _read(self, groups: Sequence[int]) -> pa.Table:
         """Vectors out of the index, in the order of the groups."""

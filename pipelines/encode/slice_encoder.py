@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -116,11 +116,9 @@ class PlacedRows:
         for document in sorted(self.reasons):
             rows = self.row[(self.document == document) & (self.row >= 0)]
             if len(rows) and part:
-                doc_id = work.ledger["doc_id"][document].as_py()
+                doc_id, first = work.ledger["doc_id"][document].as_py(), int(rows[0])
                 found.append(
-                    MaskedRows(
-                        doc_id=doc_id, part=part.path, first_row=int(rows[0]), n_rows=len(rows)
-                    )
+                    MaskedRows(doc_id=doc_id, part=part.path, first_row=first, n_rows=len(rows))
                 )
         return found
 
@@ -162,11 +160,10 @@ class SliceEncoder:
         Losing the race for the record to another attempt is no error: its record is returned, and
         what was written here is garbage.
         """
-        began, started = time.time(), time.monotonic()
+        began, started, spent = time.time(), time.monotonic(), Spent()
         nonce = new_nonce()
         place = self._run_id, work.unit, work.first_document
-        times = _Times()
-        part, placed = self._write_part(work, rows_path("data", *place, nonce), times)
+        part, placed = self._write_part(work, rows_path("data", *place, nonce), spent)
         documents = placed.ledger(work, part)
         rejects = pa.concat_tables([work.rejects, placed.rejects(work)])
         kept = np.flatnonzero(placed.document_ok[placed.document])
@@ -207,10 +204,15 @@ class SliceEncoder:
                 worker=self._journal.worker,
             ),
             seconds=round(time.monotonic() - started, 3),
-            times=times.record(began, began + time.monotonic() - started),
+            times=SliceTimes(
+                began=round(began, 3),
+                ended=round(began + time.monotonic() - started, 3),
+                encode=round(spent.encoding, 3),
+                write=round(spent.writing, 3),
+                upload=round(spent.uploading, 3),
+            ),
         )
-        path_of = unreadable_path if work.unreadable else done_path
-        path = path_of(*place)
+        path = (unreadable_path if work.unreadable else done_path)(*place)
         if self._store.create_exclusive(path, done.to_bytes()):
             return done
         return Done.model_validate_json(self._store.read(path))
@@ -223,7 +225,7 @@ class SliceEncoder:
         return write_table(self._store, table, rows_path(rows, *place, nonce))
 
     def _write_part(
-        self, work: Slice, path: str, times: _Times
+        self, work: Slice, path: str, spent: Spent
     ) -> tuple[FileRecord | None, PlacedRows]:
         placed = PlacedRows.of(work)
         if not work.passages.num_rows:
@@ -241,18 +243,18 @@ class SliceEncoder:
         with scratch_folder() as scratch:
             local = scratch / "part.parquet"
             with PartWriter(local, types) as writer:
-                for batch in sources.put_together(self._batches(work, sources, times.spent)):
+                for batch in sources.put_together(self._batches(work, sources, spent)):
                     keep = placed.place(batch.start, batch.stop, batch.failures, writer.rows)
                     rows = side_by_side(
                         passages.slice(batch.start, batch.stop - batch.start), batch.columns
                     )
                     writer.write(rows if keep.all() else rows.filter(pa.array(keep)))
-            times.written = time.monotonic() - started - times.spent.waiting
+            spent.writing = time.monotonic() - started - spent.waiting
             if not writer.rows:
                 return None, placed
             record = describe_file(local, path, writer.rows)
             self._store.upload(local, path)
-            times.uploaded = time.monotonic() - started - times.spent.waiting - times.written
+            spent.uploading = time.monotonic() - started - spent.waiting - spent.writing
         return record, placed
 
     def _batches(self, work: Slice, sources: VectorSources, spent: Spent) -> Iterator[EncodedBatch]:
@@ -276,19 +278,3 @@ class SliceEncoder:
                     batches = self._encoder.stream(tokens.slice(first, stop - first))
                     for batch in self._queue.run(batches, spent):
                         yield batch.moved(first)
-
-
-@dataclass
-class _Times:
-    spent: Spent = field(default_factory=Spent)
-    written: float = 0.0
-    uploaded: float = 0.0
-
-    def record(self, began: float, ended: float) -> SliceTimes:
-        return SliceTimes(
-            began=round(began, 3),
-            ended=round(ended, 3),
-            encode=round(self.spent.encoding, 3),
-            write=round(self.written, 3),
-            upload=round(self.uploaded, 3),
-        )

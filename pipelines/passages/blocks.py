@@ -1,7 +1,7 @@
 """A batch of documents as output rows without vectors, ledger and rejects.
 
-Knows neither how documents become rows (passage_rows.py, pair_rows.py) nor slices: where these end
-is decided over the block's cumulative counts.
+Knows neither how documents become rows (rows.py) nor slices: where these end is decided over the
+block's cumulative counts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from actors.tokens.tokenizer import TOKENS_COLUMN
 from pipelines.index.schemas import HASH, UNCHANGED_SCHEMA, RejectCode, reject_table
-from pipelines.plan.known import NOT_READ_AS, KnownDocuments, Match, duplicate_of
+from pipelines.plan.known import NOT_READ_AS, KnownDocuments, duplicate_of
 from pipelines.source.formats.base import DocumentBatch
 
 DOCUMENTS_SCHEMA = pa.schema(
@@ -36,8 +36,7 @@ DOCUMENTS_SCHEMA = pa.schema(
 """Of documents that have passages; `old_...`: the rows that the index has of an edited one."""
 
 
-@dataclass(frozen=True)
-class DocumentTables:
+class DocumentTables(NamedTuple):
     """What becomes of some documents."""
 
     passages: pa.Table
@@ -50,13 +49,7 @@ class DocumentTables:
     @staticmethod
     def concat(tables: Sequence[DocumentTables]) -> DocumentTables:
         """One after the other."""
-        return DocumentTables(
-            *(pa.concat_tables(each) for each in zip(*(t.each() for t in tables), strict=True))
-        )
-
-    def each(self) -> tuple[pa.Table, ...]:
-        """In the order of the fields."""
-        return self.passages, self.ledger, self.rejects, self.unchanged
+        return DocumentTables(*map(pa.concat_tables, zip(*tables, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -80,7 +73,7 @@ class DocumentBlock:
 
     def between(self, start: int, stop: int) -> DocumentTables:
         """What documents [start, stop) became."""
-        parts = zip(self.tables.each(), self.ends, strict=True)
+        parts = zip(self.tables, self.ends, strict=True)
         return DocumentTables(
             *(table.slice(ends[start], ends[stop] - ends[start]) for table, ends in parts)
         )
@@ -137,7 +130,8 @@ class BlockBuilder:
         ]
         good = np.array([fault is None for fault in faults], dtype=bool)
         hashes = pa.array(self._document_hashes(documents.filter(pa.array(good))), HASH)
-        old, is_same = _OldRows.none(int(good.sum())), np.zeros(len(good), bool)
+        old: list[Any] = [[None] * len(hashes)] * 3
+        is_same = np.zeros(len(good), bool)
         if known is not None:
             rows = np.flatnonzero(good)
             found = known.look_up(documents["doc_id"].take(pa.array(rows)), hashes)
@@ -149,7 +143,8 @@ class BlockBuilder:
             chosen = ~lost & ~found.same
             good[rows[~chosen]] = False
             hashes = hashes.filter(pa.array(chosen))
-            old = _OldRows.of(found, known.parts, chosen)
+            part = [known.parts[p] if p >= 0 else None for p in found.part[chosen].tolist()]
+            old = [part, found.first_row[chosen], found.n_rows[chosen]]
         taken = documents.filter(pa.array(good))
         made = self._maker.rows(taken)
         per_document = np.bincount(made.document, minlength=taken.num_rows)
@@ -161,19 +156,18 @@ class BlockBuilder:
             for row, fault in enumerate(faults)
             if fault is not None
         ]
-        n_unchanged = int(is_same.sum())
         unchanged = [
             documents["doc_id"].filter(pa.array(is_same)),
-            pa.array(np.full(n_unchanged, unit, np.int32)),
-            pa.array(position + np.flatnonzero(is_same)),
+            np.full(int(is_same.sum()), unit),
+            position + np.flatnonzero(is_same),
         ]
         ledger = [
             taken["doc_id"],
             hashes,
-            pa.array(position + np.flatnonzero(good)),
-            pa.array(per_document.astype(np.int32)),
-            pa.array(tokens_of),
-            *old.columns(),
+            position + np.flatnonzero(good),
+            per_document,
+            tokens_of,
+            *old,
         ]
         chosen_of, same_of = _cumulative(good), _cumulative(is_same)
         every = np.arange(len(good) + 1)
@@ -217,29 +211,6 @@ class BlockBuilder:
         return [
             hash_of(json.dumps(row, ensure_ascii=False, default=str).encode()) for row in values
         ]
-
-
-@dataclass(frozen=True)
-class _OldRows:
-    """Which rows the index has of documents: none, or those of an earlier version."""
-
-    part: Sequence[str | None]
-    first_row: np.ndarray
-    n_rows: np.ndarray
-
-    @staticmethod
-    def none(documents: int) -> _OldRows:
-        zeros = np.zeros(documents, np.int64)
-        return _OldRows([None] * documents, zeros, zeros)
-
-    @staticmethod
-    def of(found: Match, parts: Sequence[str], chosen: np.ndarray) -> _OldRows:
-        part = [parts[p] if p >= 0 else None for p in found.part[chosen].tolist()]
-        first_row, n_rows = (a[chosen].astype(np.int64) for a in (found.first_row, found.n_rows))
-        return _OldRows(part, first_row, n_rows)
-
-    def columns(self) -> list[pa.Array]:
-        return [pa.array(self.part, pa.string()), pa.array(self.first_row), pa.array(self.n_rows)]
 
 
 def _plain(column: pa.ChunkedArray) -> list[Any]:

@@ -17,7 +17,6 @@ from actors.errors import ConfigError
 from actors.tokens.tokenizer import TextTokenizer, TokenizedTexts, encoder_input
 from pipelines.config.sections import ChunkConfig
 from pipelines.passages.splitter import (
-    CountTokens,
     Span,
     WindowCounter,
     before_space,
@@ -163,10 +162,7 @@ class Chunker:
         def count(piece: str) -> int:
             return max(self._tokenizer.count(encoder_input(head.text, piece)) - around, 0)
 
-        def counter_of(window: str) -> CountTokens:
-            return count
-
-        return split_text(text, head.room, self._config.overlap, counter_of)
+        return split_text(text, head.room, self._config.overlap, lambda window: count)
 
     def _sections(self, text: str, room: int) -> Iterator[tuple[int, int, bool]]:
         """Runs of sections [start, end), and whether they are more than fits."""

@@ -24,11 +24,7 @@ class PassageRows:
     """A `RowMaker`: chunks as a configuration says."""
 
     def __init__(self, config: RunConfig, files: ModelFiles) -> None:
-        """Load the tokenizer.
-
-        Raises:
-            ConfigError: passages that the model cannot hold.
-        """
+        """Load the tokenizer; raises as `passage_blocks`."""
         tokenizer = TextTokenizer(files.folder, files.max_length, files.prompts.passage)
         self._chunker = Chunker(config.chunk, tokenizer)
         self._store_text = config.index.store_text
@@ -36,7 +32,7 @@ class PassageRows:
     def faults(self, documents: pa.Table) -> list[Fault | None]:
         """A document needs an id, and a text with something in it."""
         columns = (documents[name].to_pylist() for name in ("doc_id", "text"))
-        return [_fault(*row) for row in zip(*columns, strict=True)]
+        return [text_fault(*row) for row in zip(*columns, strict=True)]
 
     def rows(self, documents: pa.Table) -> Rows:
         """As `RowMaker`: a row a passage."""
@@ -66,7 +62,8 @@ def passage_blocks(config: RunConfig, files: ModelFiles) -> BlockBuilder:
     return BlockBuilder(PassageRows(config, files), config.source.columns.copied)
 
 
-def _fault(doc_id: str | None, text: str | None) -> Fault | None:
+def text_fault(doc_id: str | None, text: str | None) -> Fault | None:
+    """Why an id and a text are no document; None where they are one."""
     if not doc_id:
         return "missing_id", ""
     if text is None:
@@ -85,11 +82,7 @@ class PairRows:
     """A `RowMaker`: tokenises pairs as their reranker wants them."""
 
     def __init__(self, config: PairsConfig, files: RerankerFiles) -> None:
-        """Load the tokenizer.
-
-        Raises:
-            ModelError: lengths that leave no room for a passage.
-        """
+        """Load the tokenizer; raises as `pair_blocks`."""
         self._tokenizer = load_pair_tokenizer(files, config.reranker)
         self._query = config.source.columns.query
         self._refuses = config.reranker.too_long == "refuse"

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -50,17 +51,11 @@ class Slice:
 
     def to_row(self) -> pa.Table:
         """As one row: what travels between tasks."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
         return pa.table(
             {
-                "unit": pa.array([self.unit], pa.int32()),
-                "first_document": pa.array([self.first_document], pa.int64()),
-                "documents": pa.array([self.documents], pa.int64()),
-                "last": pa.array([self.last]),
-                "unreadable": pa.array([self.unreadable]),
-                "passages": _nest(self.passages),
-                "ledger": _nest(self.ledger),
-                "rejects": _nest(self.rejects),
-                "unchanged": _nest(self.unchanged),
+                name: _nest(value) if isinstance(value, pa.Table) else pa.array([value])
+                for name, value in values.items()
             }
         )
 
@@ -68,16 +63,12 @@ class Slice:
     def from_row(row: pa.Table) -> Slice:
         """The inverse of `to_row`; no buffer is copied."""
         assert row.num_rows == 1, f"expected one slice a call, got {row.num_rows}"
+        columns = zip(row.column_names, row.columns, strict=True)
         return Slice(
-            unit=row["unit"][0].as_py(),
-            first_document=row["first_document"][0].as_py(),
-            documents=row["documents"][0].as_py(),
-            last=row["last"][0].as_py(),
-            unreadable=row["unreadable"][0].as_py(),
-            passages=_unnest(row["passages"]),
-            ledger=_unnest(row["ledger"]),
-            rejects=_unnest(row["rejects"]),
-            unchanged=_unnest(row["unchanged"]),
+            **{
+                name: _unnest(column) if pa.types.is_list(column.type) else column[0].as_py()
+                for name, column in columns
+            }
         )
 
     def edited(self) -> list[tuple[str, int, int]]:
@@ -174,14 +165,9 @@ class _Pending:
 
     def close(self, *, last: bool) -> Slice:
         """The slice; the next one begins after it."""
-        tables = DocumentTables.concat(self._blocks)
         number = self._unit.number
-        passages, ledger, rejects = _without_duplicates(
-            number, tables.passages, tables.ledger, tables.rejects
-        )
-        full = Slice(
-            number, self.first, self.documents, last, passages, ledger, rejects, tables.unchanged
-        )
+        tables = _without_duplicates(number, DocumentTables.concat(self._blocks))
+        full = Slice(number, self.first, self.documents, last, *tables)
         self.first, self._blocks = self.next_document, []
         self.documents = self._work = self._tokens = 0
         return full
@@ -195,27 +181,21 @@ def unreadable_slice(unit: int, first: int, reason: str) -> Slice:
     return Slice(unit, first, 0, True, nothing, ledger, rejects, unchanged, unreadable=True)
 
 
-def _without_duplicates(
-    unit: int, passages: pa.Table, ledger: pa.Table, rejects: pa.Table
-) -> tuple[pa.Table, pa.Table, pa.Table]:
+def _without_duplicates(unit: int, tables: DocumentTables) -> DocumentTables:
     """The first document of each id stays, the others become rejects."""
-    ids = ledger["doc_id"].to_pylist()
-    if len(set(ids)) == len(ids):
-        return passages, ledger, rejects
-    first_row = {doc_id: row for row, doc_id in reversed(list(enumerate(ids)))}
-    keep = np.array([first_row[doc_id] for doc_id in ids]) == np.arange(len(ids))
-    lost = ledger.filter(pa.array(~keep))
+    ledger = tables.ledger
+    keep = ~pd.Series(ledger["doc_id"].to_pylist(), dtype=object).duplicated().to_numpy()
+    if keep.all():
+        return tables
     more = reject_table(
-        (doc_id, unit, position, *duplicate_of("in the same slice"))
-        for doc_id, position in zip(
-            lost["doc_id"].to_pylist(), lost["position"].to_pylist(), strict=True
-        )
+        (row["doc_id"], unit, row["position"], *duplicate_of("in the same slice"))
+        for row in ledger.select(["doc_id", "position"]).filter(pa.array(~keep)).to_pylist()
     )
     keep_rows = np.repeat(keep, ledger["n_rows"].to_numpy())
-    return (
-        passages.filter(pa.array(keep_rows)),
-        ledger.filter(pa.array(keep)),
-        pa.concat_tables([rejects, more]),
+    return tables._replace(
+        passages=tables.passages.filter(pa.array(keep_rows)),
+        ledger=ledger.filter(pa.array(keep)),
+        rejects=pa.concat_tables([tables.rejects, more]),
     )
 
 

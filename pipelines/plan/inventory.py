@@ -125,14 +125,10 @@ class Numbering:
             numbers[old] = new
         return numbers
 
-    def of_inventory(self, before: Sequence[Unit]) -> dict[int, int]:
-        """Number in an inventory -> number now, of what is carried over."""
-        now = {unit.origins: unit.number for unit in self.units if unit.origins}
-        return {u.number: now[u.origins] for u in before if u.origins in now}
-
     def rejects(self, table: pa.Table, before: Sequence[Unit]) -> pa.Table:
-        """The rejects of units that are carried over, renumbered."""
-        numbers = self.of_inventory(before)
+        """The rejects of units that are carried over, renumbered; `before`: the inventory."""
+        now = {unit.origins: unit.number for unit in self.units if unit.origins}
+        numbers = {unit.number: now[unit.origins] for unit in before if unit.origins in now}
         old = table["unit"].to_numpy()
         keep = np.isin(old, list(numbers))
         new = pa.array([numbers[int(unit)] for unit in old[keep]], pa.int32())

@@ -38,8 +38,7 @@ def duplicate_of(where: Where) -> tuple[RejectCode, str]:
 
 def id_hashes(ids: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """Two uint64 hashes of each id (a string)."""
-    values = ids.to_numpy(zero_copy_only=False) if isinstance(ids, pa.Array) else ids.to_numpy()
-    values = values.astype(object)
+    values = ids.to_numpy(zero_copy_only=False).astype(object)
     first, second = (pd.util.hash_array(values, hash_key=key, categorize=False) for key in _KEYS)
     return first, second
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +21,11 @@ from pipelines.plan.known import NOT_READ_AS, Bucket, IdSet, bucket_of, halves, 
 from pipelines.store.store import Store
 
 _THREADS = 16
+LEDGER, UNCHANGED, DELETED = range(3)
 _COLUMNS = {
-    "ledger": ["doc_id", "doc_hash", "unit", "position", "part", "first_row", "n_rows"],
-    "unchanged": ["doc_id", "unit", "position"],
+    LEDGER: ["doc_id", "doc_hash", "unit", "position", "part", "first_row", "n_rows"],
+    UNCHANGED: ["doc_id", "unit", "position"],
 }
-_LEDGER, _UNCHANGED, _DELETED = range(3)
 _MENTION = np.dtype(
     [
         *(("id", "u8"), ("check", "u8"), ("hash_a", "u8"), ("hash_b", "u8")),
@@ -42,44 +43,27 @@ class Mentions:
         self._parts = pa.array(parts, pa.string())
         self._buckets = buckets
 
-    def of_ledger(self, table: pa.Table, generation: int, units: np.ndarray) -> list[np.ndarray]:
-        """By bucket. `units`: new number of each unit of that run, or NOT_READ_AS."""
-        rows = self._rows(table, generation, _LEDGER)
-        rows["hash_a"], rows["hash_b"] = halves(table["doc_hash"])
-        self._see(rows, table, units)
-        self._place(rows, table)
-        return self._by_bucket(rows)
+    def of(
+        self, kind: int, table: pa.Table, generation: int, units: np.ndarray | None = None
+    ) -> list[np.ndarray]:
+        """What a table of a generation mentions, by bucket; `kind`: LEDGER, UNCHANGED or DELETED.
 
-    def of_unchanged(self, table: pa.Table, generation: int, units: np.ndarray) -> list[np.ndarray]:
-        """By bucket; `units`: as for a ledger."""
-        rows = self._rows(table, generation, _UNCHANGED)
-        self._see(rows, table, units)
-        return self._by_bucket(rows)
-
-    def of_deletions(self, table: pa.Table, generation: int) -> list[np.ndarray]:
-        """By bucket."""
-        rows = self._rows(table, generation, _DELETED)
-        self._place(rows, table)
-        return self._by_bucket(rows)
-
-    def _rows(self, table: pa.Table, generation: int, kind: int) -> np.ndarray:
+        `units`: new number of each unit of that run, or NOT_READ_AS; deletions name no units.
+        """
         rows = np.zeros(table.num_rows, _MENTION)
         rows["id"], rows["check"] = id_hashes(table["doc_id"])
         rows["generation"], rows["kind"] = generation, kind
-        return rows
-
-    def _see(self, rows: np.ndarray, table: pa.Table, units: np.ndarray) -> None:
-        rows["old_unit"] = table["unit"].to_numpy()
-        rows["unit"] = _renumbered(rows["old_unit"], units)
-        rows["position"] = table["position"].to_numpy()
-
-    def _place(self, rows: np.ndarray, table: pa.Table) -> None:
-        part = pc.index_in(table["part"], value_set=self._parts)
-        rows["part"] = pc.fill_null(part, -1).to_numpy()
-        for name in ("first_row", "n_rows"):
-            rows[name] = table[name].to_numpy()
-
-    def _by_bucket(self, rows: np.ndarray) -> list[np.ndarray]:
+        if kind == LEDGER:
+            rows["hash_a"], rows["hash_b"] = halves(table["doc_hash"])
+        if units is not None:
+            rows["old_unit"] = table["unit"].to_numpy()
+            rows["unit"] = _renumbered(rows["old_unit"], units)
+            rows["position"] = table["position"].to_numpy()
+        if kind != UNCHANGED:
+            part = pc.index_in(table["part"], value_set=self._parts)
+            rows["part"] = pc.fill_null(part, -1).to_numpy()
+            for name in ("first_row", "n_rows"):
+                rows[name] = table[name].to_numpy()
         number = bucket_of(rows["id"], self._buckets)
         return [rows[number == b] for b in range(self._buckets)]
 
@@ -89,7 +73,7 @@ def resolve(mentions: Iterable[np.ndarray]) -> Bucket:
     every = _in_order(mentions)
     last = _is_last(every)
     unit = every["unit"][last][np.cumsum(last) - last]
-    live = every["kind"] == _LEDGER
+    live = every["kind"] == LEDGER
     every, unit = every[live], unit[live]
     names = ("hash_a", "hash_b", "part", "first_row", "n_rows")
     columns = {name: np.ascontiguousarray(every[name]) for name in names}
@@ -103,7 +87,7 @@ def _in_order(mentions: Iterable[np.ndarray]) -> np.ndarray:
     Of one generation's, the last is the first in corpus order: the others lost their id to it.
     """
     every = np.concatenate([np.zeros(0, _MENTION), *mentions])
-    every = every[(every["kind"] != _DELETED) & ~_dead(every)]
+    every = every[(every["kind"] != DELETED) & ~_dead(every)]
     place = [-every["position"], -every["old_unit"].astype(np.int64), every["generation"]]
     ordered: np.ndarray = every[np.lexsort((*place, every["check"], every["id"]))]
     return ordered
@@ -118,9 +102,9 @@ def _is_last(ordered: np.ndarray) -> np.ndarray:
 
 def _dead(rows: np.ndarray) -> np.ndarray:
     """Ledger rows that a deletion names."""
-    deleted = rows[rows["kind"] == _DELETED]
+    deleted = rows[rows["kind"] == DELETED]
     dead = np.zeros(len(rows), bool)
-    suspects = np.flatnonzero((rows["kind"] == _LEDGER) & np.isin(rows["id"], deleted["id"]))
+    suspects = np.flatnonzero((rows["kind"] == LEDGER) & np.isin(rows["id"], deleted["id"]))
     names = ["id", "check", "part", "first_row"]
     gone = set(deleted[names].tolist())
     dead[suspects] = [row in gone for row in rows[suspects][names].tolist()]
@@ -138,7 +122,8 @@ def _renumbered(units: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 class MentionFile:
     """A file of a generation that mentions documents: a ledger, or a table of unchanged ones."""
 
-    kind: str
+    kind: int
+    """LEDGER or UNCHANGED."""
     path: str
     generation: int
     units: np.ndarray = field(repr=False)
@@ -147,13 +132,10 @@ class MentionFile:
 
 def mention_files(index: Index, units_of: Callable[[str], np.ndarray]) -> Iterator[MentionFile]:
     """Every such file of an index; `units_of`: run id -> the new numbers of its units."""
-    units: dict[str, np.ndarray] = {}
-    for kind, files in (("ledger", index.ledgers()), ("unchanged", index.unchanged())):
+    units = cache(units_of)
+    for kind, files in ((LEDGER, index.ledgers()), (UNCHANGED, index.unchanged())):
         for manifest, path in files:
-            run_id = manifest.run_id
-            if run_id not in units:
-                units[run_id] = units_of(run_id)
-            yield MentionFile(kind, path, manifest.generation, units[run_id])
+            yield MentionFile(kind, path, manifest.generation, units(manifest.run_id))
 
 
 def read_mentions(
@@ -163,20 +145,23 @@ def read_mentions(
 
     def read(file: MentionFile) -> list[np.ndarray]:
         table = read_columns(store, file.path, _COLUMNS[file.kind])
-        of = mentions.of_ledger if file.kind == "ledger" else mentions.of_unchanged
-        found = of(table, file.generation, file.units)
+        found = mentions.of(file.kind, table, file.generation, file.units)
         return found if only is None else [rows[_find(only, rows) >= 0] for rows in found]
 
     with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(read, files))
 
 
+def deletions(index: Index, mentions: Mentions) -> list[list[np.ndarray]]:
+    """What each generation's table of deletions mentions, by bucket."""
+    return [mentions.of(DELETED, table, each.generation) for each, table in index.deletions()]
+
+
 def gather(index: Index, units_of: Callable[[str], np.ndarray]) -> Bucket:
     """All live documents of an index in one bucket, read by this process."""
     mentions = Mentions(index.part_paths, 1)
-    deleted = [mentions.of_deletions(t, m.generation) for m, t in index.deletions()]
     found = read_mentions(index.store, mentions, mention_files(index, units_of))
-    return resolve(rows for (rows,) in [*deleted, *found])
+    return resolve(rows for (rows,) in [*deletions(index, mentions), *found])
 
 
 @dataclass(frozen=True)
@@ -197,9 +182,8 @@ def newest_places(index: Index, ids: Sequence[str]) -> dict[str, Place]:
     order = np.argsort(first, kind="stable")
     wanted = IdSet(first[order], check[order])
     mentions, runs = Mentions(index.part_paths, 1), {m.generation: m.run_id for m in index.chain}
-    deleted = [mentions.of_deletions(t, m.generation) for m, t in index.deletions()]
     files = mention_files(index, lambda run_id: np.zeros(0, np.int32))
-    found = [*deleted, *read_mentions(index.store, mentions, files, wanted)]
+    found = [*deletions(index, mentions), *read_mentions(index.store, mentions, files, wanted)]
     every = _in_order(rows[_find(wanted, rows) >= 0] for (rows,) in found)
     newest = every[_is_last(every)]
     at = order[_find(wanted, newest)].tolist()

@@ -30,7 +30,7 @@ from pipelines.index.layout import (
 from pipelines.index.records import Done, Plan, RunKind
 from pipelines.index.schemas import UNITS_SCHEMA
 from pipelines.plan.request import Request
-from pipelines.source.units import FileRange, SourceFile, Unit
+from pipelines.source.units import FileRange, SourceFile, Unit, total
 from pipelines.store.store import Store
 
 TODO_SCHEMA = UNITS_SCHEMA.append(pa.field("todo", pa.list_(pa.list_(pa.int64()))))
@@ -79,7 +79,6 @@ def plan_run(
     _check_unchanged(units, files)
     plan = load_plan(store, run_id)
     if plan is None:
-        known = [unit.documents_wanted for unit in units]
         plan = Plan(
             run_id=run_id,
             kind=kind,
@@ -87,7 +86,7 @@ def plan_run(
             request=request.parts,
             listing=listing,
             units=len(units),
-            documents=None if None in known else sum(filter(None, known)),
+            documents=total(unit.documents_wanted for unit in units),
             config=config.resolved(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
@@ -110,11 +109,11 @@ def todo_table(units: Iterable[Unit], done: Iterable[Done]) -> pa.Table:
         if not record.unreadable:
             by_unit[record.unit].append(record)
     rows = [
-        (unit, ranges) for unit in units if (ranges := _missing_ranges(unit, by_unit[unit.number]))
+        _unit_row(unit) | {"todo": ranges}
+        for unit in units
+        if (ranges := _missing_ranges(unit, by_unit[unit.number]))
     ]
-    columns = [*_unit_columns([unit for unit, _ in rows]), [ranges for _, ranges in rows]]
-    arrays = [pa.array(c, f.type) for c, f in zip(columns, TODO_SCHEMA, strict=True)]
-    return pa.table(arrays, schema=TODO_SCHEMA)
+    return pa.Table.from_pylist(rows, TODO_SCHEMA)
 
 
 def _missing_ranges(unit: Unit, done: Sequence[Done]) -> list[tuple[int, int | None]]:
@@ -150,15 +149,15 @@ def _check_unchanged(units: Sequence[Unit], files: Sequence[SourceFile]) -> None
             )
 
 
-def _unit_columns(units: Sequence[Unit]) -> list[list[Any]]:
-    return [
-        [unit.number for unit in units],
-        [unit.format for unit in units],
-        [unit.documents for unit in units],
-        [unit.wanted for unit in units],
-        [[{"run_id": run, "unit": n} for run, n in unit.origins] for unit in units],
-        [[_piece_row(piece) for piece in unit.pieces] for unit in units],
-    ]
+def _unit_row(unit: Unit) -> dict[str, Any]:
+    return {
+        "unit": unit.number,
+        "format": unit.format,
+        "documents": unit.documents,
+        "wanted": unit.wanted,
+        "origins": [{"run_id": run, "unit": n} for run, n in unit.origins],
+        "pieces": [_piece_row(piece) for piece in unit.pieces],
+    }
 
 
 def _piece_row(piece: FileRange) -> dict[str, Any]:
@@ -168,8 +167,7 @@ def _piece_row(piece: FileRange) -> dict[str, Any]:
 
 def units_to_bytes(units: Sequence[Unit], listing: str) -> bytes:
     """What `load_units` reads; `listing`: the hash of the files they come from."""
-    columns = zip(_unit_columns(units), UNITS_SCHEMA, strict=True)
-    table = pa.table([pa.array(c, f.type) for c, f in columns], schema=UNITS_SCHEMA)
+    table = pa.Table.from_pylist([_unit_row(unit) for unit in units], UNITS_SCHEMA)
     # Beside the units: a plan made after a crash must not count in what was listed since.
     table = table.replace_schema_metadata({"listing": listing})
     sink = io.BytesIO()

@@ -48,7 +48,7 @@ def find_duplicates(store: Store, done: Sequence[Done]) -> pa.Table:
     paths = [file.path for file in found]
     with ThreadPoolExecutor(_THREADS) as pool:
         hashes = list(pool.map(lambda p: _hashes(read_columns(store, p, ["doc_id"])), paths))
-        every = np.sort(np.concatenate(hashes)) if hashes else np.empty(0, np.uint64)
+        every = np.sort(np.concatenate([np.empty(0, np.uint64), *hashes]))
         repeated = np.unique(every[1:][every[1:] == every[:-1]])
         suspects = [
             path for path, h in zip(paths, hashes, strict=True) if np.isin(h, repeated).any()
@@ -56,9 +56,9 @@ def find_duplicates(store: Store, done: Sequence[Done]) -> pa.Table:
         rows = list(
             pool.map(lambda p: _with_hash_in(read_columns(store, p, None), repeated), suspects)
         )
-    if not rows:
-        return LOST_SCHEMA.empty_table()
-    candidates = pa.concat_tables(rows).sort_by([("unit", "ascending"), ("position", "ascending")])
+    # Of a document that was found unchanged, no more than its place is known.
+    every_row = pa.concat_tables([LOST_SCHEMA.empty_table(), *rows], promote_options="default")
+    candidates = every_row.sort_by([("unit", "ascending"), ("position", "ascending")])
     later = pd.Series(candidates["doc_id"].to_pylist()).duplicated(keep="first")
     return candidates.filter(pa.array(later.to_numpy()))
 
@@ -69,11 +69,7 @@ def _hashes(table: pa.Table) -> np.ndarray:
 
 def _with_hash_in(table: pa.Table, repeated: np.ndarray) -> pa.Table:
     rows = table.filter(pa.array(np.isin(_hashes(table), repeated)))
-    columns = [
-        rows[field.name] if field.name in rows.column_names else pa.nulls(len(rows), field.type)
-        for field in LOST_SCHEMA
-    ]
-    return pa.table(columns, schema=LOST_SCHEMA)
+    return rows.select([name for name in LOST_SCHEMA.names if name in rows.column_names])
 
 
 def commit(
@@ -241,8 +237,8 @@ def _model(store: Store, job: Job, run: PlannedRun, done: Sequence[Done]) -> Mod
         return read_manifest(store, run.plan.parent).model
     encoder = done[0].encoder
     return ModelRecord(
-        name=job.name,
-        revision=job.revision,
+        name=job.model.name,
+        revision=job.model.revision,
         dim=encoder.dim,
         colbert_dim=encoder.colbert_dim,
         max_length=encoder.max_length,

@@ -33,13 +33,6 @@ from pipelines.store.store import Store, open_store
 from pipelines.terminal.progress import Progress
 
 
-class SharedDocuments(Protocol):
-    """Known documents where every reading task can get at them."""
-
-    def get(self) -> KnownDocuments:
-        """The documents, without copying their arrays."""
-
-
 @dataclass(frozen=True)
 class EncodeJob:
     """All that a worker needs to read and encode its share of a run. Picklable."""
@@ -50,7 +43,7 @@ class EncodeJob:
     """A name of this attempt at the run; crash journals of one attempt belong together."""
     space_fingerprint: str
     """The driver's; a worker whose model has another one refuses to encode."""
-    known: SharedDocuments | None = None
+    known: Callable[[], KnownDocuments] | None = None
     """What the index has already, to leave out what did not change."""
 
     def open_store(self) -> Store:
@@ -68,8 +61,11 @@ class Engine(Protocol):
             ConfigError, StorageError: it cannot start, or workers could not reach the store.
         """
 
-    def share(self, index: Index, numbering: Numbering) -> SharedDocuments:
-        """The live documents of an index, with the units that they have in the new plan."""
+    def share(self, index: Index, numbering: Numbering) -> Callable[[], KnownDocuments]:
+        """The live documents of an index, with the units that they have in the new plan.
+
+        The function gives them to any reading task, without copying their arrays.
+        """
 
     def encode(
         self, job: EncodeJob, todo: Callable[[], pa.Table], progress: Progress
@@ -99,7 +95,7 @@ def read_slices(job: EncodeJob, reader: SliceReader, todo: pa.Table) -> Iterator
     A process may die of what it reads, most likely of memory, and Ray would repeat that for ever.
     So each attempt is noted, and a unit that was begun MOST_READINGS times counts as unreadable.
     """
-    known = job.known.get() if job.known else None
+    known = job.known() if job.known else None
     store = job.open_store()
     for row in todo.to_pylist():
         unit = unit_of(row)

@@ -24,7 +24,7 @@ from pipelines.index.schemas import UNIT_LENGTH_TOLERANCE
 from pipelines.store.store import Store
 
 _SAMPLED_PARTS = 32
-_SAMPLED_ROWS = 2048
+_SAMPLED_ROWS = 64  # of each
 _TELLING_ROWS = 16
 
 
@@ -149,12 +149,8 @@ def _vectors(store: Store, manifest: Manifest, max_alike: float, normalized: boo
 
 def _sample(store: Store, path: str) -> pa.Table:
     with store.open_input(path) as file:
-        parquet = pq.ParquetFile(file)
-        batches = parquet.iter_batches(
-            max(_SAMPLED_ROWS // _SAMPLED_PARTS, 1),
-            row_groups=[0],
-            columns=["passage_hash", "dense"],
-        )
+        columns = ["passage_hash", "dense"]
+        batches = pq.ParquetFile(file).iter_batches(_SAMPLED_ROWS, row_groups=[0], columns=columns)
         return pa.Table.from_batches([next(batches)])
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -19,14 +18,6 @@ from pipelines.store.store import Store
 from pipelines.terminal.progress import Progress
 
 
-@dataclass(frozen=True)
-class _Held:
-    documents: KnownDocuments
-
-    def get(self) -> KnownDocuments:
-        return self.documents
-
-
 class InProcessEngine:
     """An `Engine` that starts nothing; the index is the one that Ray would have written."""
 
@@ -39,9 +30,10 @@ class InProcessEngine:
         """Nothing is started: every store can be reached from here."""
         yield
 
-    def share(self, index: Index, numbering: Numbering) -> _Held:
+    def share(self, index: Index, numbering: Numbering) -> Callable[[], KnownDocuments]:
         """The documents, held by this process."""
-        return _Held(KnownDocuments([gather(index, numbering.of_run)], index.part_paths))
+        documents = KnownDocuments([gather(index, numbering.of_run)], index.part_paths)
+        return lambda: documents
 
     def encode(
         self, job: EncodeJob, todo: Callable[[], pa.Table], progress: Progress

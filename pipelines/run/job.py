@@ -6,9 +6,10 @@ reading are shared.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from actors.config import ModelConfig
+from actors.config import ModelConfig, RerankerConfig
 from actors.encoded import SCORE, TokenEncoder
 from actors.errors import ConfigError
 from actors.models.files import resolve_model
@@ -19,71 +20,47 @@ from pipelines.passages.rows import pair_blocks, passage_blocks
 from pipelines.plan.request import Request
 
 
-class Job(Protocol):
+@dataclass(frozen=True)
+class Job:
     """What one configuration computes, on the driver and on every worker."""
 
-    name: str
-    """Name of the model."""
-    revision: str | None
-    """Revision of the model on its hub."""
+    model: ModelConfig | RerankerConfig
+    """Names the model and its revision."""
     outputs: tuple[str, ...]
     """The columns that the model adds to rows."""
     vector_dtype: str
     """The stored type of vectors or scores."""
-
-    def check(self) -> None:
-        """Refuse rows that the model cannot hold, before anything is started.
-
-        Raises:
-            EmbedError: one of its kinds.
-        """
-
-    def request(self) -> Request:
-        """Everything that decides the result.
-
-        Raises:
-            ModelError: the model's files are not there, or not what is asked for.
-        """
-
-    def blocks(self) -> BlockBuilder:
-        """What makes rows and tokens of documents; loads a tokenizer.
-
-        Raises:
-            ConfigError, ModelError: rows that the model cannot hold.
-        """
-
-    def encoder(self) -> TokenEncoder:
-        """The loaded model.
-
-        Raises:
-            ModelError: it cannot be loaded.
-        """
+    request: Callable[[], Request]
+    """Gives everything that decides the result. Raises ModelError: the model's files are not there,
+    or not what is asked for."""
+    blocks: Callable[[], BlockBuilder]
+    """Makes what makes rows and tokens of documents; loads a tokenizer. Raises ConfigError or
+    ModelError: rows that the model cannot hold."""
+    encoder: Callable[[], TokenEncoder]
+    """Loads the model. Raises ModelError: it cannot be loaded."""
 
 
-class VectorJob:
-    """Vectors of passages."""
-
-    def __init__(self, config: RunConfig) -> None:
-        self._config = config
-        self.name, self.revision = config.model.name, config.model.revision
-        self.outputs: tuple[str, ...] = config.outputs
-        self.vector_dtype: str = config.model.vector_dtype
-
-    def check(self) -> None:
-        """Refuse passages that the model cannot hold."""
-        self.blocks()
-
-    def request(self) -> Request:
-        """As `Job`."""
-        return Request.of(self._config, resolve_model(self._config.encoder))
-
-    def blocks(self) -> BlockBuilder:
-        """As `Job`."""
-        return passage_blocks(self._config, resolve_model(self._config.encoder))
-
-    def encoder(self) -> TokenEncoder:
-        """As `Job`."""
-        return load_encoder(self._config.encoder)
+def job_of(config: AnyRunConfig) -> Job:
+    """The job that a configuration describes."""
+    if isinstance(config, PairsConfig):
+        return Job(
+            config.reranker,
+            outputs=(SCORE,),
+            vector_dtype="float32",
+            request=lambda: Request.of_pairs(config, resolve_reranker(config.reranker)),
+            blocks=lambda: pair_blocks(config, resolve_reranker(config.reranker)),
+            encoder=lambda: _load_scorer(config.reranker),
+        )
+    if isinstance(config, RunConfig):
+        return Job(
+            config.model,
+            outputs=config.outputs,
+            vector_dtype=config.model.vector_dtype,
+            request=lambda: Request.of(config, resolve_model(config.encoder)),
+            blocks=lambda: passage_blocks(config, resolve_model(config.encoder)),
+            encoder=lambda: load_encoder(config.encoder),
+        )
+    raise ConfigError(f"expected a configuration of a run, got {type(config).__name__}.")
 
 
 def load_encoder(config: ModelConfig) -> TokenEncoder:
@@ -101,39 +78,7 @@ def load_encoder(config: ModelConfig) -> TokenEncoder:
     return load(config)
 
 
-class ScoreJob:
-    """Scores of pairs."""
+def _load_scorer(config: RerankerConfig) -> TokenEncoder:
+    from actors.pair_scorer import load_pair_scorer  # late: torch
 
-    outputs: tuple[str, ...] = (SCORE,)
-    vector_dtype: str = "float32"
-
-    def __init__(self, config: PairsConfig) -> None:
-        self._config = config
-        self.name, self.revision = config.reranker.name, config.reranker.revision
-
-    def check(self) -> None:
-        """Refuse pairs that the model cannot hold."""
-        self.blocks()
-
-    def request(self) -> Request:
-        """As `Job`."""
-        return Request.of_pairs(self._config, resolve_reranker(self._config.reranker))
-
-    def blocks(self) -> BlockBuilder:
-        """As `Job`."""
-        return pair_blocks(self._config, resolve_reranker(self._config.reranker))
-
-    def encoder(self) -> TokenEncoder:
-        """As `Job`."""
-        from actors.pair_scorer import load_pair_scorer  # late: torch
-
-        return load_pair_scorer(self._config.reranker)
-
-
-def job_of(config: AnyRunConfig) -> Job:
-    """The job that a configuration describes."""
-    if isinstance(config, PairsConfig):
-        return ScoreJob(config)
-    if isinstance(config, RunConfig):
-        return VectorJob(config)
-    raise ConfigError(f"expected a configuration of a run, got {type(config).__name__}.")
+    return load_pair_scorer(config)

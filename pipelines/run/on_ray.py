@@ -36,6 +36,7 @@ from pipelines.plan.known import Bucket, KnownDocuments
 from pipelines.plan.mentions import (
     MentionFile,
     Mentions,
+    deletions,
     gather,
     mention_files,
     read_mentions,
@@ -125,8 +126,7 @@ def _on_cluster(
     read = ray.remote(num_cpus=1, num_returns=buckets)(_read_all)
     merge = ray.remote(num_cpus=1)(_merge)
     mentions, files = Mentions(index.part_paths, buckets), mention_files(index, units_of)
-    deleted = [mentions.of_deletions(t, m.generation) for m, t in index.deletions()]
-    found = [[ray.put(rows) for rows in each] for each in deleted]
+    found = [[ray.put(rows) for rows in each] for each in deletions(index, mentions)]
     shared = ray.put(index.part_paths)
     while group := list(islice(files, _FILES_IN_TASK)):
         found.append(read.remote(index.store, group, shared, buckets))
@@ -160,9 +160,9 @@ class RayEngine:
             refuse_local_index(store)
             yield
 
-    def share(self, index: Index, numbering: Numbering) -> KnownRefs:
+    def share(self, index: Index, numbering: Numbering) -> Callable[[], KnownDocuments]:
         """The documents, in the object store."""
-        return put_known(index, numbering.of_run)
+        return put_known(index, numbering.of_run).get
 
     def encode(
         self, job: EncodeJob, todo: Callable[[], pa.Table], progress: Progress

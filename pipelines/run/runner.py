@@ -30,11 +30,13 @@ from pipelines.run.tasks import Task
 def run_next(
     context: RunContext,
     next_task: Callable[[], Task | Manifest],
+    say_idle: Callable[[int, str], None],
     permit: Permit | None = None,
-) -> tuple[Manifest, bool]:
-    """Run the next task, if any; returns the newest manifest and whether anything ran.
+) -> Manifest:
+    """Run the next task, if any; returns the newest manifest.
 
-    `permit`: who may agree to a large run; asked before its plan is pinned, not on later attempts.
+    `say_idle`: says, of a generation and its index, that there is nothing to do. `permit`: who may
+    agree to a large run; asked before its plan is pinned, not on later attempts.
 
     Raises:
         EmbedError: one of its kinds, each with a remedy; finished slices are kept.
@@ -50,8 +52,9 @@ def run_next(
                 if load_plan(context.store, task.run_id) is None:
                     task = task.pinned()
                     _confirm(context, task, permit or Permit())
-                return _carry_out(context, task, lease), True
-    return task, False
+                return _carry_out(context, task, lease)
+    say_idle(task.generation, context.store.uri)
+    return task
 
 
 def _confirm(context: RunContext, task: Task, permit: Permit) -> None:
@@ -74,10 +77,7 @@ def _carry_out(context: RunContext, task: Task, lease: Lease) -> Manifest:
         run = _plan(context, task, done)
         manifest = _encode_and_commit(context, run, records, lease)
         done = records.read()
-    if context.publishes:
-        _publish(context, manifest, done, over=task.parent)
-    else:
-        write_report(store, context.config, manifest, done, progress.report(), published=False)
+    _publish(context, manifest, done, over=task.parent)
     progress.committed(read_report(store, manifest.generation), store.uri)
     return manifest
 
@@ -128,7 +128,7 @@ def _encode_and_commit(
         comparison = None
         if parent is not None and known is not None:
             before = inventory(store, parent.info)
-            comparison = Comparison(parent, before, numbering, known.get())
+            comparison = Comparison(parent, before, numbering, known())
         return commit(context, run, records.read(), lease.check, comparison)
 
 
@@ -151,15 +151,18 @@ def _encode(context: RunContext, run: PlannedRun, records: DoneRecords, job: Enc
 def _publish(
     context: RunContext, manifest: Manifest, done: Sequence[Done], *, over: int | None
 ) -> None:
-    """Publish what passes the gate. Also for a run that died between manifest and publication."""
+    """Publish what passes the gate, where that is wanted; write the report.
+
+    Also for a run that died between manifest and publication.
+    """
     store, config, number = context.store, context.config, manifest.generation
     against: list[str] = []
-    if live_generation(store) != number and isinstance(config, RunConfig):
+    if context.publishes and live_generation(store) != number and isinstance(config, RunConfig):
         against = findings(store, config, manifest)
-    if not against and live_generation(store) != number:
+    published = context.publishes and not against
+    if published and live_generation(store) != number:
         publish(store, number, over=over)
     this_run = context.progress.report()
-    published = not against
     write_report(store, config, manifest, done, this_run, published=published, gate=against)
     if against:
         raise GateError(

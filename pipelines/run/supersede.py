@@ -49,14 +49,6 @@ class Inheritance:
 NOTHING = Inheritance(0, REJECTS_SCHEMA.empty_table(), DELETIONS_SCHEMA.empty_table())
 
 
-def embedded_rows(store: Store, done: Sequence[Done], lost: pa.Table) -> pa.Table:
-    """The ledger rows of a run, without documents that lost their id (`lost`: LOST_SCHEMA)."""
-    ledgers = [read_columns(store, r.ledger.path, None) for r in done if r.ledger]
-    keys = ["unit", "position"]
-    every = pa.concat_tables([LEDGER_SCHEMA.empty_table(), *ledgers])
-    return every.join(lost.select(keys), keys, join_type="left anti")
-
-
 @dataclass(frozen=True)
 class Comparison:
     """A run beside its parent generation."""
@@ -72,8 +64,10 @@ class Comparison:
 
         `lost`: documents of the run that lost their id within it (LOST_SCHEMA).
         """
-        store = self.parent.store
-        embedded = embedded_rows(store, done, lost)
+        store, keys = self.parent.store, ["unit", "position"]
+        ledgers = [read_columns(store, r.ledger.path, None) for r in done if r.ledger]
+        every = pa.concat_tables([LEDGER_SCHEMA.empty_table(), *ledgers])
+        embedded = every.join(lost.select(keys), keys, join_type="left anti")
         replaced, moved = self._replaced(embedded)
         vanished = self._vanished(done, embedded)
         held = self.numbering.rejects(self.parent.rejects(), self.before)
@@ -93,9 +87,9 @@ class Comparison:
         rows = np.flatnonzero(found.known)
         columns = [
             embedded["doc_id"].take(pa.array(rows)),
-            pa.array([self.known.parts[part] for part in found.part[rows]], pa.string()),
-            pa.array(found.first_row[rows].astype(np.int64)),
-            pa.array(found.n_rows[rows].astype(np.int64)),
+            [self.known.parts[part] for part in found.part[rows]],
+            found.first_row[rows],
+            found.n_rows[rows],
         ]
         shadowed = np.flatnonzero(found.known & (found.unit != NOT_READ_AS))
         ids = embedded["doc_id"].take(pa.array(shadowed)).to_pylist()
@@ -125,11 +119,10 @@ class Comparison:
                 by_part[int(part)].append((int(first), int(n)))
 
         def describe(item: tuple[int, list[tuple[int, int]]]) -> pa.Table:
-            part, ranges = self.known.parts[item[0]], sorted(item[1])
-            firsts, counts = (pa.array(column, pa.int64()) for column in zip(*ranges, strict=True))
-            ids = read_columns(store, part, ["doc_id"])["doc_id"].take(firsts)
-            parts = pa.array([part] * len(firsts), pa.string())
-            return pa.table([ids, parts, firsts, counts], schema=DELETIONS_SCHEMA)
+            part = self.known.parts[item[0]]
+            firsts, counts = zip(*sorted(item[1]), strict=True)
+            ids = read_columns(store, part, ["doc_id"])["doc_id"].take(pa.array(firsts))
+            return pa.table([ids, [part] * len(ids), firsts, counts], schema=DELETIONS_SCHEMA)
 
         with ThreadPoolExecutor(_THREADS) as pool:
             found = list(pool.map(describe, by_part.items()))

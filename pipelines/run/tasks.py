@@ -76,24 +76,26 @@ def next_embed_task(context: RunContext, *, fresh: bool, replay: bool) -> Task |
         # same one.
         after = max(publications(store), default=0)
         return Task(request.run_id(after=after, listing=listing.hash), None, pin)
-    live, plan = _live(store, request)
+    committed = _live(store, request)
     if replay:
-        return _replay(store, request, live, plan)
-    if live is None or plan is None:
+        return _replay(store, request, committed)
+    if committed is None:
         return Task(request.run_id(), None, pin)
+    live, plan = committed
     if plan.listing != listing.hash:
         raise _differs(store, live.generation, ["the source's files"])
     return live
 
 
 def _replay(
-    store: Store, request: Request, live: Manifest | None, plan: Plan | None
+    store: Store, request: Request, committed: tuple[Manifest, Plan] | None
 ) -> Task | Manifest:
-    if live is None or plan is None:
+    if committed is None:
         raise IndexStateError(
             f"{store.uri}: expected a committed index whose rejects to replay, found none.",
             "Run without --replay-rejects; what was rejected for now is tried again by itself.",
         )
+    live, plan = committed
     again = for_now(Index(store, read_chain(store, live.generation)).rejects())
     if not again:
         return live
@@ -104,16 +106,16 @@ def _replay(
     return Task(request.run_id(replay=live.generation), live.generation, pin, "reindex", False)
 
 
-def _live(store: Store, request: Request) -> tuple[Manifest | None, Plan | None]:
+def _live(store: Store, request: Request) -> tuple[Manifest, Plan] | None:
     """The live generation and its plan, both of this request."""
     number = live_generation(store)
     if number is None:
-        return None, None
+        return None
     live = read_manifest(store, number)
     _check_kind(store, live, request)
     plan = load_plan(store, live.run_id)
     others = request.differences(plan.request) if plan else ["its plan is gone"]
-    if others:
+    if plan is None or others:
         raise _differs(store, number, others)
     return live, plan
 

@@ -20,6 +20,10 @@ from pipelines.source.units import SourceFile
 
 _THREADS = 32
 
+# What the stores call an ETag, and the time of the last change.
+_TAGS = ("ETag", "etag", "md5Hash")
+_TIMES = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated")
+
 UNKNOWN_SIZE = -1
 """Of a file whose HTTP server does not say."""
 
@@ -114,13 +118,8 @@ def _from_info(info: dict[str, Any]) -> SourceFile:
 
 
 def _etag(info: dict[str, Any]) -> str:
-    for key in ("ETag", "etag", "md5Hash"):
-        if info.get(key):
-            return str(info[key]).strip('"')
-    for key in ("mtime", "LastModified", "last_modified", "Last-Modified", "updated"):
-        if info.get(key):
-            return str(info[key])
-    return ""
+    found = next((info[key] for key in (*_TAGS, *_TIMES) if info.get(key)), "")
+    return str(found).strip('"')
 
 
 def _walk(root: str) -> Iterator[str]:

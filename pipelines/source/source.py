@@ -28,7 +28,7 @@ from pipelines.source.listing import (
     is_local,
     is_s3,
 )
-from pipelines.source.units import FileRange, Listing, SourceFile, Unit
+from pipelines.source.units import FileRange, Listing, SourceFile, Unit, total
 from pipelines.store.faults import FAULTS, fault_of, fetched, may_pass
 
 _REMEDY = (
@@ -131,7 +131,7 @@ class Source:
         left = self._config.limit
         present: dict[str, pa.DataType] = {}
         for pieces in self._pieces(listing, present, known):
-            unit = Unit(len(units), listing.format, pieces, _sum(p.documents for p in pieces))
+            unit = Unit(len(units), listing.format, pieces, total(p.documents for p in pieces))
             if left is not None:
                 documents = unit.documents
                 taken = self._count(unit, left) if documents is None else min(documents, left)
@@ -296,11 +296,6 @@ def _check_types(
                 f"as in {first}, found {kinds[0]}.",
                 "Give the column one type in all files, or leave it out.",
             )
-
-
-def _sum(counts: Iterator[int | None]) -> int | None:
-    known = list(counts)
-    return None if None in known else sum(filter(None, known))
 
 
 def _filesystem(config: SourceConfig) -> tuple[Any, list[str]]:

@@ -1,12 +1,9 @@
-"""Documents on storage: which files there are, the units they are read in, and the reading.
-
-Formats say what a file holds; here files become units, and units documents. Knows nothing of
-passages, tokens or vectors.
-"""
+"""The files of a source, the pieces that files are cut into, and the units that runs read."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -74,10 +71,8 @@ class Unit:
     @property
     def documents_wanted(self) -> int | None:
         """How many documents the run reads of it, None where only reading tells."""
-        stops = [self.documents if stop is None else stop for _, stop in self.wanted]
-        if None in stops:
-            return None
-        return sum(filter(None, stops)) - sum(start for start, _ in self.wanted)
+        stops = total(self.documents if stop is None else stop for _, stop in self.wanted)
+        return None if stops is None else stops - sum(start for start, _ in self.wanted)
 
     def __str__(self) -> str:
         """For messages."""
@@ -89,3 +84,9 @@ class Unit:
             where = f", bytes {first.start:,} to {first.stop:,}"
         more = f" and {len(self.pieces) - 1} more files" if len(self.pieces) > 1 else ""
         return f"{first.file.path}{where}{more}"
+
+
+def total(counts: Iterable[int | None]) -> int | None:
+    """The sum of counts, None where one of them is not known."""
+    known = list(counts)
+    return None if None in known else sum(filter(None, known))

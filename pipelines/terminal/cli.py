@@ -36,7 +36,7 @@ Overrides = Annotated[
         "--set",
         metavar="KEY=VALUE",
         help="Set a key of CONFIG, as in slice.documents=500; the value is YAML. May be repeated. "
-        "python -m pipelines.config lists every key.",
+        "python -m pipelines.config lists every key (--pairs: those of rerank_pairs).",
     ),
 ]
 Limit = Annotated[
@@ -69,6 +69,16 @@ IndexUri = Annotated[str, typer.Argument(help="The index: a local path or s3://.
 Generation = Annotated[
     int | None,
     typer.Option(metavar="N", help="This generation, whichever is live.", show_default=False),
+]
+Reranker = Annotated[
+    str | None,
+    typer.Option(
+        "--rerank",
+        metavar="MODEL",
+        help="This reranker (hub id or folder) orders the best --rerank-top anew; when evaluating, "
+        "a mode more, over hybrid.",
+        show_default=False,
+    ),
 ]
 RerankTop = Annotated[int, typer.Option(help="How many the reranker reads.", min=1)]
 
@@ -107,7 +117,7 @@ def silent() -> Log:
 
 
 @contextmanager
-def log_to_stderr(log_format: LogFormat) -> Iterator[Log]:
+def log_to_stderr(log_format: LogFormat = "text") -> Iterator[Log]:
     """A command's log; the project's own logging is said through it too, as warnings.
 
     It has a file descriptor of its own, so that 2 can be muted where Ray's core writes to it.

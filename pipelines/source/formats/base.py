@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -159,6 +160,40 @@ class Format(Protocol):
         """What `read` gives, with no rows: its types."""
 
 
+class RecordFiles(ABC):
+    """A `Format` that is read record by record; its fields are strings."""
+
+    def __init__(self, config: SourceConfig) -> None:
+        self._config, self._columns = config, config.columns
+
+    def inspect(self, access: Access, file: SourceFile, name: str) -> FileFacts:
+        """The pieces, and the fields of the first records."""
+        pieces = self._pieces(access, file, name)
+        try:
+            fields = self._fields(access, pieces[0])
+        except OSError:  # damaged: for the run to find, and to name
+            fields = None
+        return FileFacts(pieces, None if fields is None else dict.fromkeys(fields, pa.string()))
+
+    def read(self, access: Access, piece: FileRange) -> Iterator[DocumentBatch]:
+        """One document a record."""
+        return to_batches(self._records(access, piece), self._columns.copied)
+
+    def no_documents(self, access: Access, piece: FileRange) -> DocumentBatch:
+        """Strings, all of them."""
+        return to_batch([], self._columns.copied)
+
+    def _pieces(self, access: Access, file: SourceFile, name: str) -> list[FileRange]:
+        return [FileRange(file, name, 0, file.size)]
+
+    def _fields(self, access: Access, piece: FileRange) -> Iterable[str] | None:
+        """Plain text has a text and, from its place, an id: under whatever names."""
+        return filter(None, (self._columns.id, self._columns.text))
+
+    @abstractmethod
+    def _records(self, access: Access, piece: FileRange) -> Iterator[SourceRow]: ...
+
+
 def compression_of(path: str) -> str | None:
     """The codec a name ends with."""
     name = name_in(path).lower()
@@ -226,14 +261,16 @@ def _is_unicode(value: str | None) -> bool:
     return True
 
 
-def check_present(config: SourceConfig, present: Mapping[str, Any], where: str) -> None:
-    """Every configured column is among those present.
+def check_present(config: SourceConfig, present: Collection[str], where: str) -> None:
+    """Check that every configured column is among those present, once.
 
     Raises:
         SourceError: naming the key, the place, and what it has instead.
     """
     for key, name in config.columns.by_key.items():
-        if name is not None and name not in present:
+        if name is None:
+            continue
+        if name not in present:
             found = ", ".join(list(present)[:30]) or "none"
             remedy = ""
             if key == "id":
@@ -244,3 +281,5 @@ def check_present(config: SourceConfig, present: Mapping[str, Any], where: str) 
                 f"source.columns.{key}: expected a column {name!r} in {where}, found {found}.",
                 remedy,
             )
+        if list(present).count(name) > 1:
+            raise SourceError(f"{where}: expected one column {name!r}, found several.")

@@ -8,24 +8,12 @@ from __future__ import annotations
 
 import codecs
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
-import pyarrow as pa
-
 from actors.errors import SourceError
-from pipelines.config.sections import SourceConfig
-from pipelines.source.formats.base import (
-    Access,
-    DocumentBatch,
-    FileFacts,
-    SourceRow,
-    compression_of,
-    derived_id,
-    to_batch,
-    to_batches,
-)
+from pipelines.source.formats.base import Access, RecordFiles, SourceRow, compression_of, derived_id
 from pipelines.source.units import FileRange, SourceFile
 
 RANGE_BYTES = 64 << 20
@@ -34,44 +22,30 @@ _SAMPLE_LINES = 100
 _SAMPLE_BYTES = 256 << 10
 
 
-class LineFiles(ABC):
-    """A document a line."""
+class TextLines(RecordFiles):
+    """Plain text, a document a line; its id is where it begins."""
 
-    def __init__(self, config: SourceConfig) -> None:
-        self._config = config
-
-    def inspect(self, access: Access, file: SourceFile, name: str) -> FileFacts:
-        """Its byte ranges, and the fields of its first lines."""
+    def _pieces(self, access: Access, file: SourceFile, name: str) -> list[FileRange]:
         size = file.size
-        pieces = [FileRange(file, name, 0, size)]  # also: a size the server did not say
-        if size > RANGE_BYTES and not compression_of(file.path) and access.gives_ranges(file):
-            starts = range(0, size, RANGE_BYTES)
-            pieces = [FileRange(file, name, at, min(at + RANGE_BYTES, size)) for at in starts]
-        return FileFacts(pieces, self._fields(access, pieces[0]))
+        if size <= RANGE_BYTES or compression_of(file.path) or not access.gives_ranges(file):
+            return super()._pieces(access, file, name)  # also: a size the server did not say
+        starts = range(0, size, RANGE_BYTES)
+        return [FileRange(file, name, at, min(at + RANGE_BYTES, size)) for at in starts]
 
-    def read(self, access: Access, piece: FileRange) -> Iterator[DocumentBatch]:
-        """One document a line."""
-        records = (self._record(piece, *line) for line in lines(access, piece))
-        yield from to_batches(records, self._config.columns.copied)
+    def _records(self, access: Access, piece: FileRange) -> Iterator[SourceRow]:
+        return (self._record(piece, *line) for line in lines(access, piece))
 
-    def no_documents(self, access: Access, piece: FileRange) -> DocumentBatch:
-        """Strings, all of them."""
-        return to_batch([], self._config.columns.copied)
-
-    @abstractmethod
-    def _fields(self, access: Access, piece: FileRange) -> dict[str, pa.DataType] | None: ...
-
-    @abstractmethod
-    def _record(self, piece: FileRange, offset: int, line: bytes) -> SourceRow: ...
+    def _record(self, piece: FileRange, offset: int, line: bytes) -> SourceRow:
+        return SourceRow(derived_id(piece, offset), line.decode("utf-8", "surrogateescape"))
 
 
-class JsonLines(LineFiles):
+class JsonLines(TextLines):
     """One JSON object a line; a column may be a dotted path into it."""
 
-    def _fields(self, access: Access, piece: FileRange) -> dict[str, pa.DataType] | None:
-        names: dict[str, None] = {}
-        seen = 0
-        try:
+    def _fields(self, access: Access, piece: FileRange) -> Iterable[str] | None:
+        names: dict[str, None] | None = None
+        paths = [path for path in self._columns.by_key.values() if path]
+        with suppress(OSError):  # damaged: for the run to find, and to name
             for number, (offset, line) in enumerate(lines(access, piece)):
                 if number == 0:
                     _refuse_one_value(line.strip(), piece.file.path)
@@ -79,25 +53,16 @@ class JsonLines(LineFiles):
                     break
                 value = _parsed(line)
                 if isinstance(value, dict):
-                    seen += 1
-                    names |= dict.fromkeys(value)
-                    names |= {p: None for p in self._paths if _at(value, p) is not _ABSENT}
-        except OSError:  # damaged: for the run to find, and to name
-            pass
-        return dict.fromkeys(names, pa.string()) if seen else None
-
-    @property
-    def _paths(self) -> list[str]:
-        columns = self._config.columns
-        return [n for n in (columns.id, columns.text, columns.title, *columns.copied) if n]
+                    inside = (path for path in paths if _at(value, path) is not _ABSENT)
+                    names = (names or {}) | dict.fromkeys([*value, *inside])
+        return names
 
     def _record(self, piece: FileRange, offset: int, line: bytes) -> SourceRow:
-        columns = self._config.columns
+        columns = self._columns
         derived = None if columns.id else derived_id(piece, offset)
         value = _parsed(line)
-        if not isinstance(value, dict):
-            what = value if isinstance(value, str) else "not an object"
-            return SourceRow(derived, fault=("bad_record", f"byte {offset}: {what}"))
+        if isinstance(value, str):
+            return SourceRow(derived, fault=("bad_record", f"byte {offset}: {value}"))
         doc_id = derived if columns.id is None else _at(value, columns.id)
         if isinstance(doc_id, int) and not isinstance(doc_id, bool):
             doc_id = str(doc_id)
@@ -120,24 +85,6 @@ class JsonLines(LineFiles):
         return SourceRow(
             doc_id, text, title, tuple(_as_text(_at(value, name)) for name in columns.copied)
         )
-
-
-class TextLines(LineFiles):
-    """Plain text, a document a line; its id is where it begins."""
-
-    def _fields(self, access: Access, piece: FileRange) -> dict[str, pa.DataType] | None:
-        return text_fields(self._config)
-
-    def _record(self, piece: FileRange, offset: int, line: bytes) -> SourceRow:
-        nothing = (None,) * len(self._config.columns.copied)
-        text = line.decode("utf-8", "surrogateescape")
-        return SourceRow(derived_id(piece, offset), text, None, nothing)
-
-
-def text_fields(config: SourceConfig) -> dict[str, pa.DataType]:
-    """Plain text has a text and, from its place, an id: under whatever names."""
-    columns = config.columns
-    return dict.fromkeys(filter(None, (columns.id, columns.text)), pa.string())
 
 
 def lines(access: Access, piece: FileRange) -> Iterator[tuple[int, bytes]]:
@@ -196,8 +143,8 @@ def _as_text(value: Any) -> str | None:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _parsed(line: bytes) -> Any:
-    """The value of a JSON text; a str saying what is wrong where it is none or no object."""
+def _parsed(line: bytes) -> dict[str, Any] | str:
+    """The object of a JSON text; a str saying what is wrong where it is none."""
     try:
         value = json.loads(line.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:

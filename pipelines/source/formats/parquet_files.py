@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,11 +41,14 @@ class ParquetFiles:
         except (OSError, pa.ArrowException) as error:  # pyarrow raises either for a damaged footer
             reason = " ".join(str(error).split())
             raise SourceError(f"{file.path}: expected a Parquet file ({reason:.160}).") from None
-        present = {field.name: field.type for field in schema}
+        nothing = schema.empty_table()
+        inside: dict[str, pa.DataType] = {}
         for column in self._names:
-            if kind := _type_at(schema, column):
-                present[column] = kind
-        check_present(self._config, present, file.path)
+            if column not in schema.names:
+                with suppress(KeyError, pa.ArrowException):
+                    inside[column] = _column_at(nothing, column).type
+        check_present(self._config, [*schema.names, *inside], file.path)
+        present = {field.name: field.type for field in schema} | inside
         self._check_types(present, file.path)
         present = {name: self._copied_as(name, kind) for name, kind in present.items()}
         pieces, first = [], 0
@@ -75,9 +79,7 @@ class ParquetFiles:
 
     @property
     def _names(self) -> list[str]:
-        columns = self._columns
-        wanted = (columns.id, columns.text, columns.title, *columns.copied)
-        return list(dict.fromkeys(name for name in wanted if name))
+        return list(dict.fromkeys(filter(None, self._columns.by_key.values())))
 
     def _canonical(self, piece: FileRange, table: pa.Table, first: int) -> pa.Table:
         columns, n = self._columns, table.num_rows
@@ -115,22 +117,8 @@ class ParquetFiles:
                 )
 
 
-def _type_at(schema: pa.Schema, path: str) -> pa.DataType | None:
-    """The type under a column's name or a dotted path into structs."""
-    if path in schema.names:
-        return schema.field(path).type
-    first, *rest = path.split(".")
-    if first not in schema.names:
-        return None
-    kind = schema.field(first).type
-    for name in rest:
-        if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
-            return None
-        kind = kind.field(name).type
-    return kind
-
-
 def _column_at(table: pa.Table, path: str) -> pa.ChunkedArray:
+    """The column of a name, or of a dotted path into structs."""
     if path in table.column_names:
         return table[path]
     first, *rest = path.split(".")

@@ -4,22 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 
-import pyarrow as pa
-
-from pipelines.config.sections import SourceConfig
-from pipelines.source.formats.base import (
-    Access,
-    DocumentBatch,
-    FileFacts,
-    SourceRow,
-    derived_id,
-    is_damage,
-    to_batch,
-    to_batches,
-)
-from pipelines.source.formats.line_files import text_fields
+from pipelines.source.formats.base import Access, RecordFiles, SourceRow, derived_id, is_damage
 from pipelines.source.units import FileRange, SourceFile
 
 _DOC = re.compile(r"<doc( \w+=\".*\")>$")
@@ -27,72 +13,41 @@ _ATTRIBUTE = re.compile(r" (\w+)=\"(.*?)\"(?= \w+=\"|$)")
 _ESCAPED = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&#x27;": "'", "&#39;": "'", "&amp;": "&"}
 
 
-class TextFiles:
+class TextFiles(RecordFiles):
     """A document a file; its id is the file's name, relative to the configured location."""
 
-    def __init__(self, config: SourceConfig) -> None:
-        self._config = config
+    def _pieces(self, access: Access, file: SourceFile, name: str) -> list[FileRange]:
+        return [FileRange(file, name, 0, file.size, documents=1)]
 
-    def inspect(self, access: Access, file: SourceFile, name: str) -> FileFacts:
-        """One document."""
-        return FileFacts(
-            [FileRange(file, name, 0, file.size, documents=1)], text_fields(self._config)
-        )
-
-    def read(self, access: Access, piece: FileRange) -> Iterator[DocumentBatch]:
+    def _records(self, access: Access, piece: FileRange) -> Iterator[SourceRow]:
         """The one document; where it does not decompress, a fault that spares its neighbours."""
-        metadata = self._config.columns.copied
         with access.open_stream(piece.file) as stream:
             try:
                 text = stream.read().decode("utf-8-sig", "surrogateescape")
-                record = SourceRow(piece.name, text, None, (None,) * len(metadata))
+                record = SourceRow(piece.name, text)
             except OSError as error:
                 if not is_damage(error):
                     raise
                 record = SourceRow(piece.name, fault=("bad_record", f"damaged: {error!s:.100}"))
-        yield to_batch([record], metadata)
-
-    def no_documents(self, access: Access, piece: FileRange) -> DocumentBatch:
-        """Strings, all of them."""
-        return to_batch([], self._config.columns.copied)
+        yield record
 
 
-class WikiExtractorFiles:
+class WikiExtractorFiles(RecordFiles):
     """`<doc id="12" url="..." title="...">`, the text, `</doc>`.
 
     The attributes are the columns. The title, which WikiExtractor repeats as the first line, is no
     part of the text, and what it escaped (&lt; &gt; &amp; and quotes) is as it was.
     """
 
-    def __init__(self, config: SourceConfig) -> None:
-        self._config = config
-
-    def inspect(self, access: Access, file: SourceFile, name: str) -> FileFacts:
-        """One piece; the attributes of the first element."""
-        piece = FileRange(file, name, 0, file.size)
-        attributes: dict[str, str] | None = None
-        with suppress(OSError):  # damaged: for the run to find, and to name
-            attributes = next((a for a, _, _ in self._elements(access, piece) if a), None)
-        if attributes is None:
-            return FileFacts([piece], None)
-        names = [*attributes, self._config.columns.text]
-        return FileFacts([piece], dict.fromkeys(names, pa.string()))
-
-    def read(self, access: Access, piece: FileRange) -> Iterator[DocumentBatch]:
-        """One document an element."""
-        yield from to_batches(self._records(access, piece), self._config.columns.copied)
-
-    def no_documents(self, access: Access, piece: FileRange) -> DocumentBatch:
-        """Strings, all of them."""
-        return to_batch([], self._config.columns.copied)
+    def _fields(self, access: Access, piece: FileRange) -> list[str] | None:
+        attributes = next((a for a, _, _ in self._elements(access, piece) if a), None)
+        return None if attributes is None else [*attributes, self._columns.text]
 
     def _records(self, access: Access, piece: FileRange) -> Iterator[SourceRow]:
-        columns = self._config.columns
+        columns = self._columns
         elements = self._elements(access, piece)
         for position, (attributes, text, fault) in enumerate(elements):
-            doc_id = attributes.get(columns.id) if columns.id else None
-            if columns.id is None:
-                doc_id = derived_id(piece, position)
+            doc_id = attributes.get(columns.id) if columns.id else derived_id(piece, position)
             if fault:
                 yield SourceRow(doc_id, fault=("bad_record", fault))
                 continue
