@@ -10,7 +10,14 @@ import pytest
 import scipy.stats
 
 from actors.errors import ConfigError
-from pipelines.evaluation.measures import MEASURES, PerQuery, first_relevant, mean_of, measure
+from pipelines.evaluation.measures import (
+    MEASURES,
+    PerQuery,
+    first_relevant,
+    mean_of,
+    measure,
+    without_identical_ids,
+)
 
 
 def ranked(*documents, score=None):
@@ -82,7 +89,7 @@ def test_query_without_results_counts_zero_and_one_without_judgements_not():
 def test_identical_ids_are_no_results_where_asked():
     qrels, rankings = {"q": {"a": 1}}, {"q": ranked("q", "a")}
     assert measure(qrels, rankings).values["RR@10"][0] == 0.5
-    assert measure(qrels, rankings, ignore_identical_ids=True).values["RR@10"][0] == 1
+    assert measure(qrels, without_identical_ids(rankings)).values["RR@10"][0] == 1
     assert rankings == {"q": ranked("q", "a")}
 
 

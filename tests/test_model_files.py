@@ -45,7 +45,7 @@ def resolve_error(**config: Any) -> ModelError:
 def test_resolve_folder_finds_weights_heads_and_limits() -> None:
     files = resolve_model(ModelConfig(name=str(M3), outputs=OUTPUTS, query_max_length=32))
     assert files.folder == M3
-    assert files.model_type == "xlm-roberta"
+    assert files.config["model_type"] == "xlm-roberta"
     assert files.weight_files() == [M3 / "model.safetensors"]
     assert files.heads == {"sparse": M3 / "sparse_linear.pt", "colbert": M3 / "colbert_linear.pt"}
     # tokenizer_config.json says 8192; the position table holds 514 - 2.

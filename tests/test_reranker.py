@@ -81,7 +81,7 @@ def test_scores_by_transformers_own_layers_equal_flag_embeddings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As of an encoder whose layers are none of ours."""
-    monkeypatch.setattr(scorers, "can_take", lambda model: False)
+    monkeypatch.setattr(scorers.backbone, "can_take", lambda model: False)
     config = RerankerConfig(
         name=str(MODELS / NAMES["encoder"]), max_length=96, dtype="float32", device="cpu"
     )

@@ -5,16 +5,12 @@ Knows no torch, so that limits can be checked before anything is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from actors.config import Pooling
 from actors.errors import ModelError
-
-
-def _zero(model: Mapping[str, Any]) -> int:
-    return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +19,10 @@ class Family:
 
     pooling: Pooling
     """Pooling where neither the configuration nor the checkpoint names one."""
-    query_format: str = "{}{}"
-    """Where a query's instruction and text go in a model without a record."""
     layers: str
     """What the names of its layers' weights hold; a layer that config.json lacks shows there."""
-    first_position: Callable[[Mapping[str, Any]], int] = _zero
-    """Position id of a passage's first token, from the model's config.json."""
+    after_padding: bool = False
+    """Positions count from the padding id on."""
     load_arguments: Mapping[str, Any] = field(default_factory=dict)
     """Arguments for from_pretrained."""
     forward_arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -38,20 +32,20 @@ class Family:
     packed: bool = True
     """Its attention is ours; else it gets padded batches with a mask."""
 
+    def first_position(self, model: Mapping[str, Any]) -> int:
+        """Position id of a passage's first token, from the model's config.json."""
+        # fairseq's make_positions: real tokens count from padding_idx + 1. Starting at 0 raises
+        # nothing and gives plausible, wrong vectors.
+        return int(model.get("pad_token_id", 1)) + 1 if self.after_padding else 0
+
     def usable_positions(self, model: Mapping[str, Any]) -> int:
         """How many tokens of a passage the model has positions for."""
         return int(model["max_position_embeddings"]) - self.first_position(model)
 
 
-def _after_padding(model: Mapping[str, Any]) -> int:
-    # fairseq's make_positions: real tokens count from padding_idx + 1. Starting at 0 raises
-    # nothing and gives plausible, wrong vectors.
-    return int(model.get("pad_token_id", 1)) + 1
-
-
 _NO_POOLER = {"add_pooling_layer": False}
 _BERT = Family(pooling="cls", layers="encoder.layer.", load_arguments=_NO_POOLER, token_types=True)
-_ROBERTA = replace(_BERT, first_position=_after_padding)
+_ROBERTA = replace(_BERT, after_padding=True)
 _DECODER = Family(pooling="last_token", layers="layers.", forward_arguments={"use_cache": False})
 _REMOTE = Family(
     pooling="cls", layers="layer", load_arguments={"trust_remote_code": True}, packed=False

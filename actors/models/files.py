@@ -12,8 +12,9 @@ from typing import Any
 
 from actors.config import ModelConfig, Output, Pooling
 from actors.errors import ModelError
+from actors.models.cache import local_copy
 from actors.models.families import Family, family_of, remote_family
-from actors.models.location import locate, locate_heads
+from actors.models.location import locate
 from actors.models.prompts import Prompts, find_record, prompts_of
 from actors.models.registry import CLASSIFIER, DECODER_KINDS, KnownModel, reranker_record
 
@@ -23,12 +24,29 @@ _HEADS: dict[Output, str] = {"sparse": SPARSE_HEAD, "colbert": COLBERT_HEAD}
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
-@dataclass(frozen=True)
-class ModelFiles:
-    """The resolved facts about one model on disk."""
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A model's folder, and what its config.json says."""
 
     folder: Path
     config: dict[str, Any]
+    remote_code: bool
+    """Its architecture is the checkpoint's own Python code."""
+
+    def code_files(self) -> list[Path]:
+        """The Python files that compute with it, where the model brings its own."""
+        return sorted(self.folder.glob("*.py")) if self.remote_code else []
+
+    def weight_files(self) -> list[Path]:
+        """The files that hold the weights, heads apart, sorted by name."""
+        weights = sorted(self.folder.glob("*.safetensors"))
+        return weights or sorted(self.folder.glob("pytorch_model*.bin"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFiles(Checkpoint):
+    """The resolved facts about one model on disk."""
+
     family: Family
     record: KnownModel | None
     prompts: Prompts
@@ -37,19 +55,6 @@ class ModelFiles:
     query_max_length: int
     heads: dict[Output, Path]
     """Head files there are, requested or not; every requested output has its own."""
-
-    @property
-    def model_type(self) -> str:
-        """The architecture, as transformers names it ("bert", "xlm-roberta", ...)."""
-        return str(self.config["model_type"])
-
-    def code_files(self) -> list[Path]:
-        """The Python files that compute the vectors, where the model brings its own."""
-        return [] if self.family.packed else sorted(self.folder.glob("*.py"))
-
-    def weight_files(self) -> list[Path]:
-        """The files that hold the backbone's weights, sorted by name."""
-        return weight_files(self.folder)
 
 
 def resolve_model(config: ModelConfig) -> ModelFiles:
@@ -97,25 +102,22 @@ def resolve_model(config: ModelConfig) -> ModelFiles:
                 f"got {length}.",
                 "Lower it, or chunk the documents.",
             )
-    # The checkpoint's own says most: a fine-tuned one may pool in another way than its record.
-    own_pooling = _pooling(folder) if config.pooling == "auto" else None
-    own_pooling = own_pooling or (record.pooling if record else family.pooling)
+    pooling = config.pooling
+    if pooling == "auto":
+        # The checkpoint's own says most: a fine-tuned one may pool in another way than its record.
+        pooling = _pooling(folder) or (record.pooling if record else family.pooling)
     return ModelFiles(
         folder=folder,
         config=model,
+        remote_code=not family.packed,
         family=family,
         record=record,
-        prompts=prompts_of(config, record, family),
-        pooling=config.pooling if config.pooling != "auto" else own_pooling,
+        prompts=prompts_of(config, record),
+        pooling=pooling,
         max_length=max_length,
         query_max_length=query_max_length,
         heads=_find_heads(config, folder),
     )
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a checkpoint's weights, sorted by name."""
-    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
 
 
 def check_tokenizer(model: str, folder: Path) -> None:
@@ -148,7 +150,10 @@ def _refuse_reranker(name: str, model: dict[str, Any]) -> None:
 
 
 def _find_heads(config: ModelConfig, folder: Path) -> dict[Output, Path]:
-    heads_folder = locate_heads(config.heads) if config.heads else folder
+    heads_folder = folder
+    if config.heads:
+        is_uri = "://" in config.heads
+        heads_folder = local_copy(config.heads) if is_uri else Path(config.heads).expanduser()
     if not heads_folder.is_dir():
         raise ModelError(f"model.heads: expected a folder at {heads_folder}, found none.")
     found: dict[Output, Path] = {}
@@ -198,9 +203,7 @@ _POOLING_MODES: dict[str, Pooling] = {
 
 def _pooling_folder(folder: Path) -> str:
     path = folder / "modules.json"
-    if not path.exists():
-        return "1_Pooling"
-    modules = load_json(path, "a JSON list")
+    modules = load_json(path, "a JSON list") if path.exists() else []
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise ModelError(f"{path}: expected a JSON list of modules.")
     kinds = {str(module.get("type", "")).rpartition(".")[2]: module for module in modules}
@@ -209,7 +212,7 @@ def _pooling_folder(folder: Path) -> str:
             f"{path}: expected Transformer, Pooling and Normalize modules, found {others[0]}.",
             "Its vectors need a layer that packvec does not have; use another checkpoint.",
         )
-    return str(kinds["Pooling"].get("path", "1_Pooling")) if "Pooling" in kinds else "1_Pooling"
+    return str(kinds.get("Pooling", {}).get("path", "1_Pooling"))
 
 
 def _declared_max_length(folder: Path) -> int:

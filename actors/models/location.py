@@ -88,8 +88,3 @@ def _meant(name: str, key: str) -> str:
     near = [other for other in nearest_names(name, rerankers) if other != name]
     known = reranker_record(name) if rerankers else record_of(name)
     return f"Did you mean {' or '.join(near)}? " if near and not known else ""
-
-
-def locate_heads(name: str) -> Path:
-    """The folder of a model's heads: a path or a URI; whether it is there is not looked at."""
-    return local_copy(name) if "://" in name else Path(name).expanduser()

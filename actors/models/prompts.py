@@ -14,11 +14,10 @@ from typing import Any
 
 from actors.config import ModelConfig
 from actors.errors import ModelError
-from actors.models.families import Family
 from actors.models.registry import KnownModel, nearest_names, record_of
 
-EXAMPLE_FORMAT = "<instruct>{}\n<query>{}\n<response>{}"
-"""Of bge-en-icl: an example's instruction, query and response."""
+EXAMPLE_FORMAT = "<instruct>{instruct}\n<query>{query}\n<response>{response}\n\n"
+"""How bge-en-icl reads an example."""
 EXAMPLE_KEYS = ("instruct", "query", "response")
 
 
@@ -63,10 +62,7 @@ def examples_prefix(examples: Sequence[Mapping[str, str]]) -> str:
                 f"model.examples[{i}]: expected {', '.join(EXAMPLE_KEYS)}, each a text; "
                 f"{missing[0]} is missing (found {', '.join(example) or 'nothing'})."
             )
-    return "".join(
-        EXAMPLE_FORMAT.format(*(example[key] for key in EXAMPLE_KEYS)) + "\n\n"
-        for example in examples
-    )
+    return "".join(EXAMPLE_FORMAT.format_map(example) for example in examples)
 
 
 def find_record(config: ModelConfig, model: Mapping[str, Any]) -> KnownModel | None:
@@ -82,34 +78,29 @@ def find_record(config: ModelConfig, model: Mapping[str, Any]) -> KnownModel | N
     record = record_of(name)
     if record is None:
         if config.like:
+            near = " or ".join(nearest_names(name))
             raise ModelError(
                 f"model.like: expected a model of the registry, got {config.like!r}.",
-                f"Did you mean {' or '.join(near)}?"
-                if (near := nearest_names(name))
-                else "python -m pipelines.models lists them.",
+                f"Did you mean {near}?" if near else "python -m pipelines.models lists them.",
             )
         return None
     facts = {
-        "model_type": (record.family, model.get("model_type")),
-        "hidden_size": (record.dim, model.get("hidden_size")),
-        "vocab_size": (record.vocab_size, model.get("vocab_size")),
+        "model_type": record.family,
+        "hidden_size": record.dim,
+        "vocab_size": record.vocab_size,
     }
-    wrong = {key: pair for key, pair in facts.items() if pair[0] not in (None, pair[1])}
+    wrong = [key for key, expected in facts.items() if expected not in (None, model.get(key))]
     if not wrong:
         return record
-    if config.like is None and _is_elsewhere(config.name):
+    is_hub_id = ":" not in config.name and not Path(config.name).expanduser().is_dir()
+    if config.like is None and not is_hub_id:
         return None
-    key, (expected, found) = next(iter(wrong.items()))
+    key = wrong[0]
     raise ModelError(
-        f"model {config.name!r}: expected {key} {expected}, as the record of {record.name} says, "
-        f"found {found} in config.json.",
+        f"model {config.name!r}: expected {key} {facts[key]}, as the record of {record.name} says, "
+        f"found {model.get(key)} in config.json.",
         "It is another model: set model.like to what it was made from, or give its folder.",
     )
-
-
-def _is_elsewhere(name: str) -> bool:
-    """Not a hub id: a folder, a package, a URI."""
-    return "://" in name or ":" in name or Path(name).expanduser().is_dir()
 
 
 @dataclass(frozen=True)
@@ -124,38 +115,39 @@ class Prompts:
     """After every query; where there is one, the query's text is cut before it."""
 
 
-def prompts_of(config: ModelConfig, record: KnownModel | None, family: Family) -> Prompts:
+_PLAIN = KnownModel(name="", family="", pooling="cls", dim=0, max_length=0)
+"""What applies to a model without a record: no prompts."""
+
+
+def prompts_of(config: ModelConfig, record: KnownModel | None) -> Prompts:
     """The configuration's, else the record's, else none.
 
     Raises:
         ModelError: a format without its two {}, an example that lacks a key, no such task.
     """
-    tasks = record.tasks if record else {}
-    if config.task is not None and config.task not in tasks:
-        raise ModelError(
-            f"model.task: expected one of {', '.join(tasks) or 'none'} (the tasks of "
-            f"{config.name}), got {config.task!r}."
-        )
-    query, passage = (record.query_instruction, record.passage_instruction) if record else ("", "")
+    record = record or _PLAIN
+    query, passage = record.query_instruction, record.passage_instruction
     if config.task is not None:
-        query, passage = tasks[config.task]
-    formats = (family.query_format, "{}{}")
-    if record:
-        formats = (record.query_format, record.passage_format)
+        if config.task not in record.tasks:
+            raise ModelError(
+                f"model.task: expected one of {', '.join(record.tasks) or 'none'} (the tasks of "
+                f"{config.name}), got {config.task!r}."
+            )
+        query, passage = record.tasks[config.task]
 
     def first(value: str | None, other: str) -> str:
         return other if value is None else value
 
-    suffix = first(config.query_suffix, record.query_suffix if record else "")
+    suffix = first(config.query_suffix, record.query_suffix)
     return Prompts(
         query=prompt_of(
             first(config.query_instruction, query),
-            first(config.query_instruction_format, formats[0]),
+            first(config.query_instruction_format, record.query_format),
             "query_instruction_format",
         ),
         passage=prompt_of(
             first(config.passage_instruction, passage),
-            first(config.passage_instruction_format, formats[1]),
+            first(config.passage_instruction_format, record.passage_format),
             "passage_instruction_format",
         ),
         examples=examples_prefix(config.examples),

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from actors.config import RerankerConfig, RerankerKind
 from actors.errors import ModelError
 from actors.models.families import DECODERS, ENCODERS, FAMILIES, Family
-from actors.models.files import check_number, check_tokenizer, read_json, weight_files
+from actors.models.files import Checkpoint, check_number, check_tokenizer, read_json
 from actors.models.location import RERANKER_KEY, locate
 from actors.models.registry import (
     CLASSIFIER,
@@ -21,26 +19,14 @@ from actors.models.registry import (
 )
 
 
-@dataclass(frozen=True)
-class RerankerFiles:
-    """A reranker's folder, and what its config.json says."""
+@dataclass(frozen=True, kw_only=True)
+class RerankerFiles(Checkpoint):
+    """The resolved facts about one reranker on disk."""
 
     name: str
-    folder: Path
-    config: dict[str, Any]
     kind: RerankerKind
     family: Family | None
     """None for architectures that only rerankers have."""
-    remote_code: bool
-    """Its architecture is the checkpoint's own Python code."""
-
-    def code_files(self) -> list[Path]:
-        """The Python files that compute the scores, where the model brings its own."""
-        return sorted(self.folder.glob("*.py")) if self.remote_code else []
-
-    def weight_files(self) -> list[Path]:
-        """The files that hold the weights, sorted by name."""
-        return weight_files(self.folder)
 
 
 def resolve_reranker(config: RerankerConfig) -> RerankerFiles:
@@ -73,9 +59,17 @@ def resolve_reranker(config: RerankerConfig) -> RerankerFiles:
             "unless the configuration says so.",
             "Read that code, then set trust_remote_code=true (batches are padded: slower).",
         )
-    _check_architecture(config.name, model, kind, remote)
+    families = {"encoder": ENCODERS, "llm": DECODERS}.get(kind)
+    found = model.get("model_type")
+    if families is not None and found not in families and not remote:
+        raise ModelError(
+            f"reranker {config.name!r}: expected an architecture among "
+            f"{', '.join(sorted(families))} for one of kind {kind}, found {found!r} in "
+            "config.json.",
+            "Use a model of one of these.",
+        )
     _refuse_options(config, kind)
-    family = FAMILIES.get(str(model.get("model_type")))
+    family = FAMILIES.get(str(found))
     if family:
         check_number(folder, model, "max_position_embeddings")
     if family and config.max_length > family.usable_positions(model):
@@ -83,7 +77,14 @@ def resolve_reranker(config: RerankerConfig) -> RerankerFiles:
             f"reranker.max_length: expected at most {family.usable_positions(model)} (the "
             f"positions of {config.name}), got {config.max_length}."
         )
-    return RerankerFiles(config.name, folder, model, kind, family, remote)
+    return RerankerFiles(
+        name=config.name,
+        folder=folder,
+        config=model,
+        remote_code=remote,
+        kind=kind,
+        family=family,
+    )
 
 
 def _not_a_reranker(name: str, found: str, record: RerankerRecord | None = None) -> ModelError:
@@ -92,20 +93,6 @@ def _not_a_reranker(name: str, found: str, record: RerankerRecord | None = None)
         f"reranker {name!r}: expected {wanted}, found {found}.",
         "An embedder gives vectors: name it as model.name." if not record else "",
     )
-
-
-def _check_architecture(
-    name: str, model: Mapping[str, Any], kind: RerankerKind, remote: bool
-) -> None:
-    """That it is one whose scores are computed here as its authors do."""
-    families = {"encoder": ENCODERS, "llm": DECODERS}.get(kind)
-    found = model.get("model_type")
-    if families is not None and found not in families and not remote:
-        raise ModelError(
-            f"reranker {name!r}: expected an architecture among {', '.join(sorted(families))} for "
-            f"one of kind {kind}, found {found!r} in config.json.",
-            "Use a model of one of these.",
-        )
 
 
 def _refuse_options(config: RerankerConfig, kind: RerankerKind) -> None:

@@ -107,7 +107,8 @@ def fastest(model: torch.nn.Module, family: Family) -> Backbone:
 def run(model: torch.nn.Module, family: Family, packed: PackedBatch) -> torch.Tensor:
     """The last hidden states [T, H] of a packed micro-batch, by transformers' own modules."""
     if not family.packed:
-        return _run_padded(model, packed)
+        output, mask_NL = padded(model, packed)
+        return output.last_hidden_state[mask_NL]  # type: ignore[no-any-return]
     arguments = dict(family.forward_arguments)
     if family.token_types:
         types_T = packed.token_type_ids_T
@@ -122,17 +123,11 @@ def run(model: torch.nn.Module, family: Family, packed: PackedBatch) -> torch.Te
     return output.last_hidden_state[0]  # type: ignore[no-any-return]
 
 
-def padded(model: torch.nn.Module, packed: PackedBatch) -> Any:
-    """What code that is not ours gives: one row a passage, padded on the right, and a mask."""
-    return _padded(model, packed)[0]
+def padded(model: torch.nn.Module, packed: PackedBatch) -> tuple[Any, torch.Tensor]:
+    """Run code that is not ours: one row a passage, padded on the right.
 
-
-def _run_padded(model: torch.nn.Module, packed: PackedBatch) -> torch.Tensor:
-    output, mask_NL = _padded(model, packed)
-    return output.last_hidden_state[mask_NL]  # type: ignore[no-any-return]
-
-
-def _padded(model: torch.nn.Module, packed: PackedBatch) -> tuple[Any, torch.Tensor]:
+    Returns its output, and the mask [N, L] of the tokens.
+    """
     lengths_N = packed.lengths_N
     column_L = torch.arange(packed.max_seqlen, device=lengths_N.device)
     mask_NL = column_L[None] < lengths_N[:, None]
@@ -154,16 +149,15 @@ def resolve_device(name: str, key: str = "model.device") -> torch.device:
     Raises:
         ModelError: CUDA asked for by name where there is none.
     """
-    given = name
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         known = device.type in ("cpu", "cuda")
     except RuntimeError:
         known = False
     if not known:
-        raise ModelError(f"{key}: expected auto, cpu or cuda[:n], got {given!r}.")
+        raise ModelError(f"{key}: expected auto, cpu or cuda[:n], got {name!r}.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelError(f"{key}: expected a CUDA device for {name!r}, found none.")
     return device

@@ -9,6 +9,7 @@ them.
 from __future__ import annotations
 
 import ctypes
+import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -56,10 +57,7 @@ class BatchRunner:
             failures[int(row)] = "a passage without tokens"
         if self.on_cpu:
             rows = rows[np.argsort(-lengths[rows], kind="stable")]
-
-        def run(rows: np.ndarray) -> None:
-            self._run(lengths, rows, compute, failures)
-
+        run = functools.partial(self._run, lengths, compute, failures)
         with self._lock:
             batches = list(self._cut(rows, lengths[rows]))
             if self.on_cpu:
@@ -87,7 +85,7 @@ class BatchRunner:
 
     @torch.inference_mode()
     def _run(
-        self, lengths: np.ndarray, rows: np.ndarray, compute: Compute, failures: dict[int, str]
+        self, lengths: np.ndarray, compute: Compute, failures: dict[int, str], rows: np.ndarray
     ) -> None:
         try:
             compute(rows)
@@ -104,8 +102,8 @@ class BatchRunner:
             failures[int(rows[0])] = reason
         else:
             middle = len(rows) // 2
-            self._run(lengths, rows[:middle], compute, failures)
-            self._run(lengths, rows[middle:], compute, failures)
+            self._run(lengths, compute, failures, rows[:middle])
+            self._run(lengths, compute, failures, rows[middle:])
 
 
 T = TypeVar("T")

@@ -23,11 +23,11 @@ class AttentionRule:
     """Which tokens of its passage a token sees, and how scores become weights."""
 
     causal: bool
-    window: int | None
-    """A token sees those less than so many away (itself is 0 away)."""
-    softcap: float | None
-    """Scores are bent into (-softcap, softcap) by tanh."""
     scale: float
+    window: int | None = None
+    """A token sees those less than so many away (itself is 0 away)."""
+    softcap: float | None = None
+    """Scores are bent into (-softcap, softcap) by tanh."""
 
 
 def attend_capped(
@@ -63,7 +63,7 @@ def attend_flex(
     rule: AttentionRule,
 ) -> torch.Tensor:
     """flex_attention over a whole packed micro-batch. Returns [T, H, D]."""
-    from torch.nn.attention.flex_attention import create_block_mask
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     tokens = len(query_THD)
     passage_T = torch.repeat_interleave(
@@ -78,8 +78,9 @@ def attend_flex(
     def capped(score: torch.Tensor, *_: Any) -> torch.Tensor:
         return score if rule.softcap is None else torch.tanh(score / rule.softcap) * rule.softcap
 
-    # Without compilation flex_attention builds every score: for CUDA it must be compiled.
-    attend = _compiled_flex() if query_THD.is_cuda else _flex()
+    attend: Callable[..., torch.Tensor] = flex_attention
+    if query_THD.is_cuda:  # without compilation it builds every score
+        attend = _compiled(attend)
     mask = create_block_mask(visible, None, None, tokens, tokens, device=str(query_THD.device))
     q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query_THD, key_TKD, value_TKD))
     attended = attend(
@@ -104,12 +105,6 @@ def _sees(distance: torch.Tensor, rule: AttentionRule) -> torch.Tensor:
     return seen
 
 
-def _flex() -> Callable[..., torch.Tensor]:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return flex_attention
-
-
 @functools.cache
-def _compiled_flex() -> Callable[..., torch.Tensor]:
-    return torch.compile(_flex(), dynamic=True)
+def _compiled(kernel: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    return torch.compile(kernel, dynamic=True)

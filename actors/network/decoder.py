@@ -145,12 +145,7 @@ class PackedDecoder:
             for part, heads in (("q", shape.heads), ("k", shape.key_heads), ("v", shape.key_heads))
         )
         cos_TD, sin_TD = _rotation(packed.position_ids_T, shape, x_TH.dtype)
-        rule = AttentionRule(
-            causal=True,
-            window=shape.windows[number],
-            softcap=None,
-            scale=shape.attention_scale,
-        )
+        rule = AttentionRule(causal=True, window=shape.windows[number], scale=shape.attention_scale)
         attended_TND = attend(
             _rotated(query_TND, cos_TD, sin_TD),
             _rotated(key_TKD, cos_TD, sin_TD),

@@ -7,7 +7,7 @@ Shape suffixes: T tokens, N passages, H hidden size, D output dimension.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -35,12 +35,8 @@ class Vectors:
         self, others: Vectors, at_N: torch.Tensor, at_T: torch.Tensor, at_C: torch.Tensor
     ) -> None:
         """Take over some passages' vectors: their rows, tokens and ColBERT vectors in here."""
-        for name, at in (
-            ("dense_ND", at_N),
-            ("sparse_T", at_T),
-            ("colbert_TD", at_C),
-            ("finite_N", at_N),
-        ):
+        places = {"dense_ND": at_N, "sparse_T": at_T, "colbert_TD": at_C, "finite_N": at_N}
+        for name, at in places.items():
             mine = getattr(self, name)
             if mine is not None:
                 mine[at] = getattr(others, name)
@@ -48,17 +44,12 @@ class Vectors:
     def to_pinned(self) -> Vectors:
         """On the host once the device's stream comes to that; in memory that needs no staging."""
 
-        def pinned(tensor: torch.Tensor | None) -> torch.Tensor | None:
-            if tensor is None:
-                return None
+        def pinned(tensor: torch.Tensor) -> torch.Tensor:
             host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             return host.copy_(tensor, non_blocking=True)
 
-        finite_N = pinned(self.finite_N)
-        assert finite_N is not None
-        return Vectors(
-            pinned(self.dense_ND), pinned(self.sparse_T), pinned(self.colbert_TD), finite_N
-        )
+        made = {name: pinned(tensor) for name, tensor in vars(self).items() if tensor is not None}
+        return replace(self, **made)
 
 
 def load_head(path: Path, hidden_size: int, *, out_features: int | None) -> torch.nn.Linear:

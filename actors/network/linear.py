@@ -22,15 +22,12 @@ class Linear(Protocol):
 
     def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
         """The plain product."""
-        ...
 
     def gelu(self, x_TI: torch.Tensor) -> torch.Tensor:
         """GELU (exact, by erf) of the product."""
-        ...
 
     def plus(self, x_TI: torch.Tensor, residual_TO: torch.Tensor) -> torch.Tensor:
         """The product and a residual."""
-        ...
 
 
 def prepared(weight_OI: torch.Tensor, bias_O: torch.Tensor) -> Linear:
@@ -47,16 +44,11 @@ def steady_rows(rows: int, like: torch.Tensor) -> int:
     At most a 32nd more, or what tiles of 16 rows take anyway. Linears pad by themselves, with a
     copy; who passes on what it gets from one to the next pads once.
     """
-    return _steady_rows(rows, _tile_rows(like)) if _is_blocked(like) else rows
-
-
-def _steady_rows(rows: int, tile: int) -> int:
+    if not _is_blocked(like):
+        return rows
+    tile = 16 if like.dtype == torch.bfloat16 else 1
     step = max(tile, (1 << rows.bit_length()) >> 6)
     return -(-rows // step) * step
-
-
-def _tile_rows(like: torch.Tensor) -> int:
-    return 16 if like.dtype == torch.bfloat16 else 1
 
 
 def _is_blocked(weight: torch.Tensor) -> bool:
@@ -93,26 +85,26 @@ class _Blocked:
     def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor) -> None:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), _ROWS)
         self._bias_O = bias_O
-        self._tile = _tile_rows(weight_OI)
 
     def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
-        made = _pointwise(self._steady(x_TI), self._weight, self._bias_O, "none", [], "")
+        made = _pointwise(_steady(x_TI), self._weight, self._bias_O, "none", [], "")
         return _cut(made, x_TI.shape[0])
 
     def gelu(self, x_TI: torch.Tensor) -> torch.Tensor:
-        made = _pointwise(self._steady(x_TI), self._weight, self._bias_O, "gelu", [], "none")
+        made = _pointwise(_steady(x_TI), self._weight, self._bias_O, "gelu", [], "none")
         return _cut(made, x_TI.shape[0])
 
     def plus(self, x_TI: torch.Tensor, residual_TO: torch.Tensor) -> torch.Tensor:
-        x, residual = self._steady(x_TI), self._steady(residual_TO)
+        x, residual = _steady(x_TI), _steady(residual_TO)
         made = _binary(x, residual, self._weight, self._bias_O, "add")
         return _cut(made, x_TI.shape[0])
 
-    def _steady(self, x_TI: torch.Tensor) -> torch.Tensor:
-        """The rows, and zeros behind them up to `steady_rows`."""
-        rows = x_TI.shape[0]
-        steady = _steady_rows(rows, self._tile)
-        return x_TI if steady == rows else F.pad(x_TI, (0, 0, 0, steady - rows))
+
+def _steady(x_TI: torch.Tensor) -> torch.Tensor:
+    """The rows, and zeros behind them up to `steady_rows`."""
+    rows = x_TI.shape[0]
+    steady = steady_rows(rows, x_TI)
+    return x_TI if steady == rows else F.pad(x_TI, (0, 0, 0, steady - rows))
 
 
 def _cut(made_TO: torch.Tensor, rows: int) -> torch.Tensor:

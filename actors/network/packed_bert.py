@@ -78,7 +78,7 @@ class PackedBert:
         self._layers = [_taken(layer, (slice(None),)) for layer in layers]
         self._last = _taken(last, (slice(1), slice(1, None)))
         size = self.words_VH.shape[1] // self._heads
-        self._rule = AttentionRule(causal=False, window=None, softcap=None, scale=size**-0.5)
+        self._rule = AttentionRule(causal=False, scale=size**-0.5)
 
     def __call__(self, packed: PackedBatch) -> torch.Tensor:
         """The last hidden states [T, H]."""

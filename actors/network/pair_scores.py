@@ -6,22 +6,19 @@ Shape suffixes: T tokens, N pairs, H hidden size, L layers that score.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
 from actors.config import RerankerConfig
 from actors.errors import ModelError
-from actors.models.families import FAMILIES
 from actors.models.reranker_files import RerankerFiles
 from actors.network import backbone
 from actors.network.decoder import DecoderShape, PackedDecoder
 from actors.network.forward import Backbone, first_states
-from actors.network.packed_bert import PackedBert, can_take
 from actors.network.packing import PackedBatch, pack
 
 
@@ -43,7 +40,7 @@ def encoder_scorer(files: RerankerFiles, dtype: torch.dtype, device: torch.devic
     """Cross-encoders: a classifier of one label over the first token's state.
 
     Raises:
-        ModelError: more labels than one, a damaged checkpoint, an architecture without a record.
+        ModelError: more labels than one, or a damaged checkpoint.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -56,7 +53,7 @@ def encoder_scorer(files: RerankerFiles, dtype: torch.dtype, device: torch.devic
             "It classifies, and does not rank.",
         )
     if files.remote_code:
-        return lambda packed, _: backbone.padded(model, packed).logits.view(-1, 1)
+        return lambda packed, _: backbone.padded(model, packed)[0].logits.view(-1, 1)
     base = model.base_model
     states = _states(files, base)
     # In float32: half precision would round near scores to the same one.
@@ -77,7 +74,7 @@ def llm_scorer(
     """Language models: the logit of the token `yes` after the last one.
 
     Raises:
-        ModelError: a damaged checkpoint, or an architecture without a record.
+        ModelError: a damaged checkpoint.
     """
     from transformers import AutoModelForCausalLM
 
@@ -107,14 +104,24 @@ def layers_scorer(
     shape_of = DecoderShape.gemma2 if lightweight else DecoderShape.minicpm
     shape = shape_of(files.config)
     weights = _read_weights(files, dtype, device)
-    _check_weights(files, weights, set(shape.weight_names()))
     decoder = PackedDecoder(shape, weights)
-    cutoffs = _cutoffs(files, config, shape.layers)
+    cutoffs = config.cutoff_layers or (shape.layers,)
     first = int(files.config["start_layer"])
-    heads_LH = [
-        _head(files, weights, place if lightweight else layer - first)
+    if cutoffs[0] < first or cutoffs[-1] > shape.layers:
+        raise ModelError(
+            f"reranker.cutoff_layers: expected layers from {first} to {shape.layers} of "
+            f"{files.name}, got {list(cutoffs)}."
+        )
+    heads = [
+        f"lm_head.{place if lightweight else layer - first}.linear_head.weight"
         for place, layer in enumerate(cutoffs)
     ]
+    if missing := sorted({*shape.weight_names(), *heads} - weights.keys()):
+        raise ModelError(
+            f"{files.folder}: expected every weight of a {files.kind} reranker, {len(missing)} "
+            f"are missing ({missing[0]}, ...).",
+            "The checkpoint is damaged or of another architecture.",
+        )
     softcap = files.config.get("final_logit_softcapping") if lightweight else None
     compress = set(config.compress_layers) if config.compress_ratio > 1 else set()
 
@@ -127,38 +134,15 @@ def layers_scorer(
             if number + 1 in cutoffs:
                 # In float32: a score of 8 bits would be the same for many pairs.
                 states_NH = decoder.norm(_last(hidden_TH, packed)).float()
-                logits.append(states_NH @ heads_LH[len(logits)].float())
+                logits.append(states_NH @ weights[heads[len(logits)]][0].float())
         return _capped(torch.stack(logits, dim=1), softcap)
 
     return score
 
 
 def _states(files: RerankerFiles, model: torch.nn.Module) -> Backbone:
-    if files.family is None:
-        raise ModelError(
-            f"reranker {files.name!r}: expected an architecture among "
-            f"{', '.join(sorted(FAMILIES))}, found {files.config.get('model_type')!r}."
-        )
-    if can_take(model):
-        return PackedBert(model)
-    return functools.partial(backbone.run, model, files.family)
-
-
-def _cutoffs(files: RerankerFiles, config: RerankerConfig, layers: int) -> tuple[int, ...]:
-    cutoffs = config.cutoff_layers or (layers,)
-    first = int(files.config["start_layer"])
-    if cutoffs[0] < first or cutoffs[-1] > layers:
-        raise ModelError(
-            f"reranker.cutoff_layers: expected layers from {first} to {layers} of {files.name}, "
-            f"got {list(cutoffs)}."
-        )
-    return cutoffs
-
-
-def _head(files: RerankerFiles, weights: dict[str, torch.Tensor], number: int) -> torch.Tensor:
-    name = f"lm_head.{number}.linear_head.weight"
-    _check_weights(files, weights, {name})
-    return weights[name][0]
+    assert files.family is not None  # `resolve_reranker` refuses others of these kinds
+    return backbone.fastest(model, files.family)
 
 
 def _last(hidden_TH: torch.Tensor, packed: PackedBatch) -> torch.Tensor:
@@ -228,12 +212,3 @@ def _read_weights(
     if not weights:
         raise ModelError(f"{files.folder}: expected *.safetensors, found none.")
     return weights
-
-
-def _check_weights(files: RerankerFiles, weights: Mapping[str, Any], needed: set[str]) -> None:
-    if missing := sorted(needed - weights.keys()):
-        raise ModelError(
-            f"{files.folder}: expected every weight of a {files.kind} reranker, {len(missing)} "
-            f"are missing ({missing[0]}, ...).",
-            "The checkpoint is damaged or of another architecture.",
-        )

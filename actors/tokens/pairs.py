@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +19,7 @@ from actors.config import RerankerConfig, RerankerKind
 from actors.errors import ModelError
 from actors.models.reranker_files import RerankerFiles
 from actors.tokens.pair_tokens import PairShape, PairTokens
-from actors.tokens.tokenizer_files import load_tokenizer, named_tokens, token_records
+from actors.tokens.tokenizer_files import load_tokenizer, special_id, token_records
 
 Pair = tuple[str, str]
 """A query and a passage."""
@@ -67,8 +68,8 @@ class EncoderPairs:
         """Raises:
         ModelError: no tokenizer there, or lengths that leave no room for a passage.
         """
-        self._texts = _Texts(folder)
-        self._template = _Template.of(self._texts.tokenizer, folder)
+        self._tokenizer = load_tokenizer(folder)
+        self._template = _Template.of(self._tokenizer, folder)
         self.shape = PairShape(self._template.types, len(self._template.parts[2]))
         self._query_limit, self._limit = _limits(config)
         room = self._limit - self._template.special
@@ -86,17 +87,17 @@ class EncoderPairs:
 
     def tokenize(self, pairs: Sequence[Pair], *, keep_end: bool = False) -> PairTokens:
         """As `PairTokenizer`."""
-        queries = self._texts.ids([query for query, _ in pairs])
-        passages = self._texts.ids([passage for _, passage in pairs])
-        rows = _Rows()
+        queries = _ids(self._tokenizer, [query for query, _ in pairs])
+        passages = _ids(self._tokenizer, [passage for _, passage in pairs])
+        before, between, after = self._template.parts
+        rows: list[_Row] = []
         for query, passage in pairs:
             first = _kept(queries[query], self._query_limit, keep_end)
             room = self._limit - self._template.special - len(first)
             second = _kept(passages[passage], room, keep_end)
             cut = len(first) < len(queries[query]) or len(second) < len(passages[passage])
-            before, between, after = self._template.parts
-            rows.add([*before, *first, *between], second, after, cut)
-        return rows.tokens(self.shape)
+            rows.append(([*before, *first, *between], [*second, *after], cut))
+        return _tokens(rows, self.shape)
 
 
 class PromptedPairs:
@@ -106,46 +107,42 @@ class PromptedPairs:
         """Raises:
         ModelError: no tokenizer there.
         """
-        self._texts = _Texts(folder)
+        self._tokenizer = load_tokenizer(folder)
         self._query_limit, self._limit = _limits(config)
-        separator = self._texts.ids(["\n"])["\n"]
-        self._separator, self._tail = separator, [*separator, *self._texts.ids([prompt])[prompt]]
+        self._separator = _ids(self._tokenizer, ["\n"])["\n"]
+        self._tail = [*self._separator, *_ids(self._tokenizer, [prompt])[prompt]]
         self.shape = PairShape((0, 0), len(self._tail))
-        bos, pad = _token_ids(self._texts.tokenizer, folder, ("bos_token", "pad_token"))
+        record = {key: token for found in token_records(folder) for key, token in found.items()}
+        keys = ("bos_token", "pad_token")
+        bos, pad = (special_id(self._tokenizer, record, key) for key in keys)
         self._bos = [bos] if bos is not None and bos != pad else []
 
     def first_id(self, text: str) -> int:
         """The first token of a text, such as "Yes"."""
-        return self._texts.ids([text])[text][0]
+        return _ids(self._tokenizer, [text])[text][0]
 
     def tokenize(self, pairs: Sequence[Pair], *, keep_end: bool = False) -> PairTokens:
         """As `PairTokenizer`."""
-        queries = self._texts.ids([query for query, _ in pairs], "A: ")
-        passages = self._texts.ids([passage for _, passage in pairs], "B: ")
+        queries = _ids(self._tokenizer, [query for query, _ in pairs], "A: ")
+        passages = _ids(self._tokenizer, [passage for _, passage in pairs], "B: ")
         most = self._limit + len(self._tail)  # upstream: max_length + |separator| + |prompt|
-        rows = _Rows()
+        rows: list[_Row] = []
         for query, passage in pairs:
             first, second = queries[query], passages[passage]
             head = [*self._bos, *_kept(first, self._query_limit, keep_end), *self._separator]
             kept = _kept(second, max(min(self._limit, most - len(head)), 0), keep_end)
             cut = len(first) > self._query_limit or len(kept) < len(second)
-            rows.add(head, kept, self._tail, cut)
-        return rows.tokens(self.shape)
+            rows.append((head, [*kept, *self._tail], cut))
+        return _tokens(rows, self.shape)
 
 
-class _Texts:
-    """Token ids of texts, without special tokens; each different text once."""
-
-    def __init__(self, folder: Path) -> None:
-        self.tokenizer = load_tokenizer(folder)
-
-    def ids(self, texts: Sequence[str], prefix: str = "") -> dict[str, list[int]]:
-        """By text; `prefix` is before each."""
-        different = list(dict.fromkeys(texts))
-        found = self.tokenizer.encode_batch_fast(
-            [prefix + text for text in different], add_special_tokens=False
-        )
-        return {text: encoding.ids for text, encoding in zip(different, found, strict=True)}
+def _ids(tokenizer: Tokenizer, texts: Sequence[str], prefix: str = "") -> dict[str, list[int]]:
+    """Token ids by text, without special tokens; `prefix` is before each."""
+    different = list(dict.fromkeys(texts))
+    found = tokenizer.encode_batch_fast(
+        [prefix + text for text in different], add_special_tokens=False
+    )
+    return {text: encoding.ids for text, encoding in zip(different, found, strict=True)}
 
 
 _LEAST_ROOM = 2  # a token of the query and one of the passage
@@ -180,29 +177,20 @@ class _Template:
         return sum(map(len, self.parts))
 
 
-class _Rows:
-    """Pairs as they are put together."""
+_Row = tuple[list[int], list[int], bool]
+"""A pair's ids up to its passage, its ids from there on, and whether a text was cut."""
 
-    def __init__(self) -> None:
-        self._ids: list[int] = []
-        self._ends = [0]
-        self._starts: list[int] = []
-        self._truncated: list[bool] = []
 
-    def add(self, head: list[int], passage: list[int], tail: list[int], cut: bool) -> None:
-        self._ids += [*head, *passage, *tail]
-        self._ends.append(len(self._ids))
-        self._starts.append(len(head))
-        self._truncated.append(cut)
-
-    def tokens(self, shape: PairShape) -> PairTokens:
-        return PairTokens.of(
-            values=np.array(self._ids, dtype=np.int32),
-            offsets=np.array(self._ends, dtype=np.int64),
-            passage_starts=np.array(self._starts, dtype=np.int64),
-            truncated=np.array(self._truncated, dtype=bool),
-            shape=shape,
-        )
+def _tokens(rows: Sequence[_Row], shape: PairShape) -> PairTokens:
+    parts = chain.from_iterable((head, rest) for head, rest, _ in rows)
+    lengths = [len(head) + len(rest) for head, rest, _ in rows]
+    return PairTokens.of(
+        values=np.array(list(chain.from_iterable(parts)), dtype=np.int32),
+        offsets=np.cumsum([0, *lengths], dtype=np.int64),
+        passage_starts=np.array([len(head) for head, _, _ in rows], dtype=np.int64),
+        truncated=np.array([cut for _, _, cut in rows], dtype=bool),
+        shape=shape,
+    )
 
 
 def _kept(ids: list[int], most: int, keep_end: bool) -> list[int]:
@@ -212,10 +200,3 @@ def _kept(ids: list[int], most: int, keep_end: bool) -> list[int]:
 def _limits(config: RerankerConfig) -> tuple[int, int]:
     assert config.query_max_length is not None  # __post_init__ has set it
     return config.query_max_length, config.max_length
-
-
-def _token_ids(tokenizer: Tokenizer, folder: Path, names: Sequence[str]) -> list[int | None]:
-    """Ids of named special tokens, as tokenizer_config.json or special_tokens_map.json has them."""
-    record = {key: token for found in token_records(folder) for key, token in found.items()}
-    texts = [next(named_tokens(record, (name,)), None) for name in names]
-    return [None if text is None else tokenizer.token_to_id(text) for text in texts]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from tokenizers import Tokenizer, processors
@@ -20,11 +20,8 @@ def non_lexical_ids(folder: Path) -> frozenset[int]:
 
     From special_tokens_map.json and tokenizer_config.json, resolved through tokenizer.json.
     """
-    names = {
-        name for record in token_records(folder) for name in named_tokens(record, _NON_LEXICAL)
-    }
-    tokenizer = load_tokenizer(folder)
-    ids = (tokenizer.token_to_id(name) for name in names)
+    tokenizer, records = load_tokenizer(folder), token_records(folder)
+    ids = (special_id(tokenizer, record, key) for record in records for key in _NON_LEXICAL)
     return frozenset(i for i in ids if i is not None)
 
 
@@ -61,16 +58,15 @@ def _add_configured_tokens(tokenizer: Tokenizer, folder: Path) -> None:
     ids = tokenizer.encode("a").ids
     first = next((i for i in range(len(ids)) if ids[i : i + len(own)] == own), 0)
     before, after = ids[:first], ids[first + len(own) :]
-    missing: dict[str, int] = {}
-    for side, there in (("bos", before[:1]), ("eos", after[-1:])):
-        for name in named_tokens(config, (f"{side}_token",)):
-            token_id = tokenizer.token_to_id(name)
-            wanted = config.get(f"add_{side}_token") is True
-            if wanted and token_id is not None and token_id not in there:
-                missing[side] = token_id
-    if missing:
-        before = [missing["bos"], *before] if "bos" in missing else before
-        after = [*after, missing["eos"]] if "eos" in missing else after
+
+    def missing(side: str, there: list[int]) -> list[int]:
+        token_id = special_id(tokenizer, config, f"{side}_token")
+        wanted = config.get(f"add_{side}_token") is True
+        return [token_id] if wanted and token_id is not None and token_id not in there else []
+
+    bos, eos = missing("bos", before[:1]), missing("eos", after[-1:])
+    if bos or eos:
+        before, after = [*bos, *before], [*after, *eos]
         names = {i: str(tokenizer.id_to_token(i)) for i in (*before, *after)}
         tokenizer.post_processor = processors.TemplateProcessing(
             single=[*(names[i] for i in before), "$A", *(names[i] for i in after)],
@@ -85,11 +81,9 @@ def token_records(folder: Path) -> Iterator[dict[str, object]]:
             yield read_json(folder / filename)
 
 
-def named_tokens(record: dict[str, object], keys: Sequence[str]) -> Iterator[str]:
-    """The texts of some special tokens, where such a file names them."""
-    for key in keys:
-        token = record.get(key)
-        if isinstance(token, dict):
-            token = token.get("content")
-        if isinstance(token, str):
-            yield token
+def special_id(tokenizer: Tokenizer, record: dict[str, object], key: str) -> int | None:
+    """Look up a special token, where such a file names it."""
+    token = record.get(key)
+    if isinstance(token, dict):
+        token = token.get("content")
+    return tokenizer.token_to_id(token) if isinstance(token, str) else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -45,17 +44,22 @@ def bm25_rankings(
         ConfigError: bm25s is not installed.
     """
     bm25s = extra("bm25s")
-    passages, vocabulary = _words(bm25s, texts) if tokenize is None else _ids(tokenize(texts))
+    asked: Sequence[Sequence[str | int]]
+    vocabulary: dict[str | int, int] = {}
+    if tokenize is None:
+        passages, vocabulary = bm25s.tokenize(list(texts), stopwords=[], show_progress=False)
+        asked = bm25s.tokenize(
+            list(queries.values()), stopwords=[], return_ids=False, show_progress=False
+        )
+    else:
+        passages = [
+            [vocabulary.setdefault(int(i), len(vocabulary)) for i in ids] for ids in tokenize(texts)
+        ]
+        asked = tokenize(list(queries.values()))
     if not vocabulary:
         return {query: {} for query in queries}
     model = bm25s.BM25(k1=k1, b=b)  # of the NumPy backend: the same numbers wherever it runs
     model.index((passages, vocabulary), create_empty_token=False, show_progress=False)
-    if tokenize is None:
-        asked: Sequence[Sequence[str | int]] = bm25s.tokenize(
-            list(queries.values()), stopwords=[], return_ids=False, show_progress=False
-        )
-    else:
-        asked = tokenize(list(queries.values()))
     names, document = np.unique(np.array(doc_ids, dtype=object), return_inverse=True)
     first = np.full(len(names), len(document))
     np.minimum.at(first, document, np.arange(len(document)))
@@ -88,14 +92,3 @@ def encoder_tokens(folder: Path) -> Tokenize:
         return ids
 
     return tokenize
-
-
-def _words(bm25s: Any, texts: Sequence[str]) -> tuple[list[list[int]], dict[str | int, int]]:
-    words = bm25s.tokenize(list(texts), stopwords=[], show_progress=False)
-    return words.ids, words.vocab
-
-
-def _ids(texts: Sequence[Sequence[int]]) -> tuple[list[list[int]], dict[str | int, int]]:
-    vocabulary: dict[str | int, int] = {}
-    passages = [[vocabulary.setdefault(int(i), len(vocabulary)) for i in ids] for ids in texts]
-    return passages, vocabulary

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,13 +11,9 @@ from pipelines.evaluation.measures import MEASURES, Comparison
 from pipelines.evaluation.results import Evaluation, ModeResult, in_words
 from pipelines.reports.html import INK, MUTED, SERIES, Chart, new_figure, rows_of_bars, short_ticks
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
 _MOST_BARS = 360  # of sorted queries a screen shows no more
 _ROW_HEIGHT = 24
-_RANKS = ((1, 1), (2, 3), (4, 10), (11, 100), (101, None))
+_RANKS, _UP_TO = ("1", "2-3", "4-10", "11-100", "101+", "none"), (1, 3, 10, 100)
 
 
 def measure_chart(evaluation: Evaluation, measure: str) -> Chart:
@@ -70,16 +66,25 @@ def lengths_chart(mode: ModeResult, lengths: Sequence[int | None]) -> Chart | No
 
     `lengths`: of each query's, in tokens; None where it is not known. No chart without any.
     """
-    groups: list[tuple[str, list[int]]] = []
-    ranks = [None if first is None else first[0] for first in mode.first_relevant]
-    pairs = [(rank, n) for rank, n in zip(ranks, lengths, strict=True) if n is not None]
-    for low, high in _RANKS:
-        name = f"{low}" if low == high else f"{low}-{high}" if high else f"{low}+"
-        inside = [n for rank, n in pairs if rank and low <= rank and (not high or rank <= high)]
-        groups.append((name, inside))
-    groups.append(("none", [n for rank, n in pairs if rank is None]))
-    groups = [group for group in groups if group[1]]
-    return Chart(mode.name, _quartiles(groups)) if groups else None
+    groups: dict[str, list[int]] = {name: [] for name in _RANKS}
+    for first, n in zip(mode.first_relevant, lengths, strict=True):
+        if n is not None:
+            groups[_RANKS[bisect_left(_UP_TO, first[0]) if first else -1]].append(n)
+    groups = {name: inside for name, inside in groups.items() if inside}
+    if not groups:
+        return None
+    figure, axes = new_figure()
+    for x, values in enumerate(groups.values()):
+        low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+        axes.plot([x, x], [low, high], color=SERIES[0], linewidth=6, solid_capstyle="butt")
+        axes.plot([x], [middle], "o", color=INK, markersize=5)
+    labels = [f"{name}\n{len(values):,}" for name, values in groups.items()]
+    axes.set_xticks(range(len(groups)), labels)
+    axes.set_xlim(-0.6, len(groups) - 0.4)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("tokens")
+    short_ticks(axes.yaxis)
+    return Chart(mode.name, figure)
 
 
 def differences(evaluation: Evaluation, mode: ModeResult) -> np.ndarray:
@@ -104,17 +109,3 @@ def lengths_of_relevant(
         known = [lengths[doc] for doc in relevant if doc in lengths]
         of.append(lengths.get(first[1]) if first else min(known, default=None))
     return of
-
-
-def _quartiles(groups: Sequence[tuple[str, Sequence[int]]]) -> Figure:
-    figure, axes = new_figure()
-    for x, (_, values) in enumerate(groups):
-        low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
-        axes.plot([x, x], [low, high], color=SERIES[0], linewidth=6, solid_capstyle="butt")
-        axes.plot([x], [middle], "o", color=INK, markersize=5)
-    axes.set_xticks(range(len(groups)), [f"{name}\n{len(values):,}" for name, values in groups])
-    axes.set_xlim(-0.6, len(groups) - 0.4)
-    axes.set_ylim(bottom=0)
-    axes.set_ylabel("tokens")
-    short_ticks(axes.yaxis)
-    return figure

@@ -19,7 +19,7 @@ import fsspec
 
 from actors.errors import SourceError
 from pipelines.config.sections import absolute_uri
-from pipelines.store.faults import FAULTS, fault_of, fetched
+from pipelines.store.faults import FAULTS, StoreFaultError, fetched
 
 _HEADER = re.compile(r"(?i)score|rel|label|grade|judg")
 """What the last column of a first line says that is a header."""
@@ -103,19 +103,22 @@ def read_qrels(uri: str, storage_options: Options | None = None) -> Qrels:
         SourceError: it cannot be read; a line of another kind; two judgements that disagree.
     """
     qrels: Qrels = {}
-    is_first = True
-    for number, line in numbered_lines(uri, storage_options):
+    for place, (number, line) in enumerate(numbered_lines(uri, storage_options)):
         where = f"{uri}, line {number}"
         query, document, score = _judgement(line, where)
-        if not (is_first and _HEADER.search(score)):
-            relevance = _relevance(score, where)
-            judged = qrels.setdefault(query, {})
-            if judged.setdefault(document, relevance) != relevance:
-                raise SourceError(
-                    f"{where}: expected one judgement of {document!r} for query {query!r}, "
-                    f"found {judged[document]} and {relevance}."
-                )
-        is_first = False
+        if place == 0 and _HEADER.search(score):
+            continue
+        relevance = number_in(score)
+        if not relevance.is_integer():
+            raise SourceError(
+                f"{where}: expected the relevance as an integer, found {score!r:.40}."
+            )
+        judged = qrels.setdefault(query, {})
+        if judged.setdefault(document, int(relevance)) != relevance:
+            raise SourceError(
+                f"{where}: expected one judgement of {document!r} for query {query!r}, "
+                f"found {judged[document]} and {int(relevance)}."
+            )
     if not qrels:
         raise SourceError(f"{uri}: expected judgements, found none.")
     return qrels
@@ -154,14 +157,14 @@ def numbered_lines(uri: str, storage_options: Options | None = None) -> Iterator
 
 def _query(line: str, where: str) -> tuple[str, str]:
     try:
-        value: Any = json.loads(line)
+        value = json.loads(line)
     except ValueError as error:
         raise SourceError(f"{where}: expected a JSON object, found no JSON ({error}).") from None
     if not isinstance(value, dict):
         raise SourceError(f"{where}: expected a JSON object, found {type(value).__name__}.")
     query_id: Any = value.get("_id")
     text: Any = value.get("text")
-    if isinstance(query_id, int) and not isinstance(query_id, bool):
+    if type(query_id) is int:  # which true and false are not
         query_id = str(query_id)
     for key, found in (("_id", query_id), ("text", text)):
         if not isinstance(found, str):
@@ -189,17 +192,12 @@ def _judgement(line: str, where: str) -> tuple[str, str, str]:
     return fields[0], fields[-2], fields[-1]
 
 
-def _relevance(score: str, where: str) -> int:
-    if not _is_number(score) or not float(score).is_integer():
-        raise SourceError(f"{where}: expected the relevance as an integer, found {score!r:.40}.")
-    return int(float(score))
-
-
-def _is_number(text: str) -> bool:
+def number_in(text: str) -> float:
+    """Read a number; NaN where the text is none."""
     try:
-        return math.isfinite(float(text))
+        return float(text)
     except ValueError:
-        return False
+        return math.nan
 
 
 def _content(uri: str, options: Options) -> bytes:
@@ -218,11 +216,8 @@ def _content(uri: str, options: Options) -> bytes:
         raise SourceError(f"{uri}: cannot be read ({error}).") from None
     except (EOFError, zlib.error) as error:
         raise SourceError(f"{uri}: expected whole compressed data, found {error}.") from None
-    except Exception as error:
-        fault = fault_of(error)
-        if fault is None:
-            raise
-        what, remedy = FAULTS[fault]
+    except StoreFaultError as error:
+        what, remedy = FAULTS[error.fault]
         raise SourceError(
             f"{uri}: expected a readable file, found {what} ({error!s:.160}).", remedy
         ) from error

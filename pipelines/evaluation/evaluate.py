@@ -8,7 +8,6 @@ A document scores as its best passage.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -31,7 +30,7 @@ from pipelines.evaluation.dataset import (
     unknown_documents,
 )
 from pipelines.evaluation.measures import extra
-from pipelines.evaluation.ranking import SecondStage, rank_judged
+from pipelines.evaluation.ranking import SecondStage, rank_judged, timed
 from pipelines.evaluation.results import DatasetFacts, Evaluation, IndexFacts, evaluate_modes
 from pipelines.index.generations import check_vectors
 from pipelines.index.reader import Index
@@ -117,9 +116,8 @@ def evaluate(
     started, baseline = datetime.now(UTC), "dense" if "dense" in modes else modes[0]
     rankings, seconds = rank_judged(config, index, judged.queries, modes, second)
     if bm25 and config.evaluate.bm25 and "text" in index.schema.names:
-        began = time.perf_counter()
-        rankings[BM25] = _bm25(config, index, judged)
-        seconds[BM25] = time.perf_counter() - began
+        with timed(seconds, BM25):
+            rankings[BM25] = _bm25(config, index, judged)
     results = evaluate_modes(
         judged.qrels,
         rankings,
@@ -127,12 +125,21 @@ def evaluate(
         ignore_identical_ids=config.evaluate.ignore_identical_ids,
         settings=_settings(config, second),
     )
+    queries, qrels = map(absolute_uri, files)
     unknown = len(unknown_documents(judged, index.documents()["doc_id"].to_pylist()))
-    places = (absolute_uri(files[0]), absolute_uri(files[1]))
+    info = index.info
     evaluation = Evaluation(
         started=started.isoformat(timespec="seconds"),
-        index=_facts(index),
-        dataset=DatasetFacts.of(judged, *places, unknown),
+        index=IndexFacts(
+            uri=index.store.uri,
+            generation=info.generation,
+            model=info.model.name,
+            revision=info.model.revision,
+            space_fingerprint=info.space_fingerprint,
+            documents=info.counts.live_documents,
+            passages=index.passages,
+        ),
+        dataset=DatasetFacts.of(judged, queries, qrels, unknown),
         baseline=baseline,
         ignore_identical_ids=config.evaluate.ignore_identical_ids,
         seconds={name: round(value, 3) for name, value in seconds.items()},
@@ -141,19 +148,6 @@ def evaluate(
         modes=results,
     )
     return Evaluated(evaluation, judged, rankings)
-
-
-def _facts(index: Index) -> IndexFacts:
-    info = index.info
-    return IndexFacts(
-        uri=index.store.uri,
-        generation=info.generation,
-        model=info.model.name,
-        revision=info.model.revision,
-        space_fingerprint=info.space_fingerprint,
-        documents=info.counts.live_documents,
-        passages=index.passages,
-    )
 
 
 def _bm25(config: RunConfig, index: Index, judged: JudgedQueries) -> Rankings:
@@ -176,9 +170,7 @@ def _bm25(config: RunConfig, index: Index, judged: JudgedQueries) -> Rankings:
 
 def _settings(config: RunConfig, second: SecondStage | None) -> dict[str, dict[str, Any]]:
     search = config.search
-    several: dict[str, Any] = {}
-    if search.candidates:
-        several = {"candidates": search.candidates}
+    several: dict[str, Any] = {"candidates": search.candidates} if search.candidates else {}
     return {
         "colbert": several,
         "hybrid": {"weights": list(search.weights)} | several,
@@ -202,8 +194,6 @@ def texts_of(index: Index, documents: set[str]) -> dict[str, str]:
     rows = index.rows_of(places, ["doc_id", "passage_no", "title", "text"]).read_all()
     rows = rows.filter(pc.equal(rows["passage_no"], 0))
     return {
-        row["doc_id"]: encoder_input(row["title"], row["text"]).replace("\n", ": ", 1)
-        if row["title"]
-        else row["text"]
+        row["doc_id"]: f"{row['title']}: {row['text']}" if row["title"] else row["text"]
         for row in rows.to_pylist()
     }

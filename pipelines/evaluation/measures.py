@@ -80,13 +80,15 @@ class Comparison:
     ties: int
 
 
-def measure(qrels: Qrels, rankings: Rankings, *, ignore_identical_ids: bool = False) -> PerQuery:
+Compared = dict[str, dict[str, Comparison]]
+"""Name -> measure -> comparison."""
+
+
+def measure(qrels: Qrels, rankings: Rankings) -> PerQuery:
     """Every measure for every judged query; one without results counts 0, others are left out.
 
     The order of a ranking decides, not its scores. Relevance below 0 counts as 0. AP is of the
     ranking as deep as it is: of a search's first 1,000 it is what is usually published.
-    `ignore_identical_ids`: a document with its query's id is no result, as BEIR has it for ArguAna
-    and Quora, whose queries are documents of the corpus.
 
     Raises:
         ConfigError: ir-measures is not installed.
@@ -94,22 +96,27 @@ def measure(qrels: Qrels, rankings: Rankings, *, ignore_identical_ids: bool = Fa
     ir_measures = extra("ir_measures")
     wanted = {ir_measures.parse_measure(name): name for name in MEASURES}
     query_ids = tuple(sorted(qrels))
-    row = {query: i for i, query in enumerate(query_ids)}
-    values = {name: np.zeros(len(query_ids)) for name in MEASURES}
+    values = {name: dict.fromkeys(query_ids, 0.0) for name in MEASURES}
     judged = {
         query: {document: max(relevance, 0) for document, relevance in documents.items()}
         for query, documents in qrels.items()
     }
-    if ignore_identical_ids:
-        rankings = without_identical_ids(rankings)
-    run = {query: _by_rank(rankings[query]) for query in query_ids if rankings.get(query)}
-    for one in _calculated(ir_measures, list(wanted), judged, run):
-        values[wanted[one.measure]][row[one.query_id]] = one.value
-    return PerQuery(query_ids, values)
+    # Scores that fall by 1: trec_eval would break ties by document id, not as the search did.
+    run = {
+        query: {document: float(-rank) for rank, document in enumerate(rankings[query])}
+        for query in query_ids
+        if rankings.get(query)
+    }
+    for one in ir_measures.iter_calc(list(wanted), judged, run) if run else ():
+        values[wanted[one.measure]][one.query_id] = one.value
+    return PerQuery(query_ids, {name: np.array([*own.values()]) for name, own in values.items()})
 
 
 def without_identical_ids(rankings: Rankings) -> Rankings:
-    """The same, without documents that have their query's id."""
+    """Drop each document with its query's id.
+
+    BEIR does so for ArguAna and Quora, whose queries are documents of the corpus.
+    """
     return {
         query: {document: score for document, score in ranking.items() if document != query}
         for query, ranking in rankings.items()
@@ -155,10 +162,8 @@ def compare(first: PerQuery, second: PerQuery) -> dict[str, Comparison]:
     return compare_pairs({"": (first, second)})[""]
 
 
-def compare_all(
-    baseline: PerQuery, others: Mapping[str, PerQuery]
-) -> dict[str, dict[str, Comparison]]:
-    """Each against the baseline: name -> measure -> comparison; corrected as `compare_pairs` does.
+def compare_all(baseline: PerQuery, others: Mapping[str, PerQuery]) -> Compared:
+    """Compare each with the baseline; corrected as `compare_pairs` does.
 
     Raises:
         ConfigError: one answered other queries than the baseline.
@@ -166,10 +171,8 @@ def compare_all(
     return compare_pairs({name: (baseline, other) for name, other in others.items()})
 
 
-def compare_pairs(
-    pairs: Mapping[str, tuple[PerQuery, PerQuery]],
-) -> dict[str, dict[str, Comparison]]:
-    """The second of each pair against its first: name -> measure -> comparison.
+def compare_pairs(pairs: Mapping[str, tuple[PerQuery, PerQuery]]) -> Compared:
+    """Compare the second of each pair with its first.
 
     For each measure p values are corrected over the names by Holm's procedure (Holm, "A simple
     sequentially rejective multiple test procedure", 1979).
@@ -177,9 +180,16 @@ def compare_pairs(
     Raises:
         ConfigError: the two of a pair answered different queries.
     """
-    found: dict[str, dict[str, Comparison]] = {name: {} for name in pairs}
+    found: Compared = {name: {} for name in pairs}
     for name, (first, second) in pairs.items():
-        _check_same_queries(first, name, second)
+        if first.query_ids != second.query_ids:
+            shared = len(set(first.query_ids).intersection(second.query_ids))
+            raise ConfigError(
+                f"comparison{f' of {name}' if name else ''}: expected the same judged queries on "
+                f"both sides, found {len(first.query_ids):,} and {len(second.query_ids):,}, "
+                f"{shared:,} of them on both.",
+                "Evaluate both with the same queries and judgements.",
+            )
     for measure in MEASURES:
         gains = {name: b.values[measure] - a.values[measure] for name, (a, b) in pairs.items()}
         p_values = [permutation_p(each) for each in gains.values()]
@@ -213,30 +223,8 @@ def permutation_p(differences: np.ndarray) -> float:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """The same p values, corrected for there being several; in their order."""
-    corrected = [0.0] * len(p_values)
-    largest = 0.0
-    for done, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, (len(p_values) - done) * p_values[i]))
-        corrected[i] = largest
-    return corrected
-
-
-def _by_rank(ranking: Mapping[str, float]) -> dict[str, float]:
-    """Scores that fall by 1: trec_eval would break ties by document id, not as the search did."""
-    return {document: float(-rank) for rank, document in enumerate(ranking)}
-
-
-def _calculated(ir_measures: Any, wanted: list[Any], qrels: Qrels, run: Rankings) -> Any:
-    return ir_measures.iter_calc(wanted, qrels, run) if run else ()
-
-
-def _check_same_queries(first: PerQuery, name: str, second: PerQuery) -> None:
-    if first.query_ids == second.query_ids:
-        return
-    shared = len(set(first.query_ids).intersection(second.query_ids))
-    raise ConfigError(
-        f"comparison{f' of {name}' if name else ''}: expected the same judged queries on both "
-        f"sides, found {len(first.query_ids):,} and {len(second.query_ids):,}, "
-        f"{shared:,} of them on both.",
-        "Evaluate both with the same queries and judgements.",
-    )
+    order = np.argsort(p_values)
+    factors = np.arange(len(p_values), 0, -1)
+    corrected = np.empty(len(p_values))
+    corrected[order] = np.maximum.accumulate(factors * np.take(p_values, order)).clip(max=1.0)
+    return corrected.tolist()

@@ -17,7 +17,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from actors.config import ModelConfig
 from actors.encoder import Encoder, load_encoder
@@ -61,9 +60,10 @@ class MtebEncoder:
             EncodeError: a text whose vector is not finite.
         """
         texts = [text for batch in inputs for text in _texts(batch)]
-        if getattr(prompt_type, "value", prompt_type) == "query":
-            return _matrix(self.encoder.encode_queries(texts), self.encoder.info.dim)
-        return _matrix(self.encoder.encode_passages(texts), self.encoder.info.dim)
+        is_query = getattr(prompt_type, "value", prompt_type) == "query"
+        encode = self.encoder.encode_queries if is_query else self.encoder.encode_passages
+        values = encode(texts)["dense"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        return np.asarray(values, np.float32).reshape(-1, self.encoder.info.dim)
 
     def similarity(self, first: Any, second: Any) -> Any:
         """Cosines of all pairs, [first, second]."""
@@ -91,11 +91,6 @@ def _texts(batch: Mapping[str, Any]) -> Sequence[str]:
     bodies = batch["body"]
     titles = batch.get("title") or [None] * len(bodies)
     return [encoder_input(title, body) for title, body in zip(titles, bodies, strict=True)]
-
-
-def _matrix(table: pa.Table, dim: int) -> np.ndarray:
-    values = table["dense"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return np.asarray(values, np.float32).reshape(-1, dim)
 
 
 def _model_meta(encoder: Encoder, name: str) -> Any:

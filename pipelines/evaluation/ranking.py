@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -19,14 +18,10 @@ from pipelines.config.run import RunConfig
 from pipelines.config.sections import Mode
 from pipelines.evaluation.dataset import Rankings
 from pipelines.index.reader import Index
-from pipelines.search.answers import RERANK, check_can_rerank, find, rerank
+from pipelines.search.answers import RERANK, Hit, check_can_rerank, find, rerank
 from pipelines.search.opening import open_searcher
 from pipelines.search.searcher import Searcher, outputs_for
 from pipelines.search.space import check_same_space, read_space
-
-if TYPE_CHECKING:
-    from actors.reranker import Reranker
-
 
 _QUERIES = 1_024  # their vectors are in memory
 
@@ -72,18 +67,20 @@ def rank_judged(
         reranker = load_reranker(second.config) if second else None
         for start in range(0, len(ids), _QUERIES):
             own = ids[start : start + _QUERIES]
-            with _timed(seconds, "encode"):
-                vectors = encoder.encode_queries([queries[query] for query in own])
-            with _timed(seconds, "search"):
+            texts = [queries[query] for query in own]
+            with timed(seconds, "encode"):
+                vectors = encoder.encode_queries(texts)
+            with timed(seconds, "search"):
                 found = _search(searcher, vectors, own, modes, config.evaluate.depth)
             if reranker and second:
-                with _timed(seconds, RERANK):
+                with timed(seconds, RERANK):
                     first = "hybrid" if "hybrid" in modes else modes[0]
-                    texts = {query: queries[query] for query in own}
-                    prefix = config.chunk.title_prefix
-                    found[RERANK] = _reranked(
-                        reranker, searcher, vectors, texts, first, found[first], second.top, prefix
-                    )
+                    hits = find(searcher, vectors, first, second.top, unit="document")
+                    answers = rerank(reranker, texts, hits, title_prefix=config.chunk.title_prefix)
+                    found[RERANK] = {
+                        query: _with_rest(best, found[first][query])
+                        for query, best in zip(own, answers, strict=True)
+                    }
             for name, ranking in found.items():
                 rankings[name] |= ranking
     return rankings, seconds
@@ -105,31 +102,17 @@ def _search(
     return found
 
 
-def _reranked(
-    reranker: Reranker,
-    searcher: Searcher,
-    vectors: pa.Table,
-    queries: Mapping[str, str],
-    first: Mode,
-    before: Rankings,
-    top: int,
-    title_prefix: bool,
-) -> Rankings:
-    """The first stage's documents: the best in the reranker's order, the others after them."""
-    hits = find(searcher, vectors, first, top, unit="document")
-    answers = rerank(reranker, list(queries.values()), hits, title_prefix=title_prefix)
-    rankings: Rankings = {}
-    for query, own in zip(queries, answers, strict=True):
-        ranking = {hit.passage["doc_id"]: hit.score for hit in own}
-        least = min(ranking.values(), default=0.0)
-        rest = [document for document in before[query] if document not in ranking]
-        ranking |= {document: least - place for place, document in enumerate(rest, 1)}
-        rankings[query] = ranking
-    return rankings
+def _with_rest(best: Sequence[Hit], before: Iterable[str]) -> dict[str, float]:
+    """Put the first stage's other documents after those in the reranker's order."""
+    ranking = {hit.passage["doc_id"]: hit.score for hit in best}
+    least = min(ranking.values(), default=0.0)
+    rest = [document for document in before if document not in ranking]
+    return ranking | {document: least - place for place, document in enumerate(rest, 1)}
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Add to `seconds` how long the block takes."""
     began = time.perf_counter()
     yield
     seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began

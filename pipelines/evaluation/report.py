@@ -32,8 +32,8 @@ from pipelines.evaluation.results import (
     compare_evaluations,
     comparison_rows,
     explained,
-    in_words,
     interval,
+    p_against_baseline,
     read_evaluation,
     test_named,
     unknown_said,
@@ -63,18 +63,18 @@ def evaluation_page(
     `judged`: what it was evaluated with.
     """
     documents = documents or Documents()
-    found = [
-        summary(evaluation),
-        gains(evaluation),
-        lengths(evaluation, judged, documents.lengths),
+    look = EvaluationLook(evaluation)
+    sections = [
+        look.summary(),
+        look.gains(),
+        _lengths(evaluation, judged, documents.lengths),
         *_queries(evaluation, judged, documents),
     ]
-    sections = [section for section in found if section]
     index, dataset = evaluation.index, evaluation.dataset
     return page(
         f"Evaluation of {index.uri}",
         f"Generation {index.generation}, {index.model}; {dataset.qrels}; {evaluation.started}",
-        sections,
+        [section for section in sections if isinstance(section, Section)],
     )
 
 
@@ -82,100 +82,12 @@ def documents_shown(evaluation: Evaluation, judged: JudgedQueries) -> set[str]:
     """Documents whose texts the page shows."""
     best = _best(evaluation)
     better, worse = _changed(evaluation, best) if best else ([], [])
-    rows = [*better, *worse, *_worst(evaluation)]
     shown: set[str] = set()
-    for row in rows:
+    for row in (*better, *worse, *_worst(evaluation)):
         shown.update(_relevant(evaluation.query_ids[row], judged)[:1])
         tops = (mode.top[row] for mode in evaluation.modes)
         shown.update(top for top in tops if top is not None)
     return shown
-
-
-def summary(evaluation: Evaluation) -> Section:
-    """What was asked and searched, and every mode's measures."""
-    index, dataset = evaluation.index, evaluation.dataset
-    facts = [
-        ("judged queries", f"{dataset.judged_queries:,}"),
-        ("judgements", f"{dataset.judgements:,}"),
-        ("documents", f"{index.documents:,}"),
-        ("passages", f"{index.passages:,}"),
-    ]
-    facts += [(f"seconds: {name}", f"{value:,.1f}") for name, value in evaluation.seconds.items()]
-    lead = unknown_said(dataset)
-    rows = [_mode_row(mode) for mode in evaluation.modes]
-    header = ["mode", MEASURES[0], f"{evaluation.confidence:.0%}", *MEASURES[1:]]
-    header += ["p", "settings"]
-    charts = [measure_chart(evaluation, measure) for measure in MEASURES]
-    return Section("", lead, [Facts(facts), Table(header, rows, explained(evaluation)), *charts])
-
-
-def _mode_row(mode: ModeResult) -> list[str]:
-    against = mode.against_baseline.get(MEASURES[0])
-    first = mode.measures[MEASURES[0]]
-    return [
-        mode.name,
-        f"{first.mean:.3f}",
-        interval(first),
-        *(f"{mode.measures[name].mean:.3f}" for name in MEASURES[1:]),
-        in_words(against.p_holm) if against else "",
-        ", ".join(f"{key} {value}" for key, value in mode.settings.items()),
-    ]
-
-
-def gains(evaluation: Evaluation) -> Section | None:
-    """Every other mode against the baseline, query by query; None where there is no other."""
-    others = [mode for mode in evaluation.modes if mode.against_baseline]
-    if not others:
-        return None
-    return Section(
-        f"Gains and losses against {evaluation.baseline}",
-        "Modes that are as good in the mean may answer different queries well: then a mixture of "
-        "them may be better than each.",
-        [gains_chart(evaluation, mode) for mode in others],
-    )
-
-
-def lengths(
-    evaluation: Evaluation, judged: JudgedQueries, tokens: Mapping[str, int]
-) -> Section | None:
-    """How long documents are that modes find early, late and not at all.
-
-    `tokens`: document -> its tokens, of the relevant ones; None where none is known.
-    """
-    charts = [
-        lengths_chart(mode, lengths_of_relevant(mode, evaluation.query_ids, judged.qrels, tokens))
-        for mode in evaluation.modes
-    ]
-    drawn = [chart for chart in charts if chart]
-    if not drawn:
-        return None
-    return Section(
-        "Length of the first relevant document, by its rank",
-        "Median and quartiles, in tokens; below the rank, how many queries. Where long documents "
-        "are found late or not at all, shorter passages may help.",
-        drawn,
-    )
-
-
-def comparison(before: Evaluation, after: Evaluation) -> Section:
-    """Every mode that both have: the second against the first.
-
-    Raises:
-        ConfigError: no mode in common, or other queries.
-    """
-    first, compared = MEASURES[0], compare_evaluations(before, after)
-    charts = []
-    for name, of in compared.items():
-        changes = after.per_query(name).values[first] - before.per_query(name).values[first]
-        if changes.any():
-            charts.append(changes_chart(f"{name}: after less before", changes, of[first]))
-    said = [
-        f"{when}: generation {each.index.generation} of {each.index.uri}, {each.index.model}, "
-        f"{each.started}."
-        for when, each in (("Before", before), ("After", after))
-    ]
-    table = Table(COMPARED, comparison_rows(before, after), f"p: {test_named(len(compared))}.")
-    return Section("Before and after", " ".join(said), [table, *charts])
 
 
 def look_at(uri: str, storage_options: Options | None = None) -> EvaluationLook:
@@ -196,12 +108,44 @@ class EvaluationLook:
 
     def summary(self) -> Section:
         """What was asked and searched, and every mode's measures."""
-        return summary(self.evaluation)
+        evaluation = self.evaluation
+        index, dataset = evaluation.index, evaluation.dataset
+        facts = [
+            ("judged queries", f"{dataset.judged_queries:,}"),
+            ("judgements", f"{dataset.judgements:,}"),
+            ("documents", f"{index.documents:,}"),
+            ("passages", f"{index.passages:,}"),
+            *((f"seconds: {name}", f"{value:,.1f}") for name, value in evaluation.seconds.items()),
+        ]
+        first, *others = MEASURES
+        rows = [
+            [
+                mode.name,
+                f"{mode.measures[first].mean:.3f}",
+                interval(mode.measures[first]),
+                *(f"{mode.measures[name].mean:.3f}" for name in others),
+                p_against_baseline(mode),
+                ", ".join(f"{key} {value}" for key, value in mode.settings.items()),
+            ]
+            for mode in evaluation.modes
+        ]
+        header = ["mode", first, f"{evaluation.confidence:.0%}", *others, "p", "settings"]
+        table = Table(header, rows, explained(evaluation))
+        charts = [measure_chart(evaluation, measure) for measure in MEASURES]
+        return Section("", unknown_said(dataset), [Facts(facts), table, *charts])
 
     def gains(self) -> Section | Note:
         """Every other mode against the baseline, query by query."""
-        only = Note(f"{self.evaluation.baseline} is the only mode: it is compared with nothing.")
-        return gains(self.evaluation) or only
+        baseline = self.evaluation.baseline
+        others = [mode for mode in self.evaluation.modes if mode.against_baseline]
+        if not others:
+            return Note(f"{baseline} is the only mode: it is compared with nothing.")
+        return Section(
+            f"Gains and losses against {baseline}",
+            "Modes that are as good in the mean may answer different queries well: then a mixture "
+            "of them may be better than each.",
+            [gains_chart(self.evaluation, mode) for mode in others],
+        )
 
     def lengths(self) -> Section | Note:
         """How long documents are that modes find early, late and not at all.
@@ -215,8 +159,7 @@ class EvaluationLook:
             tokens = lengths_of(index, judged.relevant())
         except EmbedError as error:
             return Note(f"Lengths of documents are not known: {error.message}")
-        nothing = Note("Lengths of documents are not known: the index has no relevant one.")
-        return lengths(self.evaluation, judged, tokens) or nothing
+        return _lengths(self.evaluation, judged, tokens)
 
     def against(self, before: str | None) -> Section | Note:
         """This evaluation against one of the same queries before it: its eval.json.
@@ -226,7 +169,40 @@ class EvaluationLook:
         """
         if before is None:
             return Note("No evaluation before this one is named.")
-        return comparison(read_evaluation(before, self.storage_options), self.evaluation)
+        other, measure = read_evaluation(before, self.storage_options), MEASURES[0]
+        compared = compare_evaluations(other, self.evaluation)
+        charts = []
+        for name, of in compared.items():
+            now, then = (each.per_query(name).values[measure] for each in (self.evaluation, other))
+            if (now != then).any():
+                charts.append(changes_chart(f"{name}: after less before", now - then, of[measure]))
+        said = [
+            f"{when}: generation {each.index.generation} of {each.index.uri}, {each.index.model}, "
+            f"{each.started}."
+            for when, each in (("Before", other), ("After", self.evaluation))
+        ]
+        rows = comparison_rows(other, self.evaluation, compared)
+        table = Table(COMPARED, rows, f"p: {test_named(len(compared))}.")
+        return Section("Before and after", " ".join(said), [table, *charts])
+
+
+def _lengths(
+    evaluation: Evaluation, judged: JudgedQueries, tokens: Mapping[str, int]
+) -> Section | Note:
+    """How long documents are that modes find; `tokens`: document -> its tokens, where known."""
+    charts = [
+        lengths_chart(mode, lengths_of_relevant(mode, evaluation.query_ids, judged.qrels, tokens))
+        for mode in evaluation.modes
+    ]
+    drawn = [chart for chart in charts if chart]
+    if not drawn:
+        return Note("Lengths of documents are not known: the index has no relevant one.")
+    return Section(
+        "Length of the first relevant document, by its rank",
+        "Median and quartiles, in tokens; below the rank, how many queries. Where long documents "
+        "are found late or not at all, shorter passages may help.",
+        drawn,
+    )
 
 
 def _queries(
@@ -239,29 +215,23 @@ def _queries(
         looks.append((f"Where {best.name} is better than {base.name} by most", better, base))
         looks.append((f"Where {best.name} is worse than {base.name} by most", worse, best))
     looks.append((f"What {base.name} answers worst", _worst(evaluation), base))
+    shown = [base, best] if best else [base]
     for heading, rows, wrong in looks:
-        if rows:
-            shown = [base, best] if best else [base]
-            header = ["query", *(mode.name for mode in shown)]
-            header += ["relevant", f"first of {wrong.name}"]
-            cells = []
-            for row in rows:
-                scores = [f"{mode.per_query[MEASURES[0]][row]:.2f}" for mode in shown]
-                texts = _texts(evaluation.query_ids[row], wrong.top[row], judged, documents)
-                cells.append([texts[0], *scores, *texts[1:]])
+        cells = []
+        for row in rows:
+            query, top = evaluation.query_ids[row], wrong.top[row]
+            relevant = _relevant(query, judged)
+            cells.append(
+                [
+                    _clipped(judged.queries.get(query, query)),
+                    *(f"{mode.per_query[MEASURES[0]][row]:.2f}" for mode in shown),
+                    _described(relevant[0], documents) if relevant else "none",
+                    _described(top, documents) if top is not None else "nothing found",
+                ]
+            )
+        header = ["query", *(mode.name for mode in shown), "relevant", f"first of {wrong.name}"]
+        if cells:
             yield Section(heading, "", [Table(header, cells, f"Numbers: {MEASURES[0]}.")])
-
-
-def _texts(
-    query: str, top: str | None, judged: JudgedQueries, documents: Documents
-) -> tuple[str, str, str]:
-    """Of the query, of what it should find, and of what was found first instead."""
-    relevant = _relevant(query, judged)
-    return (
-        _clipped(judged.queries.get(query, query)),
-        _described(relevant[0], documents) if relevant else "none",
-        _described(top, documents) if top is not None else "nothing found",
-    )
 
 
 def _best(evaluation: Evaluation) -> ModeResult | None:

@@ -5,7 +5,7 @@ The keys of eval.json are the fields here. Lists of numbers are aligned to `quer
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from pipelines.evaluation.measures import (
     MEASURES,
     PERMUTATIONS,
     RESAMPLES,
+    Compared,
     Comparison,
     Mean,
     PerQuery,
@@ -119,11 +120,10 @@ class Evaluation(JsonRecord):
         Raises:
             ConfigError: no such mode.
         """
-        for mode in self.modes:
-            if mode.name == name:
-                return mode
-        found = ", ".join(mode.name for mode in self.modes)
-        raise ConfigError(f"evaluation: expected the mode {name!r}, found {found}.")
+        found = {mode.name: mode for mode in self.modes}
+        if name not in found:
+            raise ConfigError(f"evaluation: expected the mode {name!r}, found {', '.join(found)}.")
+        return found[name]
 
     def per_query(self, name: str) -> PerQuery:
         """What each query got in a mode."""
@@ -153,25 +153,23 @@ def evaluate_modes(
     measured = {name: measure(qrels, each) for name, each in rankings.items()}
     others = {name: each for name, each in measured.items() if name != baseline}
     compared = compare_all(measured[baseline], others)
-    results = []
-    for name, per_query in measured.items():
-        first = first_relevant(qrels, rankings[name])
-        results.append(
-            ModeResult(
-                name=name,
-                settings=dict((settings or {}).get(name, {})),
-                measures={each: mean_of(per_query, each) for each in MEASURES},
-                against_baseline=compared.get(name, {}),
-                per_query={each: per_query.values[each].tolist() for each in MEASURES},
-                first_relevant=[first[query] for query in per_query.query_ids],
-                top=[next(iter(rankings[name].get(q, ())), None) for q in per_query.query_ids],
-            )
+    firsts = {name: first_relevant(qrels, each) for name, each in rankings.items()}
+    return [
+        ModeResult(
+            name=name,
+            settings=dict((settings or {}).get(name, {})),
+            measures={each: mean_of(per_query, each) for each in MEASURES},
+            against_baseline=compared.get(name, {}),
+            per_query={each: per_query.values[each].tolist() for each in MEASURES},
+            first_relevant=[firsts[name][query] for query in per_query.query_ids],
+            top=[next(iter(rankings[name].get(q, ())), None) for q in per_query.query_ids],
         )
-    return results
+        for name, per_query in measured.items()
+    ]
 
 
-def compare_evaluations(before: Evaluation, after: Evaluation) -> dict[str, dict[str, Comparison]]:
-    """The modes that both have, the second against the first: mode -> measure -> comparison.
+def compare_evaluations(before: Evaluation, after: Evaluation) -> Compared:
+    """The modes that both have, the second against the first.
 
     For each measure p values are corrected over the modes.
 
@@ -181,8 +179,7 @@ def compare_evaluations(before: Evaluation, after: Evaluation) -> dict[str, dict
     names = [mode.name for mode in before.modes if mode.name in {m.name for m in after.modes}]
     if not names:
         raise ConfigError("comparison: expected a mode that both evaluations have, found none.")
-    pairs = {name: (before.per_query(name), after.per_query(name)) for name in names}
-    return compare_pairs(pairs)
+    return compare_pairs({name: (before.per_query(name), after.per_query(name)) for name in names})
 
 
 def read_evaluation(uri: str, storage_options: Options | None = None) -> Evaluation:
@@ -202,18 +199,13 @@ def read_evaluation(uri: str, storage_options: Options | None = None) -> Evaluat
 
 def table(evaluation: Evaluation) -> Table:
     """Every mode with its measures, their intervals, and p against the baseline."""
-    shown = Table(box=box.SIMPLE, caption=explained(evaluation), caption_justify="left")
-    shown.add_column("mode", no_wrap=True)
-    for name in MEASURES:
-        shown.add_column(name, no_wrap=True, justify="right")
-    shown.add_column("p", no_wrap=True, justify="right")
+    rows = []
     for mode in evaluation.modes:
-        against = mode.against_baseline.get(MEASURES[0])
         cells = [
             f"{mode.measures[name].mean:.3f}\n{interval(mode.measures[name])}" for name in MEASURES
         ]
-        shown.add_row(mode.name, *cells, in_words(against.p_holm) if against else "")
-    return shown
+        rows.append([mode.name, *cells, p_against_baseline(mode)])
+    return _grid(("mode", *MEASURES, "p"), rows, explained(evaluation), names=1)
 
 
 COMPARED = ("mode", "measure", "before", "after", "difference", "p", "won/lost/tied")
@@ -226,21 +218,26 @@ def comparison_table(before: Evaluation, after: Evaluation) -> Table:
     Raises:
         ConfigError: no mode in common, or other queries.
     """
-    rows = comparison_rows(before, after)
-    caption = f"p: {test_named(len(rows) // len(MEASURES))}"
+    compared = compare_evaluations(before, after)
+    rows = comparison_rows(before, after, compared)
+    return _grid(COMPARED, rows, f"p: {test_named(len(compared))}", names=2)
+
+
+def _grid(header: Sequence[str], rows: list[list[str]], caption: str, *, names: int) -> Table:
+    """Lay out rows of so many names, then numbers."""
     shown = Table(box=box.SIMPLE, caption=caption, caption_justify="left")
-    for i, name in enumerate(COMPARED):
-        shown.add_column(name, no_wrap=True, justify="left" if i < 2 else "right")
+    for i, name in enumerate(header):
+        shown.add_column(name, no_wrap=True, justify="left" if i < names else "right")
     for row in rows:
         shown.add_row(*row)
     return shown
 
 
-def comparison_rows(before: Evaluation, after: Evaluation) -> list[list[str]]:
-    """Of COMPARED, a row a measure of each mode; raises as `comparison_table`."""
+def comparison_rows(before: Evaluation, after: Evaluation, compared: Compared) -> list[list[str]]:
+    """Show what `compare_evaluations` found: of COMPARED, a row a measure of each mode."""
     rows = []
-    for mode, compared in compare_evaluations(before, after).items():
-        for i, (name, of) in enumerate(compared.items()):
+    for mode, by_measure in compared.items():
+        for i, (name, of) in enumerate(by_measure.items()):
             means = [each.mode(mode).measures[name].mean for each in (before, after)]
             rows.append(
                 [
@@ -257,11 +254,10 @@ def comparison_rows(before: Evaluation, after: Evaluation) -> list[list[str]]:
 
 def explained(evaluation: Evaluation) -> str:
     """What intervals and p mean."""
-    n = len(evaluation.modes)
-    queries = len(evaluation.query_ids)
     return (
-        f"Mean of {queries:,} queries and its {evaluation.confidence:.0%} bootstrap interval. "
-        f"p: {MEASURES[0]} against {evaluation.baseline}, {test_named(n - 1)}."
+        f"Mean of {len(evaluation.query_ids):,} queries and its {evaluation.confidence:.0%} "
+        f"bootstrap interval. p: {MEASURES[0]} against {evaluation.baseline}, "
+        f"{test_named(len(evaluation.modes) - 1)}."
     )
 
 
@@ -284,6 +280,12 @@ def test_named(comparisons: int) -> str:
 def interval(mean: Mean) -> str:
     """Its bounds."""
     return f"{mean.low:.3f}–{mean.high:.3f}"
+
+
+def p_against_baseline(mode: ModeResult) -> str:
+    """Show p of the first measure; nothing for the baseline."""
+    against = mode.against_baseline.get(MEASURES[0])
+    return in_words(against.p_holm) if against else ""
 
 
 def in_words(p: float) -> str:

@@ -10,7 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from actors.errors import ConfigError, SourceError
-from pipelines.evaluation.dataset import JudgedQueries, Options, Rankings, numbered_lines
+from pipelines.evaluation.dataset import (
+    JudgedQueries,
+    Options,
+    Rankings,
+    number_in,
+    numbered_lines,
+)
 from pipelines.evaluation.evaluate import Evaluated
 from pipelines.evaluation.results import Evaluation, evaluate_modes, read_evaluation
 from pipelines.store.files import put_local
@@ -119,10 +125,7 @@ def _row(line: str, where: str) -> tuple[str, str, float, float]:
     fields = line.split("\t") if "\t" in line else line.split()
     if len(fields) != 6:
         raise SourceError(f"{where}: expected {_COLUMNS}, found {len(fields)} columns.")
-    try:
-        rank, score = float(fields[3]), float(fields[4])
-    except ValueError:
-        rank = score = math.nan
+    rank, score = map(number_in, fields[3:5])
     if not (math.isfinite(rank) and math.isfinite(score)):
         raise SourceError(
             f"{where}: expected numbers as rank and score, found "

@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from actors.config import RerankerConfig
 from actors.errors import IndexStateError
+from actors.models.reranker_files import resolve_reranker
 from actors.search.fusion import Level
 from actors.tokens.tokenizer import encoder_input
 from pipelines.config.sections import Mode
@@ -104,7 +106,7 @@ def answers_text(query: str, hits: Sequence[Hit], *, whole: bool) -> Group:
         if text:
             shown = Text(text if whole else excerpt(text, query, _EXCERPT))
             for word in _words(query):
-                shown.highlight_regex(rf"(?i)\b{re.escape(word)}\b", "bold")
+                shown.highlight_regex(word, "bold")
             lines.append(Padding(shown, (0, 2, 0, 4)))
     return Group(*lines, Text())
 
@@ -119,9 +121,14 @@ def excerpt(text: str, query: str, width: int) -> str:
     if len(text) <= width:
         return text
     words = _words(query)
-    places = [m.start() for word in words for m in re.finditer(rf"(?i)\b{re.escape(word)}\b", text)]
+    places = [found.start() for word in words for found in word.finditer(text)]
     starts = [0, *(max(at - width // 4, 0) for at in sorted(places))]
-    best = max(starts, key=lambda start: _found(text[start : start + width], words))
+
+    def words_from(start: int) -> int:
+        part = text[start : start + width]
+        return sum(bool(word.search(part)) for word in words)
+
+    best = max(starts, key=words_from)
     if best:
         best = text.find(" ", best) + 1 or best
     stop = best + width
@@ -141,15 +148,13 @@ def _head(hit: Hit) -> Text:
     return head
 
 
-def _found(text: str, words: Sequence[str]) -> int:
-    """How many of the words are in a text."""
-    return sum(bool(re.search(rf"(?i)\b{re.escape(word)}\b", text)) for word in words)
+def _words(query: str) -> list[re.Pattern[str]]:
+    """Patterns of the words of more than two letters, each once.
 
-
-def _words(query: str) -> list[str]:
-    """Of more than two letters, each once; in scripts without spaces, what is between marks."""
-    words = dict.fromkeys(word for word in re.findall(r"\w+", query) if len(word) > 2)
-    return list(words)[:_WORDS]
+    In scripts without spaces a word is what is between marks.
+    """
+    words = dict.fromkeys(re.findall(r"\w{3,}", query))
+    return [re.compile(rf"(?i)\b{re.escape(word)}\b") for word in islice(words, _WORDS)]
 
 
 def check_can_rerank(config: RerankerConfig, *, has_texts: bool) -> None:
@@ -160,8 +165,6 @@ def check_can_rerank(config: RerankerConfig, *, has_texts: bool) -> None:
     Raises:
         ModelError: no such reranker. IndexStateError: no texts.
     """
-    from actors.models.reranker_files import resolve_reranker  # torch
-
     resolve_reranker(config)
     if not has_texts:
         raise IndexStateError(
@@ -192,10 +195,10 @@ def rerank(
     scores = reranker.score(pairs)
     if scores.ndim > 1:  # of several layers: the last one has seen most
         scores = scores[:, -1]
-    found, at = [], 0
-    for hits in answers:
-        own = scores[at : at + len(hits)]
-        at += len(hits)
+    found = []
+    ends = np.cumsum([len(hits) for hits in answers])
+    # Of no query at all there still is one part, an empty one.
+    for hits, own in zip(answers, np.split(scores, ends[:-1]), strict=False):
         order = np.argsort(-own, kind="stable")
         found.append(
             [

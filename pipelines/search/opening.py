@@ -29,16 +29,30 @@ def open_searcher(
     this process.
 
     Raises:
-        ConfigError: it does not fit the memory there is. IndexStateError, StorageError: the index
-            cannot be read.
+        ConfigError: it does not fit the memory there is, or there is no cluster. IndexStateError,
+            StorageError: the index cannot be read, or is local on several machines.
     """
     if not (search.shards or ray.address or os.environ.get("RAY_ADDRESS")):
         check(index, outputs, search, 1)
         yield Searcher([_Here(request(index, outputs, search, 0, 1))], outputs, search)
         return
 
-    with shard_actors(index, outputs, search, ray) as shards:
-        yield Searcher(shards, outputs, search)
+    from ray import nodes  # late: a search in this process needs no Ray
+
+    from pipelines.cluster.ray_cluster import ray_session, refuse_local_index
+
+    with ray_session(ray):
+        refuse_local_index(index.store)
+        machines = sum(node["Alive"] for node in nodes())
+        check(index, outputs, search, machines)
+        shards = n_shards(index, search.shards or machines)
+        requests = [request(index, outputs, search, i, shards) for i in range(shards)]
+        actors = [_Actor(one, search) for one in requests]
+        try:
+            yield Searcher(actors, outputs, search)
+        finally:
+            for actor in actors:
+                actor.stop()
 
 
 class _Here(ShardCalls):
@@ -52,34 +66,6 @@ class _Here(ShardCalls):
     def start(self, method: str, *args: Any, **named: Any) -> Callable[[], Any]:
         result = getattr(self._host, method)(*args, **named)
         return lambda: result
-
-
-@contextmanager
-def shard_actors(
-    index: Index, outputs: Sequence[Output], search: SearchConfig, config: RayConfig
-) -> Iterator[list[ShardCalls]]:
-    """One actor a shard; gone at the end.
-
-    Raises:
-        ConfigError: no cluster, or too little memory on it. StorageError: a local index on several
-            machines.
-    """
-    import ray  # late: a search in this process needs none
-
-    from pipelines.cluster.ray_cluster import ray_session, refuse_local_index
-
-    with ray_session(config):
-        refuse_local_index(index.store)
-        machines = sum(node["Alive"] for node in ray.nodes())
-        check(index, outputs, search, machines)
-        shards = n_shards(index, search.shards or machines)
-        requests = [request(index, outputs, search, i, shards) for i in range(shards)]
-        actors = [_Actor(one, search) for one in requests]
-        try:
-            yield list(actors)
-        finally:
-            for actor in actors:
-                actor.stop()
 
 
 class _Actor(ShardCalls):

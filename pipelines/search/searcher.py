@@ -100,29 +100,23 @@ class Searcher:
 
     def score(self, queries: pa.Table, query_M: np.ndarray, row_M: np.ndarray) -> pa.Table:
         """Scores of pairs: float32 [M] for each output; and the rows of the pair's document."""
-        parts = self._by_shard(
+        table = self._by_shard(
             row_M,
             lambda shard, own, rows: shard.start("score", queries, query_M[own], rows),
         )
-        order = np.argsort(np.concatenate([own for own, _, _ in parts]), kind="stable")
-        tables = []
-        for _, first, table in parts:
-            for name in ("first", "stop"):
-                at = table.column_names.index(name)
-                moved = pa.array(table[name].to_numpy() + first)
-                table = table.set_column(at, name, moved)
-            tables.append(table)
-        return pa.concat_tables(tables).take(pa.array(order))
+        moved_M = self._firsts[self._shard_of(row_M)]
+        for name in ("first", "stop"):
+            moved = pa.array(table[name].to_numpy() + moved_M)
+            table = table.set_column(table.column_names.index(name), name, moved)
+        return table
 
     def take(
         self, row_N: np.ndarray, columns: Sequence[str] | None = None, *, vectors: bool = False
     ) -> pa.Table:
         """These rows of the index, in this order; all that is no vector when not told."""
-        parts = self._by_shard(
-            row_N, lambda shard, own, rows: shard.start("take", rows, columns, vectors)
+        return self._by_shard(
+            row_N, lambda shard, _, rows: shard.start("take", rows, columns, vectors)
         )
-        order = np.argsort(np.concatenate([own for own, _, _ in parts]), kind="stable")
-        return pa.concat_tables([table for _, _, table in parts]).take(pa.array(order))
 
     def best_passages(
         self, queries: pa.Table, mode: Mode, query_M: np.ndarray, row_M: np.ndarray
@@ -133,11 +127,9 @@ class Searcher:
         """
         documents = self.score(queries, query_M, row_M)
         first, stop = documents["first"].to_numpy(), documents["stop"].to_numpy()
-        pair = np.repeat(np.arange(len(row_M)), stop - first)
-        row = np.arange(len(pair)) - np.repeat(
-            np.cumsum(stop - first) - (stop - first), stop - first
-        )
-        row += first[pair]
+        lengths = stop - first
+        pair = np.repeat(np.arange(len(row_M)), lengths)
+        row = np.arange(len(pair)) + (first - np.cumsum(lengths) + lengths)[pair]
         scores = self._mode_scores(self.score(queries, query_M[pair], row), mode)
         return best_of_pairs(pair, row, scores, len(row_M), 1)[1][:, 0]
 
@@ -151,18 +143,10 @@ class Searcher:
             for shard in self._shards
         ]
         answers = [wait() for wait in waits]
-        return {
-            name: merge(
-                [
-                    (scores, np.where(rows < 0, -1, rows + first))
-                    for first, (scores, rows) in zip(
-                        self._firsts, (answer[name] for answer in answers), strict=False
-                    )
-                ],
-                top,
-            )
-            for name in by
-        }
+        for first, answer in zip(self._firsts[:-1], answers, strict=True):
+            for name, (scores, rows) in answer.items():
+                answer[name] = (scores, np.where(rows < 0, -1, rows + first))
+        return {name: merge([answer[name] for answer in answers], top) for name in by}
 
     def _among_candidates(
         self, queries: pa.Table, modes: Sequence[Mode], top: int, unit: Level
@@ -180,11 +164,10 @@ class Searcher:
             )
         assert self.config.candidates is not None
         best = self._rank(queries, cheap, self.config.candidates, "passage")
-        pairs = (
-            np.concatenate([np.argwhere(rows >= 0)[:, :1] for _, rows in best.values()])[:, 0],
-            np.concatenate([rows[rows >= 0] for _, rows in best.values()]),
-        )
-        query_M, row_M = np.unique(np.stack(pairs, 1), axis=0).T
+        rows_QK = np.concatenate([rows for _, rows in best.values()], axis=1)
+        query, place = np.nonzero(rows_QK >= 0)
+        pairs = np.stack([query, rows_QK[query, place]], axis=1)
+        query_M, row_M = np.unique(pairs, axis=0).T
         table = self.score(queries, query_M, row_M)
         if unit == "document":
             row_M = table["first"].to_numpy()
@@ -210,14 +193,19 @@ class Searcher:
 
     def _by_shard(
         self, row_N: np.ndarray, start: Callable[[ShardCalls, np.ndarray, np.ndarray], Any]
-    ) -> list[tuple[np.ndarray, int, pa.Table]]:
-        """(places in row_N, the shard's first row, its answer) for each shard with such rows."""
-        at = np.searchsorted(self._firsts, row_N, side="right") - 1
-        begun = []
+    ) -> pa.Table:
+        """Ask each shard for what it has of row_N, by place and its own number; in this order."""
+        at = self._shard_of(row_N)
+        owns, waits = [], []
         for number in np.unique(at) if len(row_N) else [0]:
-            own, first = np.flatnonzero(at == number), int(self._firsts[number])
-            begun.append((own, first, start(self._shards[number], own, row_N[own] - first)))
-        return [(own, first, wait()) for own, first, wait in begun]
+            own = np.flatnonzero(at == number)
+            owns.append(own)
+            waits.append(start(self._shards[number], own, row_N[own] - int(self._firsts[number])))
+        order = np.argsort(np.concatenate(owns), kind="stable")
+        return pa.concat_tables([wait() for wait in waits]).take(pa.array(order))
+
+    def _shard_of(self, row_N: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._firsts, row_N, side="right") - 1
 
 
 def _first(best: Best, top: int) -> Best:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from filelock import FileLock
 
 from actors.config import OUTPUTS, Output
 from actors.errors import StorageError
-from actors.models.cache import cache_home
 from pipelines.index.parts import Part
 from pipelines.index.reader import Index
 
@@ -84,11 +84,6 @@ _CUT_BY = ("doc_id", "n_tokens")
 _FORGET_SECONDS = 24 * 3600
 
 
-def default_folder() -> Path:
-    """Where files are kept when nothing else is said."""
-    return cache_home() / "search"
-
-
 @dataclass(frozen=True, kw_only=True)
 class ShardRequest:
     """Which rows a shard has."""
@@ -130,14 +125,14 @@ class ShardFiles:
         """
         with suppress(OSError):  # a disk that may only be read will do where the files are there
             os.utime(self._generation)
-        found = {name: self._map(name) for name in names}
-        if all(table is not None for table in found.values()):
-            return {name: table for name, table in found.items() if table is not None}
+        found = self._mapped(names)
+        if len(found) == len(names):
+            return found
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self._folder / ".lock"):
-                missing = [name for name in names if self._map(name) is None]
-                if missing:
+                found = self._mapped(names)  # another process may have written them meanwhile
+                if missing := [name for name in names if name not in found]:
                     self._write(missing)
                     self._forget_old_generations()
         except OSError as error:
@@ -147,24 +142,21 @@ class ShardFiles:
                 f"{error.strerror or error}.",
                 "Free or name another place: --set search.folder=..., or XDG_CACHE_HOME.",
             ) from error
-        return {name: self._mapped(name) for name in names}
+        return self._mapped(names)
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.arrow"
 
-    def _map(self, name: str) -> pa.Table | None:
-        """None where there is no file, or one that its writer did not live to finish."""
-        try:
-            with pa.ipc.open_file(pa.memory_map(str(self._path(name)))) as file:
-                return file.read_all()
-        except (FileNotFoundError, NotADirectoryError, pa.ArrowInvalid):
-            return None
-
-    def _mapped(self, name: str) -> pa.Table:
-        table = self._map(name)
-        if table is None:
-            raise StorageError(f"search.folder: expected what was written to {self._path(name)}.")
-        return table
+    def _mapped(self, names: Sequence[str]) -> dict[str, pa.Table]:
+        """Map the files that are there, but none that its writer did not live to finish."""
+        found = {}
+        for name in names:
+            with (
+                suppress(FileNotFoundError, NotADirectoryError, pa.ArrowInvalid),
+                pa.ipc.open_file(pa.memory_map(str(self._path(name)))) as file,
+            ):
+                found[name] = file.read_all()
+        return found
 
     def _write(self, names: Sequence[str]) -> None:
         schema = self._index.schema
@@ -183,17 +175,14 @@ class ShardFiles:
                 )
                 for name, path in making.items()
             }
-            for block in in_blocks(self._rows(columns)):
+            live = (self._index.live_rows(part, columns) for part in self._parts)
+            for block in in_blocks(chain.from_iterable(live)):
                 for name, writer in writers.items():
                     writer.write_batch(block.select(kept[name]))
         for name, path in making.items():
             with path.open("rb") as file:
                 os.fsync(file.fileno())  # a name must not outlive what it names
             path.replace(self._path(name))
-
-    def _rows(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        for part in self._parts:
-            yield from self._index.live_rows(part, columns)
 
     def _check_parts(self) -> None:
         """Whether what failed was the index, and not the folder here."""

@@ -14,10 +14,11 @@ import pyarrow as pa
 import torch
 
 from actors.config import Output
+from actors.models.cache import cache_home
 from actors.search.fusion import Best, Ranking
 from actors.search.shard import Shard
 from pipelines.index.reader import open_index
-from pipelines.search.shard_files import ROWS, ShardFiles, ShardRequest, default_folder, shards_of
+from pipelines.search.shard_files import ROWS, ShardFiles, ShardRequest, shards_of
 
 
 class ShardHost:
@@ -33,7 +34,7 @@ class ShardHost:
             torch.set_num_threads(request.threads)
         index = open_index(request.uri, request.storage_options, generation=request.generation)
         parts = shards_of(index.parts, request.shards)[request.number]
-        folder = Path(request.folder).expanduser() if request.folder else default_folder()
+        folder = Path(request.folder).expanduser() if request.folder else cache_home() / "search"
         files = ShardFiles(index, parts, folder).open([ROWS, *request.outputs])
         self._rows = files[ROWS]
         vectors = {output: files[output][output] for output in request.outputs}

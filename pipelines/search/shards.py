@@ -53,27 +53,6 @@ def needed(index: Index, outputs: Sequence[Output]) -> Need:
     return Need({output: each[output] for output in outputs})
 
 
-def check_fits(uri: str, need: Need, machines: int, limit: int | None) -> None:
-    """Refuse what this machine, one of `machines` that share the rows, cannot hold.
-
-    `limit`: bytes a search may take here; what is free when not given.
-
-    Raises:
-        ConfigError: with both numbers.
-    """
-    may_have = limit if limit is not None else free_bytes()
-    share = need.bytes / machines
-    if share > may_have:
-        where = "this machine" if machines == 1 else f"each of {machines} machines"
-        what = "search.max_memory_bytes allows" if limit is not None else "is free"
-        raise ConfigError(
-            f"{uri}: expected {byte_count(share)} of memory on {where} to search it, found "
-            f"{byte_count(may_have)}, which {what}; all of it takes {need}.",
-            "Search fewer outputs (--mode dense), set search.candidates so that ColBERT is only "
-            "looked up, or spread it over more machines (ray.address, search.shards).",
-        )
-
-
 def free_bytes() -> int:
     """Memory a process may still take here: the machine's, or its container's if that is less."""
     free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -111,13 +90,26 @@ def n_shards(index: Index, wanted: int) -> int:
 
 
 def check(index: Index, outputs: Sequence[Output], search: SearchConfig, machines: int) -> None:
-    """That the vectors fit; those of candidates are only looked up.
+    """Refuse what this machine, one of `machines` that share the rows, cannot hold.
+
+    ColBERT vectors of candidates are only looked up, and not counted.
 
     Raises:
-        ConfigError: they do not.
+        ConfigError: with both numbers.
     """
     scanned = [output for output in outputs if output != "colbert" or not search.candidates]
-    check_fits(index.store.uri, needed(index, scanned), machines, search.max_memory_bytes)
+    need, limit = needed(index, scanned), search.max_memory_bytes
+    share = need.bytes / machines
+    may_have = limit if limit is not None else free_bytes()
+    if share > may_have:
+        where = "this machine" if machines == 1 else f"each of {machines} machines"
+        what = "search.max_memory_bytes allows" if limit is not None else "is free"
+        raise ConfigError(
+            f"{index.store.uri}: expected {byte_count(share)} of memory on {where} to search it, "
+            f"found {byte_count(may_have)}, which {what}; all of it takes {need}.",
+            "Search fewer outputs (--mode dense), set search.candidates so that ColBERT is only "
+            "looked up, or spread it over more machines (ray.address, search.shards).",
+        )
 
 
 def cpus_of(search: SearchConfig) -> int:
