@@ -58,13 +58,13 @@ class Owner(JsonRecord):
     """For people only."""
 
     @staticmethod
-    def this_process(run_id: str) -> Owner:
+    def this_process(run_id: str, proc: Path = _PROC) -> Owner:
         """The process that asks."""
         boot_id = pid_namespace = process_start = None
         try:
-            pid_namespace = str((_PROC / "self/ns/pid").readlink())
-            process_start = _process_stat(os.getpid(), _PROC)[1]
-            boot_id = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+            pid_namespace = str((proc / "self/ns/pid").readlink())
+            process_start = _process_stat(os.getpid(), proc)[1]
+            boot_id = (proc / "sys/kernel/random/boot_id").read_text().strip()
         except OSError:
             pass  # not Linux: this owner is known by its heartbeat alone
         return Owner(
