@@ -29,8 +29,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file and apply `a.b=value` overrides, whose values are YAML too.
 
     Raises:
-        ConfigError: the file does not exist or is not YAML, a key is unknown, or a value has the
-            wrong type.
+        ConfigError: the file is missing or not YAML, a key is unknown, or a value is invalid.
     """
     return parse_config(read_yaml(path, overrides), where=str(path))
 

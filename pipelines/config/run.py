@@ -39,8 +39,7 @@ class AnyRunConfig(Section):
     slice: SliceConfig = SliceConfig()
     ray: RayConfig = RayConfig()
     max_reject_fraction: Share = 0.01
-    """Largest share of rejected documents with which a run is committed. A run above it fails, and
-    its finished slices are kept."""
+    """Largest share of rejected documents. A run above it fails; finished slices are kept."""
     allow_unreadable_units: bool = False
     """Commit even if some units (row groups, files, byte ranges) cannot be read. Each of them is
     stored as a reject; re-indexing and --replay-rejects try it again."""
@@ -84,8 +83,7 @@ class RunConfig(AnyRunConfig):
 
     model: ModelConfig
     outputs: tuple[Output, ...] = ("dense",)
-    """Kinds of vectors to compute, all in one forward pass, and to store: one or more, without
-    repetition."""
+    """Kinds of vectors to compute, all in one forward pass, and to store; each at most once."""
     chunk: ChunkConfig = ChunkConfig()
     gate: GateConfig = GateConfig()
     search: SearchConfig = SearchConfig()
@@ -187,8 +185,7 @@ class PairSliceConfig(SliceConfig):
     documents: Count = 1000
     """Largest number of pairs in a slice. A slice never spans two row groups of the source."""
     max_tokens: Count | None = None
-    """Number of tokens that ends a slice, with the pair that reaches it; 1,048,576 when not
-    given."""
+    """Number of tokens that ends a slice, with the pair that reaches it; default: 1,048,576."""
 
 
 class PairsConfig(AnyRunConfig):
@@ -198,8 +195,7 @@ class PairsConfig(AnyRunConfig):
     reranker: RerankerConfig
     slice: PairSliceConfig = PairSliceConfig()
     max_reject_fraction: Share = 0.01
-    """Largest share of rejected pairs with which a run is committed. A run above it fails, and its
-    finished slices are kept."""
+    """Largest share of rejected pairs. A run above it fails; finished slices are kept."""
     allow_unreadable_units: bool = False
     """Commit even if some units (row groups, files, byte ranges) cannot be read. Each of them is
     stored as a reject; --replay-rejects tries it again."""

@@ -87,8 +87,7 @@ class SourceConfig(Section):
     """The documents: local files, or files that fsspec can read (s3://, gs://, az://, https://)."""
 
     uri: str | tuple[str, ...]
-    """A file, a folder, a glob, or a list of them. Of a folder, every file below it that has the
-    format is read."""
+    """A file, a folder (all files below it that have the format), a glob, or a list of them."""
     format: Literal[
         "auto", "parquet", "jsonl", "beir", "csv", "tsv", "text", "lines", "wikiextractor"
     ] = "auto"
@@ -147,9 +146,9 @@ class ChunkConfig(Section):
     overlap: Annotated[int, Field(ge=0)] = 0
     """Largest number of tokens that a passage repeats from the end of the previous passage."""
     title_prefix: bool = False
-    """Put the title of the document and a newline before every passage that is encoded. The prefix
-    counts in max_tokens and is not stored in `text`. A title longer than half of max_tokens is cut,
-    and its passages are marked as `truncated`."""
+    """Encode every passage with the document's title and a newline before it. They count in
+    max_tokens and are not stored in `text`. A title longer than half of max_tokens is cut, and its
+    passages are marked as `truncated`."""
     markup: Literal["auto", "plain", "markdown"] = "auto"
     """Headings at which passages are cut. "auto": Markdown headings of the form `# Title`;
     "markdown": underlined headings too; "plain": no headings."""
@@ -176,8 +175,7 @@ class RayConfig(Section):
     actors: Count | None = None
     """Number of encoder actors. When not given: one per GPU, or one per machine without GPUs."""
     min_actors: Count | None = None
-    """Number of actors that must fit before the run starts, 1 when not given. Set it instead of
-    `actors` on a cluster that grows and shrinks."""
+    """Number of actors that must fit before the run starts, instead of `actors`; default: 1."""
     max_actors: Count | None = None
     """Number of actors up to which the run grows, instead of `actors`. When not given: as many as
     fit when the run starts."""
@@ -207,14 +205,12 @@ class SearchConfig(Section):
     """
 
     weights: tuple[Weight, Weight, Weight] = (1.0, 1.0, 1.0)
-    """Weights of the dense, sparse and ColBERT scores in the mean that hybrid ranks by. An output
-    that the index lacks is left out. The default is that of FlagEmbedding, whose documentation uses
-    [0.4, 0.2, 0.4]."""
+    """Weights of dense, sparse and ColBERT scores in the mean that hybrid ranks by, over the
+    outputs of the index. FlagEmbedding's default; its documentation uses [0.4, 0.2, 0.4]."""
     rrf_k: Count = 60
     """Constant of reciprocal rank fusion, which adds 1 / (rrf_k + rank) over the outputs."""
     rrf_depth: Count = 1000
-    """Number of top results of each output (passages or documents) that reciprocal rank fusion
-    combines. Other results are not found."""
+    """Top results of each output (passages or documents) that rrf combines; it finds no others."""
     candidates: Count | None = None
     """Number N: colbert, hybrid and rrf score only the best N passages of dense and the best N of
     sparse; every passage when not given."""
@@ -227,8 +223,7 @@ class SearchConfig(Section):
     """CPUs of a search actor, and its number of threads; half of those of its machine when not
     given."""
     max_memory_bytes: Count | None = None
-    """Memory that a search may use on a machine; one that needs more is refused. When not given:
-    the free memory of the machine."""
+    """Memory limit of a search on each machine (else it is refused); by default its free memory."""
     folder: str | None = None
     """Folder on each machine for memory-mapped copies of the vectors; packvec/search in the user's
     cache folder when not given."""
@@ -299,8 +294,7 @@ class GateConfig(Section):
     """JSONL file of queries with known answers: lines of {"query": "...", "doc_id": "..."}, where
     doc_id may be a list of documents."""
     canary_top: Count = 10
-    """Number of top results that must contain a document of the canary query; the search compares
-    all live vectors."""
+    """Number of top results, among all live vectors, that must contain a document of the query."""
     quality: tuple[QualityFloor, ...] = ()
     """Minimum means over the judged queries of `evaluate`, as in [{mode: dense, measure: nDCG@10,
     least: 0.6}]; measures: nDCG@10, R@100, RR@10, AP. The search runs on the machine of the

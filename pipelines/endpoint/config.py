@@ -47,8 +47,7 @@ class CacheConfig(Section):
     """The cache of query vectors in each replica."""
 
     max_bytes: Annotated[int, Field(ge=0)] = 64 << 20
-    """Largest size of the cached texts and vectors; the least recently used are removed first. 0:
-    no cache."""
+    """Largest size of the cache; the least recently used entries are removed first. 0: no cache."""
 
 
 class AuthConfig(Section):
@@ -66,8 +65,7 @@ class Autoscaling(Section):
     """Automatic choice of the number of replicas, by load."""
 
     min_replicas: Annotated[int, Field(ge=0)] = 1
-    """Smallest number of replicas. 0: all stop without requests, and the next request waits until
-    one is warm."""
+    """Smallest number of replicas. With 0, the first request waits until a replica is warm."""
     max_replicas: Count = 4
     """Largest number of replicas."""
     target_ongoing_requests: Annotated[float, Field(gt=0)] = 64
@@ -88,8 +86,7 @@ class DeploymentConfig(Section):
     """Number of requests that Serve sends to a replica at once; above `limits`, the replica itself
     refuses them."""
     max_queued_requests: Count = 512
-    """Largest number of requests that a proxy holds while no replica is warm or all are full;
-    further requests get 503."""
+    """Requests that a proxy holds while no replica is warm or all are full; others get 503."""
     surge_percent: Annotated[int, Field(ge=0, le=100)] = 0
     """Percentage of replicas that an update starts before it stops old ones; the cluster needs room
     for both. 0: old replicas stop first, and with a single replica requests wait meanwhile."""

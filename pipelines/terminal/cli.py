@@ -52,8 +52,7 @@ Fresh = Annotated[
     ),
 ]
 ReplayRejects = Annotated[
-    bool,
-    typer.Option("--replay-rejects", help="Retry the rejects whose code is not final."),
+    bool, typer.Option("--replay-rejects", help="Retry the rejects that are not final.")
 ]
 LogFormatOption = Annotated[
     LogFormat,
