@@ -61,9 +61,9 @@ def embed_corpus(
 app = cli.new_app()
 
 _EPILOG = (
-    "Exit codes: 0 done, or already committed; 1 the run failed; 2 the request is invalid, nothing "
-    "was started; 3 committed but not live, because the gate failed; 130 interrupted (Ctrl-C, "
-    "SIGTERM).\n\n"
+    "Exit codes: 0 done, or already committed; 1 the run failed; 2 the request is invalid, or "
+    "another run is writing the index; 3 committed but not live, because the gate failed; 130 "
+    "interrupted (Ctrl-C, SIGTERM).\n\n"
     "Example: python -m pipelines.embed_corpus conf/debug.yaml --limit 100 "
     "--set index.uri=out/small"
 )

@@ -90,7 +90,7 @@ def encode_queries(config: RunConfig, source: SourceConfig, out: Path) -> Encode
     reader = Source(source)
     units = reader.units(reader.list_files())
     with _appearing_when_complete(out) as file:
-        from actors.encoder import load_encoder  # late: torch
+        from actors.encoder import load_encoder  # late: imports torch
 
         encoder, found = load_encoder(config.encoder), EncodedQueries()
         colbert = config.index.colbert_storage

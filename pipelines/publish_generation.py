@@ -115,7 +115,7 @@ def _check_tables(store: Store, chain: list[Manifest]) -> None:
                 reason = error.message if isinstance(error, StorageError) else "no such table"
                 where = f"generation {manifest.generation} of {store.uri}"
                 raise IndexStateError(
-                    f"{where}: expected {table.path} as it was written, found: {reason}",
+                    f"{where}: expected an undamaged {table.path}, found: {reason}",
                     "The generation was not published. python -m pipelines.verify_index lists all "
                     "problems.",
                 ) from None
@@ -158,7 +158,7 @@ def main(
             return
         done = publish_generation(store, number)
         if done.before == number:
-            typer.echo(f"generation {number} of {uri} is live already")
+            typer.echo(f"generation {number} of {uri} is already live")
             return
         typer.echo(f"generation {number} of {uri} is live; before: {done.before or 'none'}")
         if done.other_space:

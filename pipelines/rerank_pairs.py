@@ -47,8 +47,8 @@ def rerank_pairs(
 app = cli.new_app()
 
 _EPILOG = (
-    "Exit codes: 0 done, or already committed; 1 the run failed; 2 the request is invalid, nothing "
-    "was started; 130 interrupted (Ctrl-C, SIGTERM).\n\n"
+    "Exit codes: 0 done, or already committed; 1 the run failed; 2 the request is invalid, or "
+    "another run is writing the index; 130 interrupted (Ctrl-C, SIGTERM).\n\n"
     "Example: python -m pipelines.rerank_pairs conf/rerank.yaml --limit 100 "
     "--set index.uri=out/few"
 )

@@ -19,7 +19,7 @@ from pipelines.index.reader import Index, describe_index, open_index
 from pipelines.terminal.cli import Generation, IndexUri, exit_with_one_line, new_app
 
 _SHOWN = ("passage_id", "text", "n_tokens", *COMPUTED_COLUMNS)
-_OTHERS_WIDTH = 70  # columns a terminal needs for everything but the text
+_OTHERS_WIDTH = 70  # terminal columns for everything except the text
 
 
 def look(index: Index, rows: int, width: int) -> Table:

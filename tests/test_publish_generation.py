@@ -79,7 +79,7 @@ def test_publish_generation_first_publication_has_none_before(tmp_path):
 def test_publish_generation_that_is_live_already_writes_nothing(history):
     result = cli(history, 2)
     assert result.exit_code == 0
-    assert result.stdout == f"generation 2 of {history.store.uri} is live already\n"
+    assert result.stdout == f"generation 2 of {history.store.uri} is already live\n"
     assert publications(history.store) == {1: 1, 2: 2}
 
 
@@ -148,7 +148,7 @@ def test_publish_generation_with_a_table_that_cannot_be_read_is_refused(
     else:
         history.store.overwrite(path, b"PAR1")
     said = refused(history, number)
-    assert f"generation 1 of {history.store.uri}: expected {path} as it was written" in said
+    assert f"generation 1 of {history.store.uri}: expected an undamaged {path}, found" in said
     assert "verify_index" in said
 
 

@@ -98,7 +98,7 @@ class RunConfig(AnyRunConfig):
             raise ValueError("outputs: expected one or more of dense, sparse, colbert, each once")
         judged = self.evaluate.queries and self.evaluate.qrels
         if self.gate.quality and not judged and self.source.format != "beir":
-            raise ValueError("gate.quality: expected evaluate.queries and evaluate.qrels with it")
+            raise ValueError("gate.quality: expected evaluate.queries and evaluate.qrels as well")
         return self
 
     @property
