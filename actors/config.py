@@ -1,6 +1,6 @@
-"""What an encoder and a reranker are asked to be: the configuration of the compute plane.
+"""The configuration of encoders and rerankers.
 
-Knows no files, no torch, and nothing of corpora, indexes or clusters.
+Reads no files, imports no torch, and is independent of corpora, indexes and clusters.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ OUTPUTS: tuple[Output, ...] = ("dense", "sparse", "colbert")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """One model and how to use it.
+    """The embedding model and its use.
 
-    The space fingerprint, equal where vectors may be compared, covers the model's files and
-    whatever here decides what a vector means: pooling, lengths, instructions, normalize,
-    truncate_dim, and that it is only simulated. Not in it: where the files are, outputs,
-    vector_dtype, dtype, device and max_batch_tokens.
+    Vectors may be compared if their space fingerprints are equal. The space fingerprint covers the
+    model's files and the keys that change the meaning of a vector: pooling, lengths, instructions,
+    normalize, truncate_dim, and whether the model is simulated. It does not cover the place of the
+    files, outputs, vector_dtype, dtype, device and max_batch_tokens.
     """
 
     name: str
@@ -37,66 +37,67 @@ class ModelConfig:
     heads: str | None = None
     """Folder with sparse_linear.pt and colbert_linear.pt; the model's own folder when not given."""
     pooling: Literal["auto", "cls", "mean", "last_token"] = "auto"
-    """How token vectors become the dense one; "auto" reads 1_Pooling/config.json, else what the
-    architecture goes by (cls for encoders, last_token for decoders)."""
+    """Pooling of token vectors into the dense vector. "auto": that of 1_Pooling/config.json, else
+    the default of the architecture (cls for encoders, last_token for decoders)."""
     outputs: tuple[Output, ...] = ("dense",)
-    """What one forward pass yields."""
+    """Kinds of vectors that one forward pass computes."""
     max_length: int | None = None
     """Longest passage in tokens, special tokens included; the model's own limit when not given."""
     query_max_length: int | None = None
     """Longest query in tokens; `max_length` when not given."""
     like: str | None = None
-    """The published model whose record applies (`python -m pipelines.models`), for a checkpoint
-    under another name; when not given: the one of model.name, if there is one and it fits."""
+    """Name of the published model whose record to use (`python -m pipelines.models`), for a
+    checkpoint with another name. When not given: the record of model.name if it exists and fits."""
     family: str | None = None
-    """The architecture to run it as (bert, xlm-roberta, mistral, ...); when not given: what
-    config.json says (model_type)."""
+    """Architecture (bert, xlm-roberta, mistral, ...); when not given: model_type in the model's
+    config.json."""
     query_instruction: str | None = None
-    """The instruction of every query; when not given: the record's; "" for none."""
+    """Instruction for every query; when not given, that of the record; "" for no instruction."""
     query_instruction_format: str | None = None
-    """Where instruction and text go, as in "Instruct: {}\\nQuery: {}"; when not given: the
-    record's."""
+    """Template for instruction and query text, as in "Instruct: {}\\nQuery: {}"; when not given,
+    that of the record."""
     query_suffix: str | None = None
-    """Put after every query, whose text is then cut before it (bge-en-icl: "\\n<response>"); when
-    not given: the record's."""
+    """Text after every query; truncation shortens the query and keeps this text (bge-en-icl:
+    "\\n<response>"). When not given: that of the record."""
     examples: tuple[Mapping[str, str], ...] = ()
-    """Put before every query, for in-context learning (bge-en-icl): mappings of instruct, query and
-    response."""
+    """Examples before every query, for in-context learning (bge-en-icl): mappings of instruct,
+    query and response."""
     passage_instruction: str | None = None
-    """The instruction of every passage; when not given: the record's; "" for none."""
+    """Instruction for every passage; when not given, that of the record; "" for no instruction."""
     passage_instruction_format: str | None = None
-    """Where instruction and text of a passage go; when not given: the record's."""
+    """Template for instruction and passage text; when not given, that of the record."""
     task: str | None = None
-    """For a model with instructions for several tasks (llm-embedder: qa, icl, chat, ...)."""
+    """Task of a model that has instructions for several (llm-embedder: qa, icl, chat, ...)."""
     normalize: bool = True
     """L2-normalise dense and ColBERT vectors (in float32, before the cast to `vector_dtype`)."""
     truncate_dim: int | None = None
-    """Keep the first dimensions of dense and ColBERT vectors, before normalising (Matryoshka)."""
+    """Number of leading dimensions of dense and ColBERT vectors to keep (Matryoshka); they are cut
+    before they are normalised."""
     vector_dtype: Literal["float16", "float32"] = "float16"
     """Stored type of dense and ColBERT vectors."""
     trust_remote_code: bool = False
-    """Run the Python code that comes with a checkpoint, where its architecture needs that (gte);
-    batches are padded then."""
+    """Run the Python code of a checkpoint whose architecture needs it (gte). Batches are padded
+    then."""
     weights_dtype: Literal["stored", "float16", "bfloat16"] = "stored"
-    """Round the weights to this type first, as FlagEmbedding's use_fp16 does also on a CPU; to
-    compare with its numbers."""
+    """Type to which the weights are rounded first. FlagEmbedding's use_fp16 rounds to float16, on a
+    CPU too; use it to compare with its numbers."""
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
-    """Compute type; "auto": on CUDA the record's, else float16; on a CPU bfloat16 with AMX, float32
-    without."""
+    """Compute type. "auto": on CUDA that of the record, else float16; on a CPU bfloat16 with AMX,
+    float32 without."""
     device: str = "auto"
-    """"auto": cuda when there is one, else cpu."""
+    """PyTorch device; "auto": cuda if available, else cpu."""
     max_batch_tokens: int | None = None
-    """Token budget of one forward pass (micro-batch); when not given: 16,384 on CUDA, 3,072 on a
-    CPU, where larger ones outgrow the caches."""
+    """Token budget of one forward pass (micro-batch). When not given: 16,384 on CUDA, 3,072 on a
+    CPU, where larger batches do not fit the caches."""
     simulated_tokens_per_second: float | None = None
-    """Compute nothing: take the time a device of so many tokens a second would, and give vectors of
-    the right sizes, which mean nothing. To size a cluster before there is one."""
+    """Simulate a device of this speed, to size a cluster before it exists: nothing is computed, and
+    the vectors have the right sizes but no meaning."""
 
     def __post_init__(self) -> None:
-        """Refuse what would quietly compute something else.
+        """Raise for a value that would silently change the result.
 
         Raises:
-            ModelError: a value that is none of those a field can have.
+            ModelError: a field has a value that is not allowed.
         """
         object.__setattr__(self, "outputs", tuple(self.outputs))
         if not self.outputs or not set(self.outputs) <= set(OUTPUTS):
@@ -111,44 +112,44 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RerankerConfig:
-    """One reranker and how to use it; defaults are FlagEmbedding's."""
+    """The reranker and its use; the defaults are those of FlagEmbedding."""
 
     name: str
-    """Hub id ("BAAI/bge-reranker-v2-m3"), local folder, s3://, ... as a model's."""
+    """Hub id ("BAAI/bge-reranker-v2-m3"), local folder, s3://, ..., as for model.name."""
     revision: str | None = None
     """Hub revision; pin a commit for production."""
     max_length: int = 512
-    """Longest pair in tokens, special tokens included. For LLM rerankers the prompt and its
-    separators come on top."""
+    """Longest pair in tokens, special tokens included. The prompt and separators of LLM rerankers
+    are not counted."""
     query_max_length: int | None = None
     """Longest query in tokens; three quarters of `max_length` when not given."""
     too_long: Literal["truncate", "refuse"] = "truncate"
-    """What happens to a pair that is longer: its query, then its passage is cut, and the answer
-    says so; or it is refused."""
+    """Treatment of a pair that is too long. "truncate": the query is cut, then the passage, and the
+    answer reports it; "refuse": the pair is an error."""
     prompt: str | None = None
-    """After the pair, for LLM rerankers; when not given: the one the model was trained with."""
+    """Prompt after the pair, for LLM rerankers; that of the model's training when not given."""
     cutoff_layers: tuple[int, ...] | None = None
-    """Layerwise and lightweight: score by the states after so many layers, ascending; when not
-    given: after the last."""
+    """Layers after which a layerwise or lightweight reranker scores, ascending; when not given: the
+    last one."""
     compress_layers: tuple[int, ...] = ()
-    """Lightweight: before these layers the states of a passage are averaged in groups."""
+    """Layers before which a lightweight reranker averages groups of a passage's hidden states."""
     compress_ratio: int = 1
-    """Lightweight: states in a group."""
+    """Number of hidden states in a group, for `compress_layers`."""
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
-    """Compute type; "auto": float16 on CUDA, bfloat16 for Gemma 2; on a CPU bfloat16 with AMX,
+    """Compute type. "auto": float16 on CUDA, bfloat16 for Gemma 2; on a CPU bfloat16 with AMX,
     float32 without."""
     device: str = "auto"
-    """"auto": cuda when there is one, else cpu."""
+    """PyTorch device; "auto": cuda if available, else cpu."""
     max_batch_tokens: int | None = None
     """Token budget of one forward pass; when not given: 16,384 on CUDA, 3,072 on a CPU."""
     trust_remote_code: bool = False
-    """Run the Python code that comes with a checkpoint, where its architecture needs that."""
+    """Run the Python code of a checkpoint whose architecture needs it."""
 
     def __post_init__(self) -> None:
-        """Refuse what would quietly compute something else.
+        """Raise for a value that would silently change the result.
 
         Raises:
-            ModelError: a value that is none of those a field can have.
+            ModelError: a field has a value that is not allowed.
         """
         if self.query_max_length is None:
             object.__setattr__(self, "query_max_length", self.max_length * 3 // 4)
@@ -163,7 +164,7 @@ class RerankerConfig:
 
 
 def _check(config: ModelConfig | RerankerConfig, section: str) -> None:
-    """Refuse a word that is none of a field's, and a number below 1."""
+    """Raise ModelError for a word that a field does not allow, and for an integer below 1."""
     for name, kind in get_type_hints(type(config)).items():
         value, allowed = getattr(config, name), get_args(kind)
         expected = ""

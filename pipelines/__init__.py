@@ -1,4 +1,4 @@
-"""The data plane and the entry points: what flows, and when it is done.
+"""The commands of packvec, and the pipeline that they run.
 
 Data flows one way: read -> chunk -> tokenise -> encode -> write -> commit.
 """

@@ -1,8 +1,8 @@
-"""The `packvec` command: every entry point under one name.
+"""The `packvec` command, which contains every command as a subcommand.
 
     packvec embed conf/wiki.yaml          is    python -m pipelines.embed_corpus conf/wiki.yaml
 
-A command's module is imported when it runs, so that `packvec show` loads no more than it needs.
+The module of a command is imported only when the command runs, so that commands start quickly.
 """
 
 from __future__ import annotations
@@ -15,35 +15,35 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 COMMANDS = {
-    "embed": ("pipelines.embed_corpus", "Embed a corpus: documents in, a committed index out."),
+    "embed": ("pipelines.embed_corpus", "Embed a corpus and commit it as an index."),
     "reindex": ("pipelines.reindex", "Bring an index up to date with its source."),
     "rerank-pairs": ("pipelines.rerank_pairs", "Score pairs of queries and passages."),
     "encode-queries": ("pipelines.encode_queries", "Encode a file of queries."),
     "search": ("pipelines.search_index", "Search an index exactly."),
     "evaluate": ("pipelines.evaluate_index", "Measure an index with judged queries."),
-    "show": ("pipelines.show_index", "Show what an index holds."),
-    "verify": ("pipelines.verify_index", "Check that an index is whole."),
-    "sweep": ("pipelines.sweep_index", "Remove files that nothing refers to."),
+    "show": ("pipelines.show_index", "Show the summary and some rows of an index."),
+    "verify": ("pipelines.verify_index", "Check that an index is complete and undamaged."),
+    "sweep": ("pipelines.sweep_index", "Remove unreferenced files and old generations."),
     "compact": ("pipelines.compact_index", "Merge small parts and drop deleted rows."),
     "publish": ("pipelines.publish_generation", "Make a generation live, or roll back to one."),
     "check-endpoint": ("pipelines.check_endpoint", "Check the configuration of an endpoint."),
-    "models": ("pipelines.models", "List the models that are known."),
+    "models": ("pipelines.models", "List the known models."),
     "config": ("pipelines.config.__main__", "Print every configuration key with its meaning."),
 }
-"""Name -> (module, what it does in one line). Each module has its own Typer application, `app`."""
+"""Map from name to (module, summary). Each module has its own Typer application, `app`."""
 
 
 class _Commands(TyperGroup):
-    """The commands above, each imported when it is used, and none to list them."""
+    """The commands of COMMANDS; a command is imported only when it is used."""
 
     _listing = False
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """In the order in which a user meets them."""
+        """Return the commands in the order in which a user needs them."""
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command itself, or while help is written its name and summary."""
+        """Return a command; while the list of commands is written, only its name and summary."""
         if cmd_name not in COMMANDS:
             return None
         module, summary = COMMANDS[cmd_name]
@@ -54,7 +54,7 @@ class _Commands(TyperGroup):
         return command
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write help without importing what the commands import."""
+        """Write the list of commands without importing their modules."""
         self._listing = True
         try:
             super().format_help(ctx, formatter)

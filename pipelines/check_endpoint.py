@@ -1,9 +1,9 @@
-"""Whether a Serve config file would start: its keys, model, API keys and the index's space.
+"""Checks a Serve config file before it is deployed: keys, model, API keys, space fingerprint.
 
     python -m pipelines.check_endpoint conf/serve.yaml
 
-Ray Serve reports what a replica refuses as a stack trace in a log, after minutes on a cluster; here
-it is a line, before. Needs the weights where it runs (their hashes are compared), and no Ray.
+On a cluster, Ray Serve reports an error of a replica minutes later, as a stack trace in a log; this
+command reports it in one line. It hashes the weights, so it needs them locally. It needs no Ray.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ IMPORT_PATH = "pipelines.endpoint.deployment:build"
 
 
 def read_serve_file(path: Path) -> dict[str, EndpointConfig]:
-    """The endpoints of a Serve config file, or of a RayService manifest, by application's name.
+    """Read the endpoints of a Serve config file or RayService manifest, by application name.
 
     Raises:
-        ConfigError: no such file, not YAML, no endpoint in it, or one with bad args.
+        ConfigError: the file does not exist, is not YAML, or has no endpoint or one with bad args.
     """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -42,7 +42,7 @@ def read_serve_file(path: Path) -> dict[str, EndpointConfig]:
             each for each in raw["applications"] if each["import_path"] == IMPORT_PATH
         ]
     except FileNotFoundError:
-        raise ConfigError(f"no such configuration: {path}.", "conf/serve.yaml is one.") from None
+        raise ConfigError(f"no such configuration: {path}.", "See conf/serve.yaml.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path}: expected a Serve config file (applications, each with import_path), "
@@ -57,11 +57,11 @@ def read_serve_file(path: Path) -> dict[str, EndpointConfig]:
 
 
 def check_endpoint(config: EndpointConfig) -> str:
-    """What it would serve, in words.
+    """Return a description of what the endpoint would serve.
 
     Raises:
-        ConfigError: API keys are configured, and there are none. ModelError: as `load_encoder`.
-        IndexStateError: another space than the index's.
+        ConfigError: API keys are configured, but none is found. ModelError: as `load_encoder`.
+        IndexStateError: the space fingerprints of model and index differ.
     """
     keys = read_keys(config.auth)
     model, _ = model_to_load(config.model, config.outputs, config.chunk, config.index)
@@ -70,7 +70,7 @@ def check_endpoint(config: EndpointConfig) -> str:
         resolve_reranker(config.reranker)
     if config.index:
         check_same_space(space_of(config.index), model)
-    who = f"{len(keys)} keys" if keys else "no keys: whoever reaches the port may ask"
+    who = f"{len(keys)} keys" if keys else "no keys: open to everyone who reaches the port"
     index = f"index {config.index.uri}" if config.index else "no index"
     reranker = f", reranker {config.reranker.name}" if config.reranker else ""
     outputs = ", ".join(model.outputs)
@@ -78,7 +78,7 @@ def check_endpoint(config: EndpointConfig) -> str:
 
 
 def _searched(config: EndpointConfig, given: Sequence[Output]) -> str:
-    """What a search would load; whether that fits, the cluster's machines know."""
+    """Return what a search would load; only the cluster's machines know whether it fits."""
     if config.search is None or config.index is None:
         return ""
     index, outputs = searched_index(config.index, given)
@@ -96,7 +96,7 @@ def main(
     file: Annotated[Path, typer.Argument(help="A Serve config file, or a RayService manifest.")],
     verbose: StackTraces = False,
 ) -> None:
-    """Check a Serve config file before it is deployed; exit code 0: it would start, 2: not."""
+    """Check a Serve config file before it is deployed. Exit codes: 0 valid; 2 invalid."""
     with log_to_stderr() as log, exit_with_one_line(log, verbose=verbose):
         for name, config in read_serve_file(file).items():
             log.say("done", f"{name}: {check_endpoint(config)}")

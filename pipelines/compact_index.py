@@ -1,11 +1,11 @@
-"""Rewrite the live view of an index as one generation of plain parts, where that is worth it.
+"""Rewrites the live view of an index as one generation, if that is worth the cost.
 
     python -m pipelines.compact_index s3://vectors/wiki --dry-run
 
     measure -> copy live rows into new parts -> manifest -> publication
 
-Nothing is encoded, and a reader sees the same rows before and after. Killed at any point, the live
-generation is the one before; what was written by then is garbage: pipelines.sweep_index.
+Nothing is encoded, and readers see the same rows before and after. If the command is killed, the
+previous generation stays live, and pipelines.sweep_index removes the files written so far.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ _DEFAULT = Limits()
 
 
 def compact(store: Store, limits: Limits = _DEFAULT, *, force: bool = False) -> Manifest | None:
-    """Compact the live generation and publish the result; None where that is not worth it.
+    """Compact the live generation and publish the result; None if that is not worth the cost.
 
-    `force`: whatever the limits say, as long as there is anything to gain, and also where a run
-    that adds to the live generation would have to start over.
+    `force`: ignore the limits if there is anything to gain, even if an interrupted run that adds to
+    the live generation would have to start over.
 
     Raises:
-        IndexStateError: there is no index, one that is damaged, its compaction was taken back, or
-            an interrupted run adds to it.
+        IndexStateError: there is no index, it is damaged, its compaction was rolled back, or an
+            interrupted run adds to it.
         GateError: another generation was published meanwhile.
-        LeaseHeldError: a run is writing it.
-        StorageError: a part that would have been copied is damaged.
+        LeaseHeldError: a run is writing the index.
+        StorageError: a part to copy is damaged.
     """
     if not _is_due(LiveView.read(store), limits, force):
         return None
     with hold_lease(store, "compact") as lease:
-        view = LiveView.read(store)  # again: another may have committed meanwhile
+        view = LiveView.read(store)  # again: another run may have committed meanwhile
         if not _is_due(view, limits, force):
             return None
         live, outputs = view.manifest, Outputs.of(view, limits.small_bytes)
-        # The same after a crash: a run that died before its publication is found again.
+        # The id is the same after a crash, so that a commit without publication is found again.
         run_id = fingerprint({"compacts": live.generation, "run_id": live.run_id})[:16]
         manifest = committed_by(store, run_id, live.generation)
         if manifest is None:
@@ -56,8 +56,8 @@ def compact(store: Store, limits: Limits = _DEFAULT, *, force: bool = False) -> 
             manifest = write_compacted(lease, view, outputs, run_id)
         elif manifest.generation in publications(store).values():
             raise IndexStateError(
-                f"{store.uri}: generation {manifest.generation} is generation {live.generation} "
-                "compacted, and was taken back.",
+                f"{store.uri}: generation {manifest.generation} is the compaction of generation "
+                f"{live.generation}, and was rolled back.",
                 "To make it live again: python -m pipelines.publish_generation "
                 f"{store.uri} {manifest.generation}",
             )
@@ -73,9 +73,9 @@ def _is_due(view: LiveView, limits: Limits, force: bool) -> bool:
 app = new_app()
 
 _EPILOG = (
-    "Exit codes: 0 done, or nothing to do; 1 it failed, and the live generation is the one before; "
-    "2 there is no index, or a run is writing it or is to go on; 3 committed and not live, as "
-    "another generation was published meanwhile; 130 interrupted."
+    "Exit codes: 0 done, or nothing to do; 1 failed, the live generation is unchanged; 2 there is "
+    "no index, a run is writing it, or an interrupted run must be finished first; 3 committed but "
+    "not live, because another generation was published meanwhile; 130 interrupted."
 )
 
 
@@ -83,29 +83,29 @@ _EPILOG = (
 def main(
     uri: IndexUri,
     min_dead: Annotated[
-        float, typer.Option(help="Worth it at this share of dead rows.", min=0, max=1)
+        float, typer.Option(help="Compact at this share of deleted rows.", min=0, max=1)
     ] = _DEFAULT.min_dead,
     small_mb: Annotated[
-        float, typer.Option(help="A part below so many MiB is small, and is merged.", min=0)
+        float, typer.Option(help="Size in MiB below which a part is small and merged.", min=0)
     ] = _DEFAULT.small_bytes / 2**20,
     small_parts: Annotated[
-        int, typer.Option(help="Worth it where merging makes so many files fewer.", min=1)
+        int, typer.Option(help="Compact if merging removes this many files or more.", min=1)
     ] = _DEFAULT.small_parts,
     max_generations: Annotated[
-        int, typer.Option(help="Worth it above so many generations.", min=1)
+        int, typer.Option(help="Compact above this number of generations.", min=1)
     ] = _DEFAULT.generations,
     force: Annotated[
         bool,
         typer.Option(
             "--force",
-            help="Also where no limit is reached, or an interrupted run would have to start over.",
+            help="Compact below the limits too, even if an interrupted run must then start over.",
         ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what it would do; takes no lease.")
+        bool, typer.Option("--dry-run", help="Only print what would be done; takes no lease.")
     ] = False,
 ) -> None:
-    """Rewrite the live view of an index as one generation without dead rows and small parts."""
+    """Rewrite the live view of an index as one generation without deleted rows and small parts."""
     with exit_with_one_line():
         limits = Limits(
             min_dead=min_dead,
@@ -120,7 +120,7 @@ def main(
         if _is_due(view, limits, force):
             why = "; ".join(reasons(view, outputs, limits)) or "--force"
             old = sum(len(group) for group in outputs.rewritten)
-            new = f"{len(outputs.rewritten):,} new parts of {old:,}, {len(outputs.kept):,} kept"
+            new = f"{len(outputs.rewritten):,} new parts from {old:,}, {len(outputs.kept):,} kept"
             if dry_run:
                 typer.echo(f"would compact generation {view.manifest.generation} ({why}): {new}")
                 return

@@ -1,10 +1,10 @@
-"""Embed a corpus: documents in, a committed index of vectors out.
+"""Embeds a corpus and commits the vectors as an index.
 
     python -m pipelines.embed_corpus conf/wiki.yaml
 
-    plan -> read + chunk + tokenise (CPU tasks) -> encode + write (actor pool) -> receipts -> commit
+    plan -> read + chunk + tokenise (CPU tasks) -> encode + write (actors) -> done records -> commit
 
-The same command after a crash goes on where it stopped; over a committed index it does nothing.
+The same command continues a run that was interrupted; over a committed index it does nothing.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ def embed_corpus(
     progress: Progress | None = None,
     engine: Engine | None = None,
 ) -> Manifest:
-    """Run the pipeline to its commit; returns the new manifest, or the live one if all is done.
+    """Run the pipeline to its commit. Return the new manifest, or the live one if all is done.
 
-    `permit`: who may agree to a run above `confirm_bytes`; by default nobody. `publishes`: make the
-    new generation live. `progress` says how it goes; without one nothing is said. `engine`: where
-    it runs; by default the one that `ray.engine` names.
+    `permit`: who can confirm a run above `confirm_bytes`; by default nobody. `publishes`: make the
+    new generation live. `progress`: reports the run; by default nothing does. `engine`: executes
+    the pipeline; by default the engine that `ray.engine` names.
 
     Raises:
-        EmbedError: one of its kinds, each with a remedy; nothing staged is ever lost.
-        GateError: the new generation is committed and not live, and why.
+        EmbedError: a subclass, with a remedy; finished slices are kept.
+        GateError: the new generation is committed but not live, with the reasons.
     """
     with progress or Progress(cli.silent()) as progress:
         context = RunContext.of(
@@ -61,9 +61,9 @@ def embed_corpus(
 app = cli.new_app()
 
 _EPILOG = (
-    "Exit codes: 0 done, or already committed; 1 the run failed; 2 the request cannot be started "
-    "as it is; 3 committed and not live, as the gate found something; 130 interrupted (Ctrl-C, "
-    "SIGTERM).\n\n"
+    "Exit codes: 0 done, or already committed; 1 the run failed; 2 the request is invalid, or "
+    "another run is writing the index; 3 committed but not live, because the gate failed; 130 "
+    "interrupted (Ctrl-C, SIGTERM).\n\n"
     "Example: python -m pipelines.embed_corpus conf/debug.yaml --limit 100 "
     "--set index.uri=out/small"
 )
@@ -80,31 +80,31 @@ def main(
         bool,
         typer.Option(
             "--dry-run",
-            help="Start nothing; print what a run would be: units, slices, documents, passages, "
-            "tokens, bytes of each output, hours.",
+            help="Only estimate the run: units, slices, documents, passages, tokens, bytes of each "
+            "output, hours.",
         ),
     ] = False,
     tokens_per_second: Annotated[
         float | None,
         typer.Option(
-            help="For --dry-run: of one actor; when not given, what was measured on this machine.",
+            help="For --dry-run: speed of one actor; by default the one measured on this machine.",
             metavar="N",
             min=1e-9,
         ),
     ] = None,
     actors: Annotated[
         int | None,
-        typer.Option(help="For --dry-run: when not given, ray.actors, else 1.", metavar="N", min=1),
+        typer.Option(help="For --dry-run: actors; default: ray.actors or 1.", metavar="N", min=1),
     ] = None,
     yes: Annotated[
-        bool, typer.Option("--yes", help="Start also what is larger than confirm_bytes.")
+        bool, typer.Option("--yes", help="Start a run above confirm_bytes without asking.")
     ] = False,
     log_format: cli.LogFormatOption = "text",
     verbose: cli.Verbose = False,
 ) -> None:
-    """Embed the documents CONFIG names and commit them as an index.
+    """Embed the documents of CONFIG and commit them as an index.
 
-    The same command again goes on where an interrupted or failed run stopped.
+    The same command continues a run that was interrupted or failed.
     """
     with cli.log_to_stderr(log_format) as log:
         progress = Progress(log)

@@ -1,11 +1,11 @@
-"""Encode queries as a run's configuration says, in this process, into one Parquet file.
+"""Encodes queries with the configuration of a run, in this process, into one Parquet file.
 
     python -m pipelines.encode_queries conf/wiki.yaml queries.jsonl queries.parquet --id _id
 
     read -> tokenise -> encode -> write, a batch at a time; the file appears when it is complete
 
-Model, outputs, query instruction, lengths and column types are those of the run's index. Knows no
-Ray, and needs no index.
+Model, outputs, query instruction, lengths and column types are those of the run's index. Needs
+neither Ray nor the index.
 """
 
 from __future__ import annotations
@@ -44,33 +44,33 @@ QUERY_SCHEMA = pa.schema(
     }
 )
 
-_BATCH_QUERIES = 256  # their vectors are in memory: with BGE-M3's ColBERT some 30 KB a query
+_BATCH_QUERIES = 256  # bounds the vectors in memory: about 30 KB per query with ColBERT of BGE-M3
 _FAULTS_SHOWN = 5
 
 
 class _Query(NamedTuple):
     row: int
-    """Of all that are read, from 1."""
+    """The number of the row among all that are read, from 1."""
     id: str | None
     text: str | None
     fault: str
-    """Why it cannot be encoded; "" where it can."""
+    """The reason why the query cannot be encoded, or ""."""
 
 
 @dataclass
 class EncodedQueries:
-    """What became of the rows that were read."""
+    """Counts of the rows that were read."""
 
     queries: int = 0
     tokens: int = 0
     truncated: int = 0
     faults: int = 0
-    """Rows that are not in the file."""
+    """The number of rows that are left out of the file."""
     first_faults: list[str] = field(default_factory=list)
-    """The first few of them, each with its reason."""
+    """The first of these rows, each with its reason."""
 
     def add_fault(self, row: int, query_id: str | None, reason: str) -> None:
-        """Count a row that does not."""
+        """Count a row that cannot be encoded."""
         self.faults += 1
         if self.faults <= _FAULTS_SHOWN:
             name = f" (id {query_id!r})" if query_id else ""
@@ -78,19 +78,19 @@ class EncodedQueries:
 
 
 def encode_queries(config: RunConfig, source: SourceConfig, out: Path) -> EncodedQueries:
-    """Write the queries of `source`, in its order, and their vectors to `out`, all or nothing.
+    """Write the queries of `source`, in its order, and their vectors atomically to `out`.
 
-    Rows without an id or a text, damaged ones and those the model cannot encode are left out, and
-    counted.
+    Rows without an id or a text, damaged rows, and rows that the model cannot encode are left out
+    and counted.
 
     Raises:
-        SourceError: no queries there, or none that can be read as `source` says.
-        ModelError: as `load_encoder`. StorageError: no place for a file.
+        SourceError: there are no queries, or none can be read as `source` says.
+        ModelError: as `load_encoder`. StorageError: `out` cannot be written.
     """
     reader = Source(source)
     units = reader.units(reader.list_files())
     with _appearing_when_complete(out) as file:
-        from actors.encoder import load_encoder  # late: torch
+        from actors.encoder import load_encoder  # late: imports torch
 
         encoder, found = load_encoder(config.encoder), EncodedQueries()
         colbert = config.index.colbert_storage
@@ -108,13 +108,13 @@ def encode_queries(config: RunConfig, source: SourceConfig, out: Path) -> Encode
 def query_source(
     config: RunConfig, queries: str, *, id_column: str | None, text_column: str, format: str
 ) -> SourceConfig:
-    """Where queries are and how to read them.
+    """Return the source section for queries.
 
-    The run's `source.csv` holds for them too, and its `source.storage_options` where they are in a
-    store of the same kind.
+    The run's `source.csv` applies to queries too, and so does its `source.storage_options` if they
+    are in a store of the same kind.
 
     Raises:
-        ConfigError: no such format.
+        ConfigError: the format is unknown.
     """
     formats = ("auto", *FORMATS)
     if format not in formats:
@@ -146,7 +146,7 @@ def _read(reader: Source, units: Sequence[Unit]) -> Iterator[_Query]:
 def _encode(
     encoder: Encoder, batch: list[_Query], found: EncodedQueries
 ) -> Iterator[tuple[pa.Table, pa.Table]]:
-    """The rows of a batch, a micro-batch at a time, and its faults in `found`."""
+    """Yield rows and vectors of a batch by micro-batches, and count its faults in `found`."""
     for query in batch:
         if query.fault:
             found.add_fault(query.row, query.id, query.fault)
@@ -169,11 +169,11 @@ def _encode(
 
 @contextmanager
 def _appearing_when_complete(out: Path) -> Iterator[Path]:
-    """A new file beside `out` that takes its name at the end, or is gone where something fails."""
+    """Yield a temporary file that is renamed to `out` at the end, or removed after an error."""
     file = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()  # now, not after the model is loaded, is the time to say that it cannot be
+        file.touch()  # fails now, not after the model is loaded
     except OSError as error:
         raise StorageError(f"OUT: cannot write {out} ({error.strerror}).") from None
     try:
@@ -186,13 +186,13 @@ def _appearing_when_complete(out: Path) -> Iterator[Path]:
 def _check_out(out: str, queries: str, *, force: bool) -> Path:
     if "://" in out:
         raise StorageError(
-            f"OUT: expected a local path, got {out}.", "Copy the file there when it is complete."
+            f"OUT: expected a local path, got {out}.", "Write a local file, then copy it there."
         )
     path = Path(out).expanduser()
     if path.is_dir():
         raise StorageError(f"OUT: expected a file, found a folder at {path}.")
     if path.exists() and Path(queries).exists() and path.samefile(queries):
-        raise StorageError(f"OUT: expected another file than QUERIES, got {path} for both.")
+        raise StorageError(f"OUT: expected a file other than QUERIES, got {path} for both.")
     if path.exists() and not force:
         raise StorageError(f"OUT: expected no file at {path}, found one.", "--force replaces it.")
     return path
@@ -200,7 +200,7 @@ def _check_out(out: str, queries: str, *, force: bool) -> Path:
 
 @contextmanager
 def _options_named() -> Iterator[None]:
-    """Errors of the source, in the words of this command."""
+    """Rename configuration keys in errors of the source to the options of this command."""
     try:
         yield
     except SourceError as error:
@@ -216,8 +216,8 @@ def _options_named() -> Iterator[None]:
 app = cli.new_app()
 
 _EPILOG = (
-    "Exit codes: 0 done; 1 it failed, or rows were left out (the others are in OUT); 2 the request "
-    "cannot be started as it is; 130 interrupted.\n\n"
+    "Exit codes: 0 done; 1 failed, or rows were left out (the others are in OUT); 2 the request is "
+    "invalid, nothing was started; 130 interrupted.\n\n"
     "Example: python -m pipelines.encode_queries conf/wiki.yaml queries.jsonl queries.parquet "
     "--id _id"
 )
@@ -226,21 +226,21 @@ _EPILOG = (
 @app.command(epilog=_EPILOG)
 def main(
     config: Annotated[
-        Path, typer.Argument(help="The YAML file of the run whose index is to be searched.")
+        Path, typer.Argument(help="The YAML file of the run whose index is searched later.")
     ],
     queries: Annotated[
-        str, typer.Argument(help="Queries, in any format that documents may have, .gz too.")
+        str, typer.Argument(help="File of queries, in any format for documents, also compressed.")
     ],
     out: Annotated[str, typer.Argument(help="The Parquet file to write: a local path.")],
     id_column: Annotated[
-        str, typer.Option("--id", help="Column of the id; null: an id is the place in the file.")
+        str, typer.Option("--id", help="Column of the id; null: use the position in the file.")
     ] = "id",
     text_column: Annotated[str, typer.Option("--text", help="Column of the query.")] = "text",
     format: Annotated[
-        str, typer.Option(help="The format; auto: by extension, else by how the file begins.")
+        str, typer.Option(help="Format; auto: from the extension, else from the first bytes.")
     ] = "auto",
     overrides: cli.Overrides = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT if there is one.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     verbose: cli.StackTraces = False,
 ) -> None:
     """Encode QUERIES with the model, outputs and query instruction of CONFIG, without Ray.

@@ -1,9 +1,9 @@
-"""How well an index finds what it should: judged queries searched in every mode, and measured.
+"""Evaluates an index: searches judged queries in every mode and measures the results.
 
 python -m pipelines.evaluate_index conf/beir.yaml --set source.uri=DIR
 python -m pipelines.evaluate_index conf/wiki.yaml --against out/before/eval.json
 
-index (built when missing) -> judged queries -> search -> measures -> table, eval.json, eval.html
+index (built if missing) -> judged queries -> search -> measures -> table, eval.json, eval.html
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ def evaluate_index(
     second: SecondStage | None = None,
     log: cli.Log | None = None,
 ) -> tuple[Evaluated, Index]:
-    """Evaluate the live generation, or one by its number; embed the corpus where there is none.
+    """Evaluate the live generation or the given one; embed the corpus first if there is no index.
 
-    `second`: a reranker as a mode of its own.
+    `second`: a reranker, which is evaluated as an additional mode.
 
     Raises:
-        EmbedError: one of its kinds, each with a remedy.
+        EmbedError: a subclass, with a remedy.
     """
-    check_ready(config)  # before hours of embedding
+    check_ready(config)  # fails now, not after hours of embedding
     store = open_store(config.index.uri, config.index.storage_options)
     if generation is None and live_generation(store) is None:
         if second:
@@ -69,10 +69,10 @@ def evaluate_index(
 
 
 def write_evaluation(found: Evaluated, index: Index, folder: Path) -> list[Path]:
-    """eval.json, eval.html and a run file of each mode; the files.
+    """Write eval.json, eval.html and a TREC run file of each mode; return their paths.
 
     Raises:
-        StorageError: they cannot be written there.
+        StorageError: the files cannot be written.
     """
     evaluation, judged = found.evaluation, found.judged
     documents = Documents(
@@ -95,7 +95,7 @@ def write_evaluation(found: Evaluated, index: Index, folder: Path) -> list[Path]
 
 
 def _remove_runs_of_before(folder: Path) -> None:
-    """Those that the eval.json there names: they are of modes that may not be searched now."""
+    """Remove the run files that the previous eval.json names; their modes may no longer exist."""
     with suppress(SourceError, OSError):
         for mode in read_evaluation(str(folder / "eval.json")).modes:
             (folder / f"{mode.name}.run").unlink(missing_ok=True)
@@ -113,24 +113,24 @@ def main(
         list[str] | None,
         typer.Option(
             metavar="FILE",
-            help="What to compare with: eval.json of another evaluation with the same queries, or "
-            "the TREC run file (.run, .trec, .txt) of another system. May be repeated.",
+            help="Compare with this eval.json of another evaluation with the same queries, or with "
+            "this TREC run file (.run, .trec, .txt) of another system. May be repeated.",
             show_default=False,
         ),
     ] = None,
     against_generation: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Evaluate this generation too, and compare.", show_default=False
+            metavar="N", help="Evaluate and compare with generation N too.", show_default=False
         ),
     ] = None,
     reranker: cli.Reranker = None,
     rerank_top: cli.RerankTop = DEFAULT_RERANK_TOP,
     verbose: cli.Verbose = False,
 ) -> None:
-    """Search the judged queries of CONFIG in every mode; print measures, write a report of them.
+    """Search the judged queries of CONFIG in every mode, print measures and write a report.
 
-    Embeds the corpus first where the index is missing.
+    Embeds the corpus first if there is no index.
     """
     with cli.log_to_stderr() as log, cli.exit_with_one_line(log, verbose=verbose):
         run = load_config(config, overrides or [])

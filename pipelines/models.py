@@ -1,4 +1,4 @@
-"""The models with a record: all of them in a table, or one in full.
+"""Lists the models and rerankers with a record, or prints one record in full.
 
 python -m pipelines.models
 python -m pipelines.models BAAI/bge-m3
@@ -28,7 +28,7 @@ from pipelines.terminal.cli import exit_with_one_line, new_app
 
 
 def table() -> Iterator[str]:
-    """A heading, then each model on one line: fit for grep, and for a terminal of 100 columns."""
+    """Yield a heading, then one line per model of at most 100 columns, suitable for grep."""
     row = "{:39}  {:11}  {:10}  {:>4}  {:>6}  {:9}  {}"
     yield row.format("name", "family", "pooling", "dim", "length", "outputs", "code")
     for each in MODELS:
@@ -39,7 +39,7 @@ def table() -> Iterator[str]:
 
 
 def describe(record: KnownModel | RerankerRecord) -> Iterator[str]:
-    """Every field, texts in quotes: newlines show as \\n, and spaces at the end are seen."""
+    """Yield every field; texts are quoted, so that newlines (\\n) and final spaces are visible."""
     for field in fields(record):
         value = getattr(record, field.name)
         if isinstance(value, Mapping):
@@ -71,9 +71,9 @@ def main(
     name: Annotated[
         str | None, typer.Argument(help="One model or reranker: its hub id, or the path of a copy.")
     ] = None,
-    rerankers: Annotated[bool, typer.Option("--rerankers", help="Rerankers instead.")] = False,
+    rerankers: Annotated[bool, typer.Option("--rerankers", help="List the rerankers.")] = False,
 ) -> None:
-    """Show what is known of embedding models: dimensions, lengths, instructions."""
+    """List the known embedding models with their dimensions, lengths and instructions."""
     with exit_with_one_line():
         if rerankers and name is None:
             for record in RERANKERS:

@@ -1,10 +1,10 @@
-"""Make a committed generation the live one: back to an older one, or on to one that was held back.
+"""Makes a committed generation live: an older one, or one that the gate held back.
 
-    python -m pipelines.publish_generation s3://vectors/wiki        which there are
-    python -m pipelines.publish_generation s3://vectors/wiki 3      make 3 live
+    python -m pipelines.publish_generation s3://vectors/wiki        list the generations
+    python -m pipelines.publish_generation s3://vectors/wiki 3      make generation 3 live
 
-Takes no lease, so that a roll back is possible while a run writes: a run looks which generation is
-live when it publishes its own, and leaves it unpublished if it does not add to that one.
+Takes no lease, so that a rollback is possible while a run writes. A run checks which generation is
+live before it publishes its own; if its generation does not add to that one, it is not published.
 """
 
 from __future__ import annotations
@@ -37,30 +37,30 @@ _ROW = "{:>10}  {:>6}  {:19}  {:>13}  {:>13}  {:>13}  {:>11}  {:13}  {}"
 
 @dataclass(frozen=True)
 class PublishResult:
-    """What was done."""
+    """The result of publishing a generation."""
 
     before: int | None
-    """The generation that was live; None: none was."""
+    """The generation that was live before; None if there was none."""
     other_space: bool
-    """Its vectors may not be compared with those that are live now."""
+    """Whether the space fingerprints of the two generations differ."""
 
 
 def publish_generation(store: Store, number: int) -> PublishResult:
-    """Make a generation live; nothing is written where it is.
+    """Make a generation live; writes nothing if it is live already.
 
     Raises:
-        IndexStateError: it is not there, it cannot be read, or another publication came first.
-        StorageError: the same, of damaged files.
+        IndexStateError: it does not exist, cannot be read, or another publication came first.
+        StorageError: a file of the generation is damaged.
     """
     there = _committed(store)
     published = publications(store)
     before = live_of(published)
     if number not in there:
         gone = 0 < number <= max(*there, *published.values())
-        found = "one that was removed (vacuumed)" if gone else "one that was never made"
+        found = "removed" if gone else "never made"
         raise IndexStateError(
             f"{store.uri}: expected one of generations {', '.join(map(str, there))}; generation "
-            f"{number} is {found}."
+            f"{number} was {found}."
         )
     chain = read_chain(store, number)
     _check_tables(store, chain)
@@ -73,10 +73,10 @@ def publish_generation(store: Store, number: int) -> PublishResult:
 
 
 def generations_table(store: Store) -> Iterator[str]:
-    """A heading, then a line for each generation that is there.
+    """Yield a heading, then one line for each committed generation.
 
     Raises:
-        IndexStateError: there is none, or a manifest that cannot be read.
+        IndexStateError: nothing is committed, or a manifest cannot be read.
     """
     there = _committed(store)
     published = publications(store)
@@ -115,9 +115,9 @@ def _check_tables(store: Store, chain: list[Manifest]) -> None:
                 reason = error.message if isinstance(error, StorageError) else "no such table"
                 where = f"generation {manifest.generation} of {store.uri}"
                 raise IndexStateError(
-                    f"{where}: expected {table.path} as it was written, found: {reason}",
-                    "It is not published. python -m pipelines.verify_index lists all that is "
-                    "wrong.",
+                    f"{where}: expected an undamaged {table.path}, found: {reason}",
+                    "The generation was not published. python -m pipelines.verify_index lists all "
+                    "problems.",
                 ) from None
 
 
@@ -126,7 +126,7 @@ def _notes(store: Store, manifest: Manifest) -> Iterator[str]:
         yield f"rewrites {manifest.compacts}"
     try:
         notes = read_report(store, manifest.generation).get("gate", [])
-    except ValueError:  # it is for people, and nothing rests on it
+    except ValueError:  # the report is only shown to people
         notes = ["its report.json cannot be read"]
     yield from map(str, notes)
 
@@ -134,8 +134,8 @@ def _notes(store: Store, manifest: Manifest) -> Iterator[str]:
 app = new_app()
 
 _EPILOG = (
-    "Exit codes: 0 it is live; 2 it is not there, it cannot be read, or another publication came "
-    "first."
+    "Exit codes: 0 the generation is live; 2 it does not exist, it cannot be read, or another "
+    "publication came first."
 )
 
 
@@ -143,13 +143,13 @@ _EPILOG = (
 def main(
     uri: IndexUri,
     number: Annotated[
-        int | None, typer.Argument(metavar="N", help="The generation that shall be live.")
+        int | None, typer.Argument(metavar="N", help="The generation to make live.")
     ] = None,
     show: Annotated[
-        bool, typer.Option("--list", help="Only show which there are, as without N.")
+        bool, typer.Option("--list", help="Only list the generations, as without N.")
     ] = False,
 ) -> None:
-    """Make generation N of an index live: roll back, or forward."""
+    """Make generation N of an index live; an older generation is a rollback."""
     with exit_with_one_line():
         store = open_store(uri)
         if number is None or show:
@@ -158,14 +158,14 @@ def main(
             return
         done = publish_generation(store, number)
         if done.before == number:
-            typer.echo(f"generation {number} of {uri} is live already")
+            typer.echo(f"generation {number} of {uri} is already live")
             return
         typer.echo(f"generation {number} of {uri} is live; before: {done.before or 'none'}")
         if done.other_space:
             typer.echo(
-                f"warning: generation {number} is of another vector space than generation "
-                f"{done.before}: queries must be encoded anew, with its model; an endpoint that "
-                "has the other one refuses to start on this index.",
+                f"warning: generation {number} has another vector space than generation "
+                f"{done.before}: queries must be encoded again with its model; an endpoint with "
+                "the previous model refuses to start on this index.",
                 err=True,
             )
 

@@ -1,11 +1,11 @@
-"""Bring an index up to its source: embed what is new or changed, delete what is gone.
+"""Brings an index up to date with its source.
 
     python -m pipelines.reindex conf/wiki.yaml
 
     compare -> read what changed + chunk + tokenise -> encode + write -> commit -> gate -> publish
 
-Adds a generation to the live one; its cost follows the change. For schedulers: over an unchanged
-source it does nothing, and a run that died is gone on with.
+Embeds new and changed documents, deletes missing ones, and adds a generation to the live one. The
+cost is proportional to the change. If nothing changed, nothing is done; a dead run is continued.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ def reindex(
     progress: Progress | None = None,
     engine: Engine | None = None,
 ) -> Manifest:
-    """Make the index what its source is now; returns the manifest of the newest state.
+    """Bring the index up to date with its source; return the newest manifest.
 
-    `permit`: who may agree to embedding everything again where the configuration has become another
-    one; by default nobody. `publishes`: make the new generation live. `engine`: where it runs; by
-    default the one that `ray.engine` names.
+    `permit`: who can confirm that everything is embedded again after a change of the configuration;
+    by default nobody. `publishes`: make the new generation live. `engine`: executes the pipeline;
+    by default the engine that `ray.engine` names.
 
     Raises:
-        EmbedError: one of its kinds, each with a remedy; nothing staged is ever lost.
-        GateError: the new generation is committed and not live, and why.
+        EmbedError: a subclass, with a remedy; finished slices are kept.
+        GateError: the new generation is committed but not live, with the reasons.
     """
     permit = permit or Permit()
     with progress or Progress(cli.silent()) as progress:
@@ -66,7 +66,7 @@ def reindex(
                 context, lambda: next_reindex_task(context), progress.nothing_to_do, permit
             )
         _confirm_everything(context, config, live, permit)
-    # Not within: that is a run of its own, with its own progress.
+    # Outside of the context above: embedding everything is a separate run with its own progress.
     return embed_corpus(
         config,
         fresh=True,
@@ -81,10 +81,10 @@ def reindex(
 def _confirm_everything(
     context: RunContext, config: RunConfig, live: Manifest, permit: Permit
 ) -> None:
-    """Return if everything may be embedded again.
+    """Ask for confirmation to embed everything again.
 
     Raises:
-        ConfigError: it may not.
+        ConfigError: the permit does not confirm it.
     """
     plan = plan_of(context.store, live)
     mine, theirs = (
@@ -94,8 +94,8 @@ def _confirm_everything(
     others = differences(mine, theirs)
     said = (
         f"everything must be embedded again: {', '.join(others[:6])} "
-        f"{'is' if len(others) == 1 else 'are'} not what generation {live.generation} of "
-        f"{context.config.index.uri} was made with"
+        f"{'differs' if len(others) == 1 else 'differ'} from the configuration of generation "
+        f"{live.generation} of {context.config.index.uri}"
     )
     if permit.yes:
         return
@@ -103,20 +103,20 @@ def _confirm_everything(
     units, files = context.source.units(context.listing), resolve_model(config.encoder)
     estimate = estimate_run(config, files, context.source, units, speed=recall_speed(config))
     with context.progress.paused():
-        if permit.ask and permit.ask(f"{estimate.to_text()}\n{said}. Go on?"):
+        if permit.ask and permit.ask(f"{estimate.to_text()}\n{said}. Continue?"):
             return
     raise ConfigError(
         f"{said}: {in_short(estimate.to_json())}.",
-        "--yes agrees to it; another index.uri keeps this index as it is.",
+        "Confirm it with --yes, or set another index.uri and keep this index unchanged.",
     )
 
 
 app = cli.new_app()
 
 _EPILOG = (
-    "Exit codes: 0 done, or nothing to do; 1 the run failed, the same command goes on with it; 2 "
-    "it cannot be started as it is, or another run is writing the index; 3 committed and not live, "
-    "as the gate found something; 130 interrupted."
+    "Exit codes: 0 done, or nothing to do; 1 the run failed, the same command continues it; 2 the "
+    "request is invalid, or another run is writing the index; 3 committed but not live, because "
+    "the gate failed; 130 interrupted."
 )
 
 
@@ -128,28 +128,26 @@ def main(
         bool,
         typer.Option(
             "--no-publish",
-            help="Commit the new generation, and leave the live one live; "
-            "pipelines.publish_generation makes it live.",
+            help="Commit the new generation without making it live; "
+            "pipelines.publish_generation does that.",
         ),
     ] = False,
     dry: Annotated[
         bool,
-        typer.Option(
-            "--dry-run", help="Only say how many files would be read; starts and writes nothing."
-        ),
+        typer.Option("--dry-run", help="Only print how many files would be read; writes nothing."),
     ] = False,
     yes: Annotated[
         bool,
         typer.Option(
             "--yes",
-            help="Start also what is larger than confirm_bytes, and embed everything again where "
-            "model, outputs or chunking have become others.",
+            help="Start a run above confirm_bytes without asking, and embed everything again if "
+            "model, outputs or chunking have changed.",
         ),
     ] = False,
     log_format: cli.LogFormatOption = "text",
     verbose: cli.Verbose = False,
 ) -> None:
-    """Embed what is new or changed in the documents CONFIG names, and delete what is gone."""
+    """Embed the new and changed documents of CONFIG, and delete missing ones from the index."""
     with cli.log_to_stderr(log_format) as log:
         progress = Progress(log)
         with cli.exit_with_one_line(log, verbose=verbose, kept=progress.kept):

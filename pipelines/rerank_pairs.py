@@ -1,11 +1,11 @@
-"""Score pairs: queries and passages in, a committed table of scores out.
+"""Scores pairs of queries and passages, and commits the scores as an index.
 
     python -m pipelines.rerank_pairs conf/rerank.yaml
 
-    plan -> read + tokenise (CPU tasks) -> score + write (actor pool) -> receipts -> commit
+    plan -> read + tokenise (CPU tasks) -> score + write (actors) -> done records -> commit
 
-The engine of embed_corpus: the same slices, rejects, resume and generations. A pair is a document
-of one passage, and `score` stands where vectors would.
+Uses the pipeline of embed_corpus, with its slices, rejects, resume and generations. A pair is a
+document with one passage, and has a `score` instead of vectors.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def rerank_pairs(
     verbose: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Score all pairs; returns the new manifest, or the live one if all is done.
+    """Score all pairs. Return the new manifest, or the live one if all is done.
 
-    `progress` says how it goes; without one nothing is said.
+    `progress`: reports the run; by default nothing does.
 
     Raises:
-        EmbedError: one of its kinds, each with a remedy; nothing staged is ever lost.
+        EmbedError: a subclass, with a remedy; finished slices are kept.
     """
     with progress or Progress(cli.silent()) as progress:
         context = RunContext.of(config, progress, verbose=verbose)
@@ -47,8 +47,8 @@ def rerank_pairs(
 app = cli.new_app()
 
 _EPILOG = (
-    "Exit codes: 0 done, or already committed; 1 the run failed; 2 the request cannot be started "
-    "as it is; 130 interrupted (Ctrl-C, SIGTERM).\n\n"
+    "Exit codes: 0 done, or already committed; 1 the run failed; 2 the request is invalid, or "
+    "another run is writing the index; 130 interrupted (Ctrl-C, SIGTERM).\n\n"
     "Example: python -m pipelines.rerank_pairs conf/rerank.yaml --limit 100 "
     "--set index.uri=out/few"
 )
@@ -64,9 +64,9 @@ def main(
     log_format: cli.LogFormatOption = "text",
     verbose: cli.Verbose = False,
 ) -> None:
-    """Score the pairs CONFIG names and commit them: a row a pair, with its score.
+    """Score the pairs of CONFIG and commit them: one row per pair, with its score.
 
-    The same command again goes on where an interrupted or failed run stopped.
+    The same command continues a run that was interrupted or failed.
     """
     with cli.log_to_stderr(log_format) as log:
         progress = Progress(log)

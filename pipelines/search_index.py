@@ -1,9 +1,9 @@
-"""Search an index: queries in, ranked passages out. Exact: every live passage is scored.
+"""Searches an index exactly: by default every live passage is scored.
 
 python -m pipelines.search_index out/quickstart "when was the bridge built?"
 python -m pipelines.search_index out/quickstart "old bridges" --mode sparse --format json
 
-queries -> encode (as the index's own model does) -> shards -> ranked passages
+queries -> encode with the index's model -> score in shards -> ranked passages
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ def search_index(
     reranker: RerankerConfig | None = None,
     rerank_top: int = DEFAULT_RERANK_TOP,
 ) -> tuple[Mode, list[list[Hit]]]:
-    """What each query finds, best first, and the mode: hybrid where there are several outputs.
+    """Return the mode (default: hybrid, or the only output) and each query's hits, best first.
 
-    `config`: model, search and ray sections count. `reranker`: orders the best `rerank_top`
-    anew; the others follow as they were.
+    `config`: its model, search and ray sections are used. `reranker`: reorders the best
+    `rerank_top` hits; the others follow in their old order.
 
     Raises:
-        ConfigError: a query without a word or not Unicode, or vectors that do not fit the memory.
-        IndexStateError: no such vectors, the model's are of another space, or no texts for a
-            reranker. ModelError: no such model.
+        ConfigError: a query is blank or not Unicode, or the vectors do not fit into memory.
+        IndexStateError: the index lacks the vectors, the model has another space fingerprint, or
+            there are no texts for a reranker. ModelError: the model is not found.
     """
     for query in queries:
         if not query.strip():
@@ -67,11 +67,11 @@ def search_index(
         try:
             query.encode()
         except UnicodeEncodeError:
-            raise ConfigError("QUERY: expected Unicode, got bytes that are no UTF-8.") from None
+            raise ConfigError("QUERY: expected Unicode, got bytes that are not UTF-8.") from None
     only: Any = index.info.outputs[0]
     mode = mode or ("hybrid" if len(index.info.outputs) > 1 else only)
     outputs = outputs_for([mode], index.info.outputs, config.search)
-    from actors.encoder import load_encoder  # late: what is refused above needs no torch
+    from actors.encoder import load_encoder  # late: the checks above need no torch
     from actors.reranker import load_reranker
 
     model = dataclasses.replace(config.model, outputs=outputs)
@@ -100,40 +100,40 @@ app = cli.new_app()
 def main(
     uri: cli.IndexUri,
     queries: Annotated[
-        list[str], typer.Argument(metavar="QUERY...", help="What to look for.", show_default=False)
+        list[str], typer.Argument(metavar="QUERY...", help="Text to search.", show_default=False)
     ],
     mode: Annotated[
         Mode | None,
         typer.Option(
-            help="What passages are ranked by: one output; hybrid, their weighted mean "
-            "(search.weights); rrf, reciprocal rank fusion. When not given: hybrid, or the only "
-            "output there is.",
+            help="Rank passages by one output; by hybrid, the weighted mean of the scores "
+            "(search.weights); or by rrf, reciprocal rank fusion. Default: hybrid, or the only "
+            "output of the index.",
             show_default=False,
         ),
     ] = None,
-    top: Annotated[int, typer.Option(help="How many for each query.", min=1)] = DEFAULT_TOP,
+    top: Annotated[int, typer.Option(help="Results for each query.", min=1)] = DEFAULT_TOP,
     unit: Annotated[
-        Level, typer.Option("--by", help="Rank passages, or documents as their best passage.")
+        Level, typer.Option("--by", help="Rank passages, or documents by their best passage.")
     ] = "passage",
     reranker: cli.Reranker = None,
     rerank_top: cli.RerankTop = DEFAULT_RERANK_TOP,
-    whole: Annotated[bool, typer.Option("--whole", help="Whole passages, no excerpts.")] = False,
+    whole: Annotated[bool, typer.Option("--whole", help="Print whole passages.")] = False,
     generation: cli.Generation = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="Set a key of the index's own configuration, as in search.weights=[0.4,0.2,0.4] "
+            help="Override a key of the index's configuration, as in search.weights=[0.4,0.2,0.4] "
             "or ray.address=auto. May be repeated.",
         ),
     ] = None,
     output_format: Annotated[
-        Literal["text", "json"], typer.Option("--format", help="json: one object a query, a line.")
+        Literal["text", "json"], typer.Option("--format", help="json: one line per query.")
     ] = "text",
     verbose: cli.StackTraces = False,
 ) -> None:
-    """Find the passages of an index that answer each QUERY, by comparing all of them."""
+    """Print the best passages of an index for each QUERY."""
     with cli.log_to_stderr() as log, cli.exit_with_one_line(log, verbose=verbose):
         index = open_index(uri, generation=generation)
         space = read_space(uri, generation=index.info.generation)
@@ -166,7 +166,7 @@ def _plain(query: str, mode: Mode, index: Index, hits: Sequence[Hit]) -> dict[st
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null, then."""
+    """Replace NaN and infinity by None, as JSON has neither."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""A short look at an index: where it is, what its live view holds, a few rows.
+"""Prints a summary of the live view of an index, and a few of its rows.
 
 python -m pipelines.show_index out/quickstart
 python -m pipelines.show_index out/quickstart --generation 3
@@ -19,11 +19,11 @@ from pipelines.index.reader import Index, describe_index, open_index
 from pipelines.terminal.cli import Generation, IndexUri, exit_with_one_line, new_app
 
 _SHOWN = ("passage_id", "text", "n_tokens", *COMPUTED_COLUMNS)
-_OTHERS_WIDTH = 70  # columns a terminal needs for everything but the text
+_OTHERS_WIDTH = 70  # terminal columns for everything except the text
 
 
 def look(index: Index, rows: int, width: int) -> Table:
-    """The first rows as a table for a terminal of `width` columns; vectors abbreviated."""
+    """Return the first rows as a table `width` columns wide, with abbreviated vectors."""
     names = [name for name in _SHOWN if name in index.schema.names]
     table = Table(box=box.SIMPLE)
     for name in names:
@@ -54,14 +54,14 @@ app = new_app()
 @app.command()
 def main(
     uri: IndexUri,
-    rows: Annotated[int, typer.Option(help="How many rows.", min=0)] = 5,
+    rows: Annotated[int, typer.Option(help="Number of rows.", min=0)] = 5,
     generation: Generation = None,
 ) -> None:
-    """Show where an index is, what it holds, and a few of its rows."""
+    """Print a summary of an index and a few of its rows."""
     with exit_with_one_line():
         index = open_index(uri, generation=generation)
         console = Console()
-        # As it is: a path may have [brackets], which are markup to rich.
+        # Without markup: rich would interpret [brackets] in a path.
         console.print(f"{uri}: {describe_index(index)}", highlight=False, markup=False)
         console.print(look(index, rows, console.width))
 

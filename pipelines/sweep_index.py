@@ -1,10 +1,10 @@
-"""Remove from an index what dead runs left, and old generations where one asks for it.
+"""Removes the files of dead runs from an index, and on request old generations.
 
     python -m pipelines.sweep_index s3://vectors/wiki --days 7 --keep-generations 3 --dry-run
 
-Never what a generation that stays refers to, nor what is young. The sweep holds the index's lease,
-so that no run writes meanwhile. Ages are those of the store's own clock: "now" is when it wrote the
-sweep's lease.
+Files that a kept generation refers to, and recent files, are never removed. The sweep holds the
+index's lease, so that no run writes meanwhile. File ages are measured by the clock of the store,
+from the time at which it wrote the sweep's lease.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def sweep(
     retention: Retention = KEEP_ALL,
     dry_run: bool = False,
 ) -> Garbage:
-    """Remove the garbage that is older than `days`; returns what went, or would with `dry_run`.
+    """Remove garbage older than `days`; return it. With `dry_run`, remove nothing.
 
-    `retention`: which committed generations stay; all, when it does not say.
+    `retention`: the committed generations to keep; by default all.
 
     Raises:
-        IndexStateError: there is no index, or one so damaged that garbage cannot be told.
-        LeaseHeldError: a run is writing it.
+        IndexStateError: there is no index, or it is too damaged to recognise garbage.
+        LeaseHeldError: a run is writing the index.
     """
     places = (recognise(file.path) for file in store.find())
     if all(place is None or place[0] == "temporary" for place in places):
@@ -58,22 +58,22 @@ def sweep(
 
 
 def _remove(lease: Lease, garbage: Garbage) -> None:
-    if live_generation(lease.store) in garbage.generations:  # by hand, without the lease
+    if live_generation(lease.store) in garbage.generations:  # publishing takes no lease
         raise IndexStateError(
-            f"{lease.store.uri}: a generation that was to go was published in the meantime.",
-            "Nothing was removed; run again.",
+            f"{lease.store.uri}: a generation to be removed was published in the meantime.",
+            "Nothing was removed; run the command again.",
         )
     for kind, files in garbage.by_kind.items():
-        # A generation goes before its ancestors.
+        # A generation is removed before its ancestors.
         batch = 1 if kind == MANIFESTS else _BATCH
         for first in range(0, len(files), batch):
-            lease.check()  # another may have taken it over while this process stood still
+            lease.check()  # another process may have taken it over while this one was suspended
             lease.store.delete_many(file.path for file in files[first : first + batch])
 
 
 app = new_app()
 
-_EPILOG = "Exit codes: 0 done; 1 it failed; 2 there is no index, or a run is writing it."
+_EPILOG = "Exit codes: 0 done; 1 failed; 2 there is no index, or a run is writing it."
 _SHOWN = 100
 
 
@@ -81,13 +81,13 @@ _SHOWN = 100
 def main(
     uri: IndexUri,
     days: Annotated[
-        int, typer.Option(help="Leave everything younger than N days.", metavar="N", min=1)
+        int, typer.Option(help="Keep files that are younger than N days.", metavar="N", min=1)
     ] = 1,
     keep_generations: Annotated[
         int | None,
         typer.Option(
-            help="Remove committed generations, but the live one, the newest N, the last N that "
-            "were published, and the ancestors of these.",
+            help="Remove committed generations except the live one, the newest N, the last N that "
+            "were published, and the ancestors of all of them.",
             metavar="N",
             min=1,
         ),
@@ -95,20 +95,20 @@ def main(
     keep_days: Annotated[
         float | None,
         typer.Option(
-            help="Remove committed generations, but the live one, the newest, those that were "
-            "committed or live in the last N days, and the ancestors of these. With "
-            "--keep-generations: what either keeps stays.",
+            help="Remove committed generations except the live one, the newest, those that were "
+            "committed or live in the last N days, and the ancestors of all of them. With "
+            "--keep-generations, a generation stays if either option keeps it.",
             metavar="N",
             min=0,
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would go. Takes the lease too.")
+        bool, typer.Option("--dry-run", help="Only list what would be removed; takes the lease.")
     ] = False,
 ) -> None:
-    """Remove what dead runs left in an index. A run that is to go on later is dead, too.
+    """Remove the files of dead runs from an index. An interrupted run counts as dead.
 
-    Committed generations stay, unless an option says how many are enough.
+    Committed generations are kept unless an option limits them.
     """
     with exit_with_one_line():
         retention = Retention(generations=keep_generations, days=keep_days)
@@ -122,9 +122,9 @@ def main(
             for file in files if dry_run else []:
                 typer.echo(f"  {file.path}")
         for run, slices in garbage.slices.items():
-            typer.echo(f"run {run} never committed: {slices:,} slices to be done again")
+            typer.echo(f"run {run} never committed: {slices:,} slices to encode again")
         for path in garbage.unknown[:_SHOWN]:
-            typer.echo(f"left, as nothing of an index is called so: {path}")
+            typer.echo(f"kept, not a file of an index: {path}")
         if len(garbage.unknown) > _SHOWN:
             typer.echo(f"... and {len(garbage.unknown) - _SHOWN:,} more")
         typer.echo(f"{removed} {_held([f for fs in garbage.by_kind.values() for f in fs])} in all")

@@ -1,7 +1,7 @@
-"""Is an index what its manifests say? Every generation, table and file of it; all problems at once.
+"""Checks every generation, table and file of an index against its manifests.
 
-python -m pipelines.verify_index s3://vectors/wiki           sizes: one request a file
-python -m pipelines.verify_index s3://vectors/wiki --deep    every byte, row and vector
+python -m pipelines.verify_index s3://vectors/wiki           check sizes, one request per file
+python -m pipelines.verify_index s3://vectors/wiki --deep    check every byte, row and vector
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _THREADS = 32
 
 @dataclass(frozen=True)
 class Verified:
-    """What was looked at, and what is wrong with it."""
+    """The number of checked generations, files and bytes, and the problems found."""
 
     generations: int
     files: int
@@ -36,7 +36,7 @@ class Verified:
 
 
 def verify(store: Store, *, deep: bool = False) -> Verified:
-    """Check an index against its manifests; `deep`: read every byte of it.
+    """Check an index against its manifests and collect all problems; `deep`: read every byte.
 
     Raises:
         IndexStateError: there is no index.
@@ -70,7 +70,7 @@ def _check_size(store: Store, file: FileRecord, problems: Problems) -> None:
 def _check_deletions(
     number: int, generations: Mapping[int, Generation], problems: Problems
 ) -> None:
-    """Masked rows are rows of this generation or of its ancestors."""
+    """Check that deletions hide only rows of this generation or of its ancestors."""
     chain, masked = chain_of(number, generations), generations[number].deletions
     if chain is None or masked is None or any(generation.parts is None for generation in chain):
         return
@@ -91,8 +91,8 @@ def _check_deletions(
 app = new_app()
 
 _EPILOG = (
-    "Exit codes: 0 everything is as its manifests say; 1 something is not: each problem is a line "
-    "on stdout; 2 there is no index."
+    "Exit codes: 0 the index matches its manifests; 1 it does not, each problem is a line on "
+    "stdout; 2 there is no index."
 )
 
 
@@ -103,11 +103,11 @@ def main(
         bool,
         typer.Option(
             "--deep",
-            help="Read every byte: checksums, ids, the ledger against the rows, counts, vectors.",
+            help="Read every byte: check checksums, ids, ledgers against rows, counts, vectors.",
         ),
     ] = False,
 ) -> None:
-    """Check every generation of an index against its files; nothing is changed."""
+    """Check every generation of an index against its files, without changing anything."""
     with exit_with_one_line():
         found = verify(open_store(uri), deep=deep)
         for line in found.problems.lines():

@@ -97,7 +97,7 @@ def test_exit_interrupt_is_130_and_one_line(capsys):
 @pytest.mark.parametrize(
     ("slices", "message", "remedy"),
     [
-        (1200, "at least 1,200 slices with 34,000 documents are", "Run the same command to go on."),
+        (1200, "at least 1,200 slices with 34,000 documents", "Run the same command to continue."),
         (0, "no slice was finished yet", "Run the same command to start again."),
     ],
 )

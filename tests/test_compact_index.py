@@ -466,7 +466,7 @@ def test_compact_that_was_taken_back_is_not_done_again(history):
     compact(history.store, ALL)
     publish(history.store, 3)
     with pytest.raises(
-        IndexStateError, match="generation 4 is generation 3 compacted, and was taken back"
+        IndexStateError, match="generation 4 is the compaction of generation 3, and was rolled"
     ):
         compact(history.store, ALL)
     assert live_generation(history.store) == 3

@@ -74,7 +74,7 @@ def test_neighbours_are_those_of_comparing_all_stored_vectors(seen: Exploration)
     (table,) = section.blocks
     assert isinstance(table, Table)
     assert list(table.header[:4]) == ["hybrid", *OUTPUTS]
-    assert section.lead.startswith(f"Most like {seen.example}, ")
+    assert section.lead.startswith(f"Most similar to {seen.example}, ")
 
 
 def test_sparse_tokens_are_those_stored_the_heaviest_first(seen: Exploration) -> None:

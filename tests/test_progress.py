@@ -308,7 +308,7 @@ def test_summary_says_what_was_made_where_it_is_and_what_was_kept() -> None:
         "1,200 documents, 3,456 passages (7 truncated), 400,123 tokens, 45.2 MB, "
         "rejects: 3 null_text, 1 encoder_error",
         "this run: 312,000 tokens in 34 s, 9,176 tokens/s, start and commit included; "
-        "88,123 tokens kept from an earlier try",
+        "88,123 tokens kept from earlier attempts",
         "look at it: python -m pipelines.show_index 'out/my index'",
     ]
 

@@ -79,7 +79,7 @@ def test_publish_generation_first_publication_has_none_before(tmp_path):
 def test_publish_generation_that_is_live_already_writes_nothing(history):
     result = cli(history, 2)
     assert result.exit_code == 0
-    assert result.stdout == f"generation 2 of {history.store.uri} is live already\n"
+    assert result.stdout == f"generation 2 of {history.store.uri} is already live\n"
     assert publications(history.store) == {1: 1, 2: 2}
 
 
@@ -119,7 +119,7 @@ def test_publish_generation_unknown_names_what_is_there(history):
     for number in (0, 4):
         said = refused(history, number)
         assert "expected one of generations 1, 2, 3; " in said
-        assert f"generation {number} is one that was never made" in said
+        assert f"generation {number} was never made" in said
 
 
 def test_publish_generation_vacuumed_names_what_is_there(history):
@@ -127,7 +127,7 @@ def test_publish_generation_vacuumed_names_what_is_there(history):
     history.add(compacts=3)
     history.remove(1, 2, files=True)
     said = refused(history, 2)
-    assert "expected one of generations 3, 4; generation 2 is one that was removed" in said
+    assert "expected one of generations 3, 4; generation 2 was removed" in said
 
 
 def test_publish_generation_whose_ancestor_is_gone_is_refused(history):
@@ -148,7 +148,7 @@ def test_publish_generation_with_a_table_that_cannot_be_read_is_refused(
     else:
         history.store.overwrite(path, b"PAR1")
     said = refused(history, number)
-    assert f"generation 1 of {history.store.uri}: expected {path} as it was written" in said
+    assert f"generation 1 of {history.store.uri}: expected an undamaged {path}, found" in said
     assert "verify_index" in said
 
 
@@ -205,8 +205,8 @@ def test_publish_generation_of_another_space_warns_that_queries_change(history):
     result = cli(history, 1)
     assert result.exit_code == 0
     (warning,) = result.stderr.splitlines()
-    assert warning.startswith("warning: generation 1 is of another vector space than generation 4")
-    assert "queries must be encoded anew" in warning
+    assert warning.startswith("warning: generation 1 has another vector space than generation 4")
+    assert "queries must be encoded again" in warning
     assert "refuses" in warning
     assert "warning" not in cli(history, 2).stderr  # the same as that of 1
     assert "warning" in cli(history, number).stderr

@@ -313,7 +313,7 @@ def test_reindex_of_another_configuration_asks_before_it_embeds_everything(
     embed_corpus(config)
     other = config_of(corpus, tmp_path / "index", chunk={"max_tokens": 40, "overlap": 0})
     with pytest.raises(
-        ConfigError, match=r"everything .* embedded again: chunk.max_tokens is not .* tokens"
+        ConfigError, match=r"everything .* embedded again: chunk.max_tokens differs .* tokens"
     ):
         reindex(other)
     asked = []

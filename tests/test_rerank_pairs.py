@@ -407,8 +407,8 @@ def vectors_over(uri: str, folder: Path) -> RunConfig:
     [
         (["model.name=x"], "unknown key 'model'"),
         (["reranker.name=builtin:tiny-m3"], "expected a reranker, found XLMRobertaModel"),
-        (["source.columns.query=text"], "expected a query and metadata under names no output"),
-        (["source.columns.metadata=[query]"], "expected a query and metadata under names"),
+        (["source.columns.query=text"], "query and metadata columns with different names that"),
+        (["source.columns.metadata=[query]"], "expected query and metadata columns with different"),
         (["source.format=lines"], "source.format: expected a format with columns"),
         (["reranker.max_length=9999"], "reranker.max_length: expected at most"),
     ],

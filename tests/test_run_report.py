@@ -239,9 +239,9 @@ def test_page_of_a_resumed_run_tells_its_tries_apart(run: RunReport) -> None:
     resumed = dataclasses.replace(run, report={**run.report, **tries})
     assert [len(records) for records in resumed.tries] == [3, 1]
     text = run_page(resumed)
-    assert ">earlier tries</text>" in text
-    assert "earlier tries, kept" in text
-    assert "earlier tries" not in run_page(run)
+    assert ">earlier attempts</text>" in text
+    assert "earlier attempts, kept" in text
+    assert "earlier attempts" not in run_page(run)
 
 
 def test_page_of_thousands_of_slices_and_many_actors_stays_small(run: RunReport) -> None:

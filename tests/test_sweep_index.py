@@ -126,7 +126,7 @@ def test_sweep_dead_run_is_named_with_the_slices_to_be_done_again(index):
     slices = len(list((index / f"runs/{run}/done").iterdir()))
     assert slices == 6
     said = cli(index)
-    assert f"run {run} never committed: {slices} slices to be done again\n" in said
+    assert f"run {run} never committed: {slices} slices to encode again\n" in said
     assert f"removed {slices} files, " in said
     assert said.splitlines()[-1].startswith("removed ")
 

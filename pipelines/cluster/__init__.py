@@ -1,4 +1,4 @@
-"""The connection to Ray: sessions, how many actors fit, and noticing that nothing moves.
+"""The connection to Ray: sessions, the size of the actor pool, and detection of stuck runs.
 
-Knows nothing of documents or vectors.
+Independent of documents and vectors.
 """

@@ -1,4 +1,4 @@
-"""The Ray cluster a run uses: an existing one, or a local one for as long as the run lasts."""
+"""The Ray cluster of a run: an existing one, or a local one that lasts as long as the run."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from actors.errors import ConfigError, StorageError
 from pipelines.config.sections import RayConfig
 from pipelines.store.store import Store
 
-# A local cluster counts more CPUs than a small machine has: a reading task, an actor and Ray's own
-# tasks must fit at once, or the pipeline waits for ever.
+# On a small machine, a local cluster claims more CPUs than exist: a reading task, an actor and
+# Ray's own tasks must fit at once, or the pipeline waits forever.
 _MIN_LOCAL_CPUS = 4
 
 
@@ -29,19 +29,19 @@ class Pool:
     """The shape of the encoder pool on this cluster."""
 
     actors: int
-    """To begin with."""
+    """The number of actors at the start."""
     gpus: float
     cpus: int
     least: int
     most: int
-    """The pool grows and shrinks between the two, as the cluster does."""
+    """The pool size stays between `least` and `most` while the cluster grows and shrinks."""
 
 
 @contextmanager
 def ray_session(config: RayConfig, *, verbose: bool = False) -> Iterator[None]:
     """Connect to Ray, or start a local cluster and stop it at the end.
 
-    A process that is connected already (a notebook, a test) is left as it is.
+    A process that is already connected (a notebook, a test) keeps its connection.
 
     Raises:
         ConfigError: the address cannot be reached.
@@ -51,9 +51,9 @@ def ray_session(config: RayConfig, *, verbose: bool = False) -> Iterator[None]:
         yield
         return
     if not verbose:
-        # Ray reports every restartable actor of its own as an error of its core (ray#53727).
+        # Ray logs each of its own restartable actors as an error of its core (ray#53727).
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    # Without an explicit address Ray would find any cluster that happens to run on this machine.
+    # Without an explicit address Ray would connect to any cluster that runs on this machine.
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     local = {"num_cpus": max(_MIN_LOCAL_CPUS, os.cpu_count() or 1), "include_dashboard": False}
     try:
@@ -76,12 +76,12 @@ def ray_session(config: RayConfig, *, verbose: bool = False) -> Iterator[None]:
 
 
 def pool_for(config: RayConfig, *, shrunk: bool = False) -> Pool:
-    """How many encoder actors, and what each of them holds.
+    """Return the number of encoder actors and the resources of each.
 
-    `shrunk`: the cluster has lost machines since the run began; as many as still fit, then.
+    `shrunk`: the cluster has lost machines since the run began, so fewer actors are accepted.
 
     Raises:
-        ConfigError: the cluster cannot hold the pool and one reading task beside it.
+        ConfigError: the cluster cannot hold the pool and one reading task.
     """
     resources = ray.cluster_resources()
     gpus, have = float(resources.get("GPU", 0)), int(resources.get("CPU", 0))
@@ -91,7 +91,7 @@ def pool_for(config: RayConfig, *, shrunk: bool = False) -> Pool:
     cores = [] if per_actor else _cores()
     if config.cpus_per_actor or per_actor:
         cpus = config.cpus_per_actor or 1
-    else:  # one actor a machine, so that the model is in memory once, unless more are asked for
+    else:  # by default one actor per machine, so that each holds the model in memory once
         on_each = -(-(config.actors or config.min_actors or 1) // len(cores))
         cpus = max(min(cores) // on_each, 1)
     by_gpus = int(gpus / per_actor + 1e-6) if per_actor else have
@@ -116,8 +116,8 @@ def pool_for(config: RayConfig, *, shrunk: bool = False) -> Pool:
 
 
 def _cores() -> list[int]:
-    """How many cores of each machine may encode where there are no GPUs: three quarters, the others
-    read and tokenise; all of one that Ray was told has more than there are.
+    """Return the cores of each machine that encode without GPUs: three quarters of them, as the
+    others read and tokenise; all cores if Ray was told of more cores than the machine has.
     """
     found = []
     for node in ray.nodes():
@@ -131,14 +131,14 @@ def _cores() -> list[int]:
 
 
 def has_room(pool: Pool, actors: int) -> bool:
-    """Whether the cluster as it is now holds so many actors of a pool and a reading task."""
+    """Return whether the cluster can now hold `actors` actors of a pool and a reading task."""
     resources = ray.cluster_resources()
     enough_gpus = resources.get("GPU", 0) >= actors * pool.gpus - 1e-6
     return bool(enough_gpus and resources.get("CPU", 0) >= actors * pool.cpus + 1)
 
 
 def refuse_local_index(store: Store) -> None:
-    """A local path means a different folder on every machine.
+    """Refuse a local index on several machines, where its path names different folders.
 
     Raises:
         StorageError: the index is local and the cluster has several machines.
@@ -154,11 +154,11 @@ def refuse_local_index(store: Store) -> None:
 
 @contextmanager
 def _our_sigterm_handler() -> Iterator[None]:
-    """Ray puts handlers of its own in place, which end the process without a word."""
+    """Restore the SIGTERM handler; ray.init sets one that ends the process silently."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
-    except SystemExit:  # by one of them
+    except SystemExit:  # raised by Ray's handler
         raise KeyboardInterrupt from None
     finally:
         if callable(handler) and threading.current_thread() is threading.main_thread():
@@ -167,14 +167,14 @@ def _our_sigterm_handler() -> Iterator[None]:
 
 @contextmanager
 def _muted_stdout() -> Iterator[None]:
-    """Ray prints what its nodes report of dead tasks and actors, also those it ends itself."""
+    """Mute stdout, where Ray prints reports of dead tasks and actors, also of those it ended."""
     with open(os.devnull, "w") as nothing, redirect_stdout(nothing):  # noqa: PTH123
         yield
 
 
 @contextmanager
 def _muted_stderr() -> Iterator[None]:
-    """Ray's C++ core announces its log level on the file descriptor itself; errors still raise."""
+    """Mute file descriptor 2, where Ray's C++ core prints its log level; errors still raise."""
     saved = os.dup(2)
     try:
         with open(os.devnull, "wb") as nothing:  # noqa: PTH123
@@ -187,13 +187,13 @@ def _muted_stderr() -> Iterator[None]:
 
 def _quieten(verbose: bool) -> None:
     context = ray.data.DataContext.get_current()
-    # One block for each slice a reading task yields: the first is encoded while the rest is read.
+    # One block per slice of a reading task, so that the first is encoded while others are read.
     context.target_max_block_size = 1000
     if verbose:
         return
-    # A small corpus may have fewer slices than the pool has actors: true, and no news to anyone.
+    # A small corpus may have fewer slices than the pool has actors, which needs no warning.
     warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # An error reaches the user as one line; Ray would print it twice before, as stack traces.
+    # The command reports an error in one line; Ray would print it twice, as stack traces.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)

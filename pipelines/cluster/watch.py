@@ -1,10 +1,10 @@
-"""Ends a pipeline that waits for ever: stuck somewhere, or for machines that are gone.
+"""Ends a pipeline that would wait forever: it is stuck, or its machines are lost.
 
     with watched(Watch(stuck_seconds=3600, fits=...)):
         for row in dataset.iter_batches(): ...
 
-Ray repeats without end what dies, and waits without end for an actor that has lost its machine. It
-is asked how things are in its own scheduling loop, whose errors reach whoever reads the dataset.
+Ray retries dying tasks without limit, and waits forever for an actor that has lost its machine. The
+check runs in Ray Data's scheduling loop, whose errors reach the reader of the dataset.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from actors.errors import EmbedError
 
 _LOOK_SECONDS = 1.0
 _PATIENCE_SECONDS = 60.0
-"""How long actors may wait for a place while nothing else moves: machines come back, too."""
+"""How long actors may wait for a machine while nothing else moves; a lost machine may return."""
 
 
 class PoolLostError(Exception):
-    """Actors hold slices and have no machine to come back on: start a smaller pool."""
+    """Actors that hold slices cannot restart on any machine: a smaller pool is needed."""
 
 
 @dataclass
 class Watch:
-    """What moved last in a dataset's execution, and when."""
+    """Progress of a dataset's execution, and the time at which it last moved."""
 
     stuck_seconds: float
     fits: Callable[[int], bool]
-    """Whether the cluster as it is now holds so many actors."""
+    """Function that returns whether the cluster can now hold a number of actors."""
     at: Callable[[], str]
-    """What the processes were at, for the message."""
+    """Function that returns, for the message, what the processes were working on."""
     patience_seconds: float = field(default_factory=lambda: _PATIENCE_SECONDS)
     clock: Callable[[], float] = time.monotonic
     _looked: float = field(default=float("-inf"), init=False)
@@ -45,11 +45,11 @@ class Watch:
     _counts: list[tuple[int, int]] = field(default_factory=list, init=False)
 
     def look(self, operators: Mapping[Any, Any]) -> None:
-        """Called again and again with Ray Data's operators, from the first to the last.
+        """Check the progress of Ray Data's operators; called repeatedly during the execution.
 
         Raises:
             EmbedError: nothing has moved for `stuck_seconds`.
-            PoolLostError: only actors that have lost their place still hold slices.
+            PoolLostError: only actors that have lost their machine still hold slices.
         """
         now = self.clock()
         if now - self._looked < _LOOK_SECONDS:
@@ -70,13 +70,13 @@ class Watch:
             raise EmbedError(
                 f"nothing moved for {idle / 60:.0f} minutes while {_stage(encoders, reading)}"
                 f"{self.at()}.",
-                "Finished slices are kept: run the same command again. Should a slice take longer "
-                "than that, set ray.stuck_minutes or lower slice.documents.",
+                "Finished slices are kept: run the same command again. If a slice takes longer "
+                "than that, raise ray.stuck_minutes or lower slice.documents.",
             )
 
     def _check_pool(self, pool: Any, reading: bool) -> None:
         lost = pool.restarting + pool.pending
-        # Readers that wait for encoders to take their slices count as active.
+        # Ray counts readers that wait for encoders to take their slices as active.
         others_work = pool.running and (pool.active > pool.restarting or reading)
         if (
             lost
@@ -91,7 +91,7 @@ def _stage(encoders: Any, reading: bool) -> str:
     pool = encoders.get_actor_info()
     if encoders.num_active_tasks() and pool.running:
         return "encoding"
-    if not pool.running:  # readers that wait for them count as active
+    if not pool.running:  # Ray counts readers that wait for actors as active
         lost = pool.pending + pool.restarting
         return f"waiting for actors ({pool.running} run, {lost} do not start)"
     return "reading and tokenising" if reading else "waiting for Ray"
@@ -101,19 +101,19 @@ _active: list[Watch] = []
 
 
 class _Callback(ExecutionCallback):
-    """Made by Ray Data, which copies the context that names it to its workers: no state here."""
+    """Stateless: Ray Data creates it, and copies the context that names it to its workers."""
 
     def on_execution_step(self, executor: Any) -> None:
-        """Called many times a second."""
+        """Check every active watch; Ray Data calls this many times a second."""
         for watch in _active:
             watch.look(executor._topology)
 
 
 @contextmanager
 def watched(watch: Watch) -> Iterator[None]:
-    """Datasets made in this context are watched when they are executed in it."""
+    """Watch the datasets that are created and executed in this context."""
     context = ray.data.DataContext.get_current()
-    context.execution_no_progress_timeout_s = -1  # Ray's own, which knows no stage
+    context.execution_no_progress_timeout_s = -1  # turns off Ray's timeout, which names no stage
     if _Callback not in context.custom_execution_callback_classes:
         context.custom_execution_callback_classes.append(_Callback)
     _active.append(watch)

@@ -1,7 +1,7 @@
-"""The configuration of a run: its sections, loading from YAML, its documentation.
+"""The configuration of a run: its sections, its loader, and its generated documentation.
 
 config = load_config("conf/wiki.yaml", ["slice.documents=500"])
-python -m pipelines.config          (every key, its default and meaning)
+python -m pipelines.config          (prints every key with its default and meaning)
 """
 
 from __future__ import annotations

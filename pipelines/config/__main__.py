@@ -1,4 +1,4 @@
-"""Every key of a run's configuration: as YAML to start from, or as docs/configuration.md.
+"""Prints every configuration key: as a YAML file to start from, or as docs/configuration.md.
 
 python -m pipelines.config [--markdown | --pairs]
 """
@@ -16,8 +16,8 @@ from pipelines.config.run import PairsConfig, RunConfig
 _COLUMNS = 100
 
 _YAML_INTRO = """\
-# Every key of a run's configuration, with its default. Fill in what is required; what is left out
-# keeps its default."""
+# Every key of a run's configuration, with its default. Fill in the required keys. A key that you
+# remove keeps its default."""
 
 INTRO = """\
 # Configuration
@@ -34,17 +34,17 @@ model: {name: BAAI/bge-m3}
 
 `python -m pipelines.config > mine.yaml` writes a file with every key, its default and its meaning.
 
-* **On the command line.** `--set a.b=value` goes over the file, as often as needed; of two for one
-  key the later wins. Values are YAML: `--set slice.documents=500`, `--set model.revision=null`,
+* **On the command line.** `--set a.b=value` overrides the file and may be repeated; the last value
+  for a key wins. Values are YAML: `--set slice.documents=500`, `--set model.revision=null`,
   `--set 'outputs=[dense, sparse]'`. `--limit 100` is short for `--set source.limit=100`.
-* **Strict.** An unknown key, a missing one or a value of the wrong type is an error that names it;
-  nothing is started, and the exit code is 2.
-* **Paths** are relative to the directory the command runs in, not to the file; `~` is the home
-  folder.
-* **Secrets** come from the environment or from `storage_options`. The index keeps the configuration
-  it was made with, but `***` for every value of `storage_options`. A `uri` is kept as it is: put no
-  secret there.
-* **`null`** means "not given"; the last column says what holds then."""
+* **Strict.** An unknown key, a missing key or a value of the wrong type is an error that names the
+  key; nothing is started, and the exit code is 2.
+* **Paths** are relative to the directory in which the command runs, not to the file; `~` is the
+  home folder.
+* **Secrets** belong in the environment or in `storage_options`. The index stores the configuration
+  of its run, with `***` in place of every value of `storage_options`. A `uri` is stored unchanged:
+  do not put a secret in it.
+* **`null`** means "not given"; the last column describes what happens then."""
 
 
 PAIRS_INTRO = """\
@@ -61,12 +61,12 @@ index: {uri: out/scores}
 reranker: {name: BAAI/bge-reranker-v2-m3}
 ```
 
-What [configuration.md](configuration.md) says of `--set`, paths, secrets and `null` holds here
-too."""
+The rules for `--set`, paths, secrets and `null` are those of
+[configuration.md](configuration.md)."""
 
 
 def annotated_yaml() -> str:
-    """The default configuration; its documentation is in comments of at most 100 columns."""
+    """Return the default configuration as YAML, documented in comments of at most 100 columns."""
     lines = [_YAML_INTRO]
     for entry in entries(RunConfig):
         *parents, name = entry.path.split(".")
@@ -93,10 +93,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def main(
     as_markdown: Annotated[
-        bool, typer.Option("--markdown", help="docs/configuration.md instead.")
+        bool, typer.Option("--markdown", help="Print docs/configuration.md instead.")
     ] = False,
     of_pairs: Annotated[
-        bool, typer.Option("--pairs", help="docs/rerank-configuration.md instead.")
+        bool, typer.Option("--pairs", help="Print docs/rerank-configuration.md instead.")
     ] = False,
 ) -> None:
     """Print a configuration file with every key, its default and its meaning."""

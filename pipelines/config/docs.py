@@ -1,8 +1,7 @@
-"""Every key of a configuration, documented, and a page of them.
+"""Documents the keys of a configuration, and formats them as a Markdown page.
 
-The one source is the code: fields with their types and defaults, the docstring under each field,
-the docstring of each section's class, as pydantic puts them into a JSON Schema. Knows nothing of
-what the keys do.
+The only source is the code: each field's type, default and docstring, and the docstring of each
+section's class, all read from the JSON Schema that pydantic makes. Independent of what keys mean.
 """
 
 from __future__ import annotations
@@ -21,27 +20,27 @@ Schema: TypeAlias = Mapping[str, Any]
 
 _TYPES = {"boolean": "true or false", "object": "mapping"}
 _LIMITS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<="}
-_LINKED = ("ModelConfig", "ChunkConfig")  # where they may be left out, they are a run's own
+_LINKED = ("ModelConfig", "ChunkConfig")  # an optional one is documented on the page of a run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A key, or the section it is in."""
+    """One key, or one section, of a configuration."""
 
     path: str
-    """Dotted, as `--set` takes it."""
+    """The dotted path, as in `--set`."""
     doc: str
-    """Never empty; one line."""
+    """The meaning, in one line; never empty."""
     type: str = ""
-    """What the value may be, in words; empty for a section."""
+    """The allowed values in words; empty for a section."""
     default: str = ""
-    """As YAML; empty where the key is required and for a section."""
+    """The default as YAML; empty for a required key and for a section."""
 
 
 def entries(section: type[Section], *, linked: bool = False) -> Iterator[Entry]:
-    """Every key and section, in the order of the code; a section comes before its keys.
+    """Yield every key and section in the order of the code, each section before its keys.
 
-    `linked`: also the keys of sections that a page only links to, as they are a run's own.
+    `linked`: include the keys of sections that are documented on the page of a run.
     """
     schema = section.model_json_schema()
     return _entries(schema, schema["$defs"], "", () if linked else _LINKED)
@@ -52,7 +51,7 @@ def _entries(section: Schema, defs: Schema, path: str, links: Sequence[str]) -> 
     for name in sorted(keys, key=lambda name: name not in required):
         key, inner = keys[name], f"{path}{name}"
         if inner == "model.outputs":
-            continue  # a key of its own, beside `model`, so that it is said once
+            continue  # documented once, as the key `outputs` beside `model`
         doc = key.get("description", "")
         if child := _section_in(key, defs, links):
             yield Entry(path=inner, doc=_one_line(f"{doc} {child['description']}"))
@@ -63,7 +62,7 @@ def _entries(section: Schema, defs: Schema, path: str, links: Sequence[str]) -> 
 
 
 def _section_in(key: Schema, defs: Schema, links: Sequence[str]) -> Schema | None:
-    """The section a key is, one that may be left out too; not of `links` where it may be."""
+    """Return the section that a key holds; None for a value or an optional section of `links`."""
     for each in (key, *key.get("anyOf", ())):
         if "$ref" in each:
             section: Schema = _defined(each, defs)
@@ -76,7 +75,7 @@ def _defined(key: Schema, defs: Schema) -> Any:
 
 
 def markdown(section: type[Section], intro: str) -> str:
-    """A page: the introduction, then a table for each section of the configuration."""
+    """Return a page: the introduction, then a table for each section of the configuration."""
     found = list(entries(section))
     lines = [intro]
     for part in [None, *(entry for entry in found if not entry.type)]:
@@ -93,7 +92,7 @@ def markdown(section: type[Section], intro: str) -> str:
 
 
 def _in_words(key: Schema, defs: Schema) -> str:
-    """What the value may be."""
+    """Return the allowed values of a key in words."""
     if "$ref" in key:
         section = _defined(key, defs)
         if section["title"] in _LINKED:
@@ -125,6 +124,6 @@ def _one_line(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """For a table's cell: neither a new column nor, outside of code, an HTML tag."""
+    """Escape a table cell: `|` everywhere, and `<` outside of code spans."""
     text = re.sub(r"`[^`]*`|<", lambda m: "&lt;" if m[0] == "<" else m[0], text)
     return text.replace("|", "\\|")

@@ -1,7 +1,7 @@
-"""Configuration files: read, overridden and checked.
+"""Reads configuration files, applies overrides and validates the result.
 
     config = load_config("conf/wiki.yaml", ["slice.documents=500"])
-    python -m pipelines.config          (every key, its default and meaning)
+    python -m pipelines.config          (prints every key with its default and meaning)
 
 Unknown keys are errors; paths are relative to the current directory.
 """
@@ -26,25 +26,25 @@ AnySection = TypeVar("AnySection", bound=Section)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a YAML file and apply `a.b=value` overrides (values are YAML too).
+    """Read a YAML file and apply `a.b=value` overrides, whose values are YAML too.
 
     Raises:
-        ConfigError: no such file, not YAML, an unknown key, a value of the wrong type.
+        ConfigError: the file is missing or not YAML, a key is unknown, or a value is invalid.
     """
     return parse_config(read_yaml(path, overrides), where=str(path))
 
 
 def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The sections of a YAML file, overrides applied; not validated.
+    """Read a YAML file and apply overrides, without validation.
 
     Raises:
-        ConfigError: no such file, not YAML, an override that is none.
+        ConfigError: the file does not exist or is not YAML, or an override is malformed.
     """
     path = Path(path)
     try:
         raw = yaml.safe_load(path.read_text())
     except FileNotFoundError:
-        raise ConfigError(f"no such configuration: {path}.", "See conf/ for examples.") from None
+        raise ConfigError(f"no such configuration: {path}.", "Examples are in conf/.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(
             f"{path}: expected YAML, found: {' '.join(str(error).split())}."
@@ -57,10 +57,10 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
 
 
 def override(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """A configuration with `a.b=value` overrides, as `load_config` applies them.
+    """Return a configuration changed by `a.b=value` overrides.
 
     Raises:
-        ConfigError: as there.
+        ConfigError: an override is malformed, names an unknown key, or has a wrong value.
     """
     if not overrides:
         return config
@@ -72,16 +72,16 @@ def override(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
 
 
 def parse_config(raw: Mapping[str, Any], *, where: str = "configuration") -> RunConfig:
-    """Validate plain data.
+    """Validate the plain data of a run's configuration.
 
     Raises:
-        ConfigError: an unknown key or a value of the wrong type.
+        ConfigError: a key is unknown, or a value has the wrong type.
     """
     return parse_as(RunConfig, raw, where)
 
 
 def parse_as(kind: type[AnySection], raw: Mapping[str, Any], where: str) -> AnySection:
-    """As `parse_config`, of another kind of file."""
+    """Validate plain data as a configuration of the given kind; raises as `parse_config`."""
     try:
         found = kind.model_validate(raw)
     except ValidationError as error:
@@ -89,13 +89,13 @@ def parse_as(kind: type[AnySection], raw: Mapping[str, Any], where: str) -> AnyS
         raise ConfigError(describe_invalid(error, where)) from None
     if "outputs" in (
         raw.get("model") or {}
-    ):  # a field, but no key: it is said once, beside `model`
+    ):  # a field of ModelConfig that is no key: `outputs` beside `model` sets it
         _refuse_unknown_keys(raw, _known(kind), where)
     return found
 
 
 def describe_invalid(error: ValidationError, where: str) -> str:
-    """The first thing that is wrong with a configuration, in one line."""
+    """Return the first problem of a configuration, in one line."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing":
@@ -126,16 +126,16 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 
 @cache
 def _known(kind: type[Section]) -> Mapping[str, bool]:
-    """The dotted path of every key and section, and whether it is a section."""
+    """Map the dotted path of every key and section to whether it is a section."""
     return {entry.path: not entry.type for entry in entries(kind, linked=True)}
 
 
 def _refuse_unknown_keys(raw: Any, known: Mapping[str, bool], where: str, path: str = "") -> None:
-    """Name the first key that no section has, at any level, and the nearest one there is.
+    """Raise ConfigError for the first unknown key at any level, and suggest the nearest known one.
 
-    Of several mistakes a mistyped key is the one to hear of first.
+    Unknown keys are reported before all other mistakes.
     """
-    if not isinstance(raw, Mapping):  # the type error is pydantic's to report
+    if not isinstance(raw, Mapping):  # pydantic reports the type error
         return
     names = [key[len(path) :] for key in known if key.startswith(path)]
     names = [name for name in names if "." not in name]

@@ -1,6 +1,6 @@
-"""The configuration of a run: over documents (`RunConfig`), or over pairs (`PairsConfig`).
+"""The configuration of a run over documents (`RunConfig`) or over pairs (`PairsConfig`).
 
-The docstrings of sections and fields are the documentation users read: `make docs` after a change.
+Users read the docstrings of sections and fields as documentation: run `make docs` after a change.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from pipelines.config.sections import (
 
 
 class AnyRunConfig(Section):
-    """What runs of every kind have: rows to read, an index to write, slices, a cluster."""
+    """The keys of every kind of run: a source, an index, slices and a cluster."""
 
     source: SourceConfig
     index: IndexConfig
     slice: SliceConfig = SliceConfig()
     ray: RayConfig = RayConfig()
     max_reject_fraction: Share = 0.01
-    """A run with a larger share of rejected documents is not committed; nothing it did is lost."""
+    """Largest share of rejected documents. A run above it fails; finished slices are kept."""
     allow_unreadable_units: bool = False
-    """Commit without the units (row groups, files, byte ranges) that cannot be read; each is a
-    reject, and is tried again by re-indexing and --replay-rejects."""
+    """Commit even if some units (row groups, files, byte ranges) cannot be read. Each of them is
+    stored as a reject; re-indexing and --replay-rejects try it again."""
 
     @model_validator(mode="after")
     def _check_places(self) -> Self:
         for uri in self.source.uris:
             if absolute_uri(self.index.uri).startswith(absolute_uri(uri).rstrip("/") + "/"):
-                # The next run would find its own parts among the documents.
+                # The next run would read the index's own parts as documents.
                 raise ValueError(
                     f"index.uri: expected a place outside of source.uri ({uri}), "
                     f"got {self.index.uri}"
@@ -61,7 +61,7 @@ class AnyRunConfig(Section):
         return self.slice.max_tokens or 1_048_576
 
     def with_absolute_paths(self) -> Self:
-        """Relative local paths are relative to this process's directory, not to a worker's."""
+        """Make local paths absolute; a worker may have another current directory."""
         uri = self.source.uri
         place = absolute_uri(uri) if isinstance(uri, str) else tuple(map(absolute_uri, uri))
         source = self.source.model_copy(update={"uri": place})
@@ -69,7 +69,7 @@ class AnyRunConfig(Section):
         return self.model_copy(update={"source": source, "index": index})
 
     def resolved(self) -> dict[str, Any]:
-        """Plain data, defaults filled in, secrets out: fit to be stored with the index."""
+        """Return plain data to store with the index: defaults filled in, secrets masked."""
         record = self.model_dump(mode="json")
         record["slice"]["max_tokens"] = self.slice_max_tokens
         for section in ("source", "index"):
@@ -79,18 +79,18 @@ class AnyRunConfig(Section):
 
 
 class RunConfig(AnyRunConfig):
-    """Everything about one run."""
+    """The configuration of a run over documents."""
 
     model: ModelConfig
     outputs: tuple[Output, ...] = ("dense",)
-    """The vectors to compute, all in one forward pass, and to store: one or more, each once."""
+    """Kinds of vectors to compute, all in one forward pass, and to store; each at most once."""
     chunk: ChunkConfig = ChunkConfig()
     gate: GateConfig = GateConfig()
     search: SearchConfig = SearchConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     confirm_bytes: Count | None = 1_000_000_000_000
-    """A run that would write more than so many bytes (as --dry-run estimates) asks first, or needs
-    --yes; null: never."""
+    """Estimated size of the output, in bytes, above which a run asks for confirmation or needs
+    --yes; null: never ask."""
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
@@ -98,109 +98,109 @@ class RunConfig(AnyRunConfig):
             raise ValueError("outputs: expected one or more of dense, sparse, colbert, each once")
         judged = self.evaluate.queries and self.evaluate.qrels
         if self.gate.quality and not judged and self.source.format != "beir":
-            raise ValueError("gate.quality: expected evaluate.queries and evaluate.qrels with it")
+            raise ValueError("gate.quality: expected evaluate.queries and evaluate.qrels as well")
         return self
 
     @property
     def encoder(self) -> ModelConfig:
-        """What the actors load: the model section and the outputs."""
+        """The model section and the outputs, as the actors load them."""
         return dataclasses.replace(self.model, outputs=self.outputs)
 
     @property
     def slice_max_tokens(self) -> int:
-        """The token limit of a slice: at most about 256 MB of output."""
+        """The token limit of a slice, which keeps its output below about 256 MB by default."""
         return self.slice.max_tokens or (131_072 if "colbert" in self.outputs else 1_048_576)
 
     def with_absolute_paths(self) -> RunConfig:
-        """As `AnyRunConfig`'s; also of the model."""
+        """Make local paths absolute, also those of the model and its heads."""
         heads = self.model.heads and absolute_uri(self.model.heads)
         model = dataclasses.replace(self.model, name=absolute_model(self.model.name), heads=heads)
         return super().with_absolute_paths().model_copy(update={"model": model})
 
     def resolved(self) -> dict[str, Any]:
-        """As `AnyRunConfig`'s."""
+        """Return plain data to store with the index; `outputs` appears once, at the top level."""
         record = super().resolved()
         record["model"].pop("outputs")
         return record
 
 
 def absolute_model(name: str) -> str:
-    """A model's name; where it is a local folder, from the root on."""
+    """Return the absolute path of a model in a local folder, and any other name unchanged."""
     is_folder = "://" not in name and Path(name).expanduser().is_dir()
     return absolute_uri(name) if is_folder else name
 
 
 class PairColumns(Columns):
-    """Which source columns are a pair; inside of structs and JSON objects by dotted path."""
+    """Names of the source columns. A dotted path names a field inside a struct or JSON object."""
 
     id: str | None = None
-    """Unique id of a pair (string or integer); when not given: the file's name and the position in
-    it."""
+    """Column of the unique id of a pair (string or integer). When not given, the id is the name of
+    the file and the position in it."""
     query: str = "query"
-    """Copied into every output row, as metadata is."""
+    """Column of the query; copied into every output row."""
     text: str = "passage"
-    """The passage; `text` in the output."""
+    """Column of the passage, which is called `text` in the output."""
     title: str | None = None
-    """Kept beside each passage, not scored with it; there are no titles when not given."""
+    """Column of the title, which is stored but not scored; no titles when not given."""
 
     @model_validator(mode="after")
     def _check_query(self) -> PairColumns:
         for name in self.copied:
             if name in (*OUTPUT_COLUMNS, SCORE) or self.copied.count(name) > 1:
                 raise ValueError(
-                    f"a query and metadata under names no output column has already, each once, "
+                    "query and metadata columns with different names that no output column has, "
                     f"not {name!r}"
                 )
         return self
 
     @property
     def copied_strings(self) -> tuple[str, ...]:
-        """The query."""
+        """The query column."""
         return (self.query,)
 
     @property
     def strings(self) -> dict[str, str | None]:
-        """As `Columns.strings`."""
+        """The columns that must hold strings, by key: those of `Columns` and the query."""
         return super().strings | {"query": self.query}
 
 
 class PairSourceConfig(SourceConfig):
-    """The pairs: files on this machine or anywhere fsspec reads (s3://, gs://, az://, https://)."""
+    """The pairs: local files, or files that fsspec can read (s3://, gs://, az://, https://)."""
 
     columns: PairColumns = PairColumns()
     limit: Count | None = None
-    """Only the first N pairs in plan order."""
+    """Read only the first N pairs, in the order of the plan."""
 
     @field_validator("format")
     @classmethod
     def _check_format(cls, name: str) -> str:
         if name in ("text", "lines"):
-            raise ValueError("a format with columns, a query and a passage among them")
+            raise ValueError("a format with columns for the query and the passage")
         return name
 
 
 class PairSliceConfig(SliceConfig):
-    """The unit of work, retry, commit and resume: cut at whichever limit comes first."""
+    """The size of a slice, the unit of work, retry and resume. The first limit reached ends it."""
 
     documents: Count = 1000
-    """At most so many pairs; a slice never spans two row groups of the source."""
+    """Largest number of pairs in a slice. A slice never spans two row groups of the source."""
     max_tokens: Count | None = None
-    """The pair that reaches so many tokens is a slice's last; when not given: 1,048,576."""
+    """Number of tokens that ends a slice, with the pair that reaches it; default: 1,048,576."""
 
 
 class PairsConfig(AnyRunConfig):
-    """Everything about a run that scores pairs."""
+    """The configuration of a run that scores pairs."""
 
     source: PairSourceConfig
     reranker: RerankerConfig
     slice: PairSliceConfig = PairSliceConfig()
     max_reject_fraction: Share = 0.01
-    """A run with a larger share of rejected pairs is not committed; nothing it did is lost."""
+    """Largest share of rejected pairs. A run above it fails; finished slices are kept."""
     allow_unreadable_units: bool = False
-    """Commit without the units (row groups, files, byte ranges) that cannot be read; each is a
-    reject, and is tried again by --replay-rejects."""
+    """Commit even if some units (row groups, files, byte ranges) cannot be read. Each of them is
+    stored as a reject; --replay-rejects tries it again."""
 
     def with_absolute_paths(self) -> PairsConfig:
-        """As `AnyRunConfig`'s; also of the reranker."""
+        """Make local paths absolute, also that of the reranker."""
         own = dataclasses.replace(self.reranker, name=absolute_model(self.reranker.name))
         return super().with_absolute_paths().model_copy(update={"reranker": own})

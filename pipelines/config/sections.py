@@ -1,6 +1,6 @@
 """The sections of configuration files, each with its keys.
 
-The docstrings of sections and fields are the documentation users read: `make docs` after a change.
+Users read the docstrings of sections and fields as documentation: run `make docs` after a change.
 """
 
 from __future__ import annotations
@@ -22,86 +22,84 @@ OUTPUT_COLUMNS = (
     *("doc_id", "passage_id", "passage_no", "text", "title", "n_tokens", "truncated"),
     *("char_start", "char_end", "passage_hash", "input_ids", *OUTPUTS),
 )
-"""Names that a metadata column cannot have."""
+"""Names of computed output columns, which a metadata column cannot have."""
 
 
 class Section(BaseModel):
-    """A part of the configuration; frozen, so that what was validated stays valid."""
+    """A section of a configuration. It is frozen, so that it stays valid after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Columns(Section):
-    """Which source columns mean what; inside of structs and JSON objects by dotted path."""
+    """Names of the source columns. A dotted path names a field inside a struct or JSON object."""
 
     id: str | None = "id"
-    """Unique id of a document (string or integer); null where there is none: then an id is the
-    file's name and the position in it, and a document that moves is a new one to re-indexing."""
+    """Column of the unique id of a document (string or integer). null: the id is the name of the
+    file and the position in it, so re-indexing treats a document that has moved as a new one."""
     text: str = "text"
-    """What is embedded."""
+    """Column of the text to embed."""
     title: str | None = None
-    """Kept beside each passage; there are no titles when not given."""
+    """Column of the title, which is stored with each passage; no titles when not given."""
     metadata: tuple[str, ...] = ()
-    """Columns copied into every output row."""
+    """Columns to copy into every output row."""
 
     @field_validator("metadata")
     @classmethod
     def _check_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
             if name in OUTPUT_COLUMNS or names.count(name) > 1:
-                raise ValueError(f"names no output column has already, each once, not {name!r}")
+                raise ValueError(f"different names that no output column has, not {name!r}")
         return names
 
     @property
     def copied(self) -> tuple[str, ...]:
-        """Every column that is copied into the output rows."""
+        """The columns that are copied into the output rows."""
         return (*self.copied_strings, *self.metadata)
 
     @property
     def copied_strings(self) -> tuple[str, ...]:
-        """Those of them that must hold strings, and come out as strings."""
+        """The copied columns that must hold strings."""
         return ()
 
     @property
     def by_key(self) -> dict[str, str | None]:
-        """The columns by the keys that name them."""
+        """The columns by the configuration keys that name them."""
         named = {f"metadata[{i}]": name for i, name in enumerate(self.metadata)}
         return {**self.strings, **named}
 
     @property
     def strings(self) -> dict[str, str | None]:
-        """Those of them that must hold strings (an id: or integers)."""
+        """The columns that must hold strings (an id: or integers), by key."""
         return {"id": self.id, "text": self.text, "title": self.title}
 
 
 class CsvConfig(Section):
-    """How CSV and TSV files are written."""
+    """The syntax of CSV and TSV files."""
 
     delimiter: Character | None = None
-    """Between fields; when not given: a comma, in TSV files a tab."""
+    """Character between fields; when not given: a comma, in TSV files a tab."""
     quote: Character | None = '"'
-    """Around fields that hold a delimiter or a line end; null where quotes mean nothing."""
+    """Character around fields that contain a delimiter or a line end; null: no quoting."""
 
 
 class SourceConfig(Section):
-    """The documents: files on this machine or anywhere fsspec reads (s3://, gs://, az://,
-    https://).
-    """
+    """The documents: local files, or files that fsspec can read (s3://, gs://, az://, https://)."""
 
     uri: str | tuple[str, ...]
-    """A file, a folder (every file below it of the one format), a glob, or a list of these."""
+    """A file, a folder (all files below it that have the format), a glob, or a list of them."""
     format: Literal[
         "auto", "parquet", "jsonl", "beir", "csv", "tsv", "text", "lines", "wikiextractor"
     ] = "auto"
-    """"auto": by extension, else by how a file begins; "beir": of a folder only corpus.jsonl;
-    "text": a document a file; "lines": a document a line. All but Parquet may be compressed (.gz,
-    .zst, .bz2)."""
+    """Format of the files. "auto": detected from the extension, else from the first bytes; "beir":
+    the corpus.jsonl of a folder; "text": one document per file; "lines": one document per line. All
+    formats except Parquet may be compressed (.gz, .zst, .bz2)."""
     columns: Columns = Columns()
     csv: CsvConfig = CsvConfig()
     limit: Count | None = None
-    """Only the first N documents in plan order."""
+    """Read only the first N documents, in the order of the plan."""
     storage_options: dict[str, Any] = {}
-    """Passed to fsspec (keys, endpoint); never stored with the index."""
+    """Options for fsspec, such as keys and endpoint; never stored with the index."""
 
     @field_validator("uri", mode="before")
     @classmethod
@@ -113,122 +111,122 @@ class SourceConfig(Section):
 
     @property
     def uris(self) -> tuple[str, ...]:
-        """One or several."""
+        """The `uri` key as a tuple."""
         return (self.uri,) if isinstance(self.uri, str) else self.uri
 
     @property
     def described(self) -> str:
-        """For messages."""
+        """The `uri` key in the form that messages show."""
         first, *more = self.uris
         return f"{first} and {len(more)} more" if more else first
 
 
 class IndexConfig(Section):
-    """Where the result goes and how it is stored."""
+    """The place and the storage format of the index."""
 
     uri: str
-    """The folder to write: a local path, s3://, gs://, az:// or abfs://."""
+    """Folder to write: a local path, s3://, gs://, az:// or abfs://."""
     store_text: bool = True
-    """Keep each passage's text in the index."""
+    """Store the text of each passage in the index."""
     colbert_storage: Literal["values", "bytes"] = "values"
-    """Of ColBERT vectors. "values": readable by every Parquet reader; "bytes": raw fp16, many times
-    faster to write."""
+    """Storage of ColBERT vectors. "values": every Parquet reader can read them; "bytes": raw
+    float16, many times faster to write."""
     storage_options: dict[str, Any] = {}
-    """Passed to fsspec (keys, endpoint); never stored with the index."""
+    """Options for fsspec, such as keys and endpoint; never stored with the index."""
 
 
 class ChunkConfig(Section):
-    """How a document becomes passages."""
+    """The cutting of documents into passages."""
 
     by: Literal["none", "tokens"] = "tokens"
     """"tokens": passages of at most `max_tokens`, cut at headings, paragraphs, sentences, words;
-    "none": the document is one passage, truncated at the model's max_length."""
+    "none": each document is one passage, truncated at the model's max_length."""
     max_tokens: Count | None = None
-    """Special tokens included; the model's max_length when not given."""
+    """Longest passage in tokens, special tokens included; the model's max_length when not given."""
     overlap: Annotated[int, Field(ge=0)] = 0
-    """At most so many tokens are repeated from the end of the passage before."""
+    """Largest number of tokens that a passage repeats from the end of the previous passage."""
     title_prefix: bool = False
-    """Put the document's title and a newline before every passage for the encoder; counted in
-    max_tokens, never stored in `text`. A title longer than half of max_tokens is cut, and the
-    passages marked `truncated`."""
+    """Encode every passage with the document's title and a newline before it. They count in
+    max_tokens and are not stored in `text`. A title longer than half of max_tokens is cut, and its
+    passages are marked as `truncated`."""
     markup: Literal["auto", "plain", "markdown"] = "auto"
-    """Which headings passages are cut at: "auto": Markdown's `# Title`; "markdown": underlined
-    ones too; "plain": none."""
+    """Headings at which passages are cut. "auto": Markdown headings of the form `# Title`;
+    "markdown": underlined headings too; "plain": no headings."""
 
 
 class SliceConfig(Section):
-    """The unit of work, retry, commit and resume: cut at whichever limit comes first."""
+    """The size of a slice, the unit of work, retry and resume. The first limit reached ends it."""
 
     documents: Count = 1000
-    """At most so many documents; a slice never spans two row groups of the source."""
+    """Largest number of documents in a slice. A slice never spans two row groups of the source."""
     max_tokens: Count | None = None
-    """The document that reaches so many tokens is a slice's last; when not given: 131,072 with
-    ColBERT (256 MB at 1,024 dimensions), 1,048,576 without."""
+    """Number of tokens that ends a slice, with the document that reaches it. When not given:
+    131,072 with ColBERT (256 MB at 1,024 dimensions), 1,048,576 without."""
 
 
 class RayConfig(Section):
-    """Where and how wide the run is executed; never part of what decides the result."""
+    """The cluster and the parallelism of the run. These keys do not change the result."""
 
     engine: Literal["ray", "in_process"] = "ray"
     """"in_process": read and encode in this process, one slice after the other, without starting
     Ray; for small corpora. The index is the same; the other keys of this section are not used."""
     address: str | None = None
-    """An existing cluster; RAY_ADDRESS when not given, else a local one is started."""
+    """Address of an existing cluster; RAY_ADDRESS when not given, else a local one is started."""
     actors: Count | None = None
-    """Encoder actors; one per GPU when not given, one on a machine without."""
+    """Number of encoder actors. When not given: one per GPU, or one per machine without GPUs."""
     min_actors: Count | None = None
-    """Instead of `actors`, on a cluster that grows and shrinks: so many (1) must fit to start."""
+    """Number of actors that must fit before the run starts, instead of `actors`; default: 1."""
     max_actors: Count | None = None
-    """Instead of `actors`: grow up to so many while the run lasts; when not given, as many as fit
-    when it starts."""
+    """Number of actors up to which the run grows, instead of `actors`. When not given: as many as
+    fit when the run starts."""
     gpus_per_actor: Annotated[float, Field(ge=0)] | None = None
-    """1 when the cluster has GPUs, else 0."""
+    """GPUs of each actor, also a fraction. When not given: 1 if the cluster has GPUs, else 0."""
     cpus_per_actor: Count | None = None
-    """1 beside a GPU; without one: how many threads an actor computes with, three quarters of its
-    machine's cores when not given."""
+    """CPUs of each actor; without a GPU also its number of compute threads. When not given: 1 if it
+    has a GPU, else three quarters of the cores of its machine."""
     slices_per_actor: Count = 2
-    """Slices an actor holds at once: one encodes while the others are written."""
+    """Slices that an actor holds at once: it encodes one while it writes the others."""
     stuck_minutes: Annotated[float, Field(gt=0)] = 60.0
-    """A run in which nothing moves for so long stops and says where; longer than a slice takes."""
+    """Minutes without progress after which a run stops with an error; more than a slice takes."""
 
     @model_validator(mode="after")
     def _check_actors(self) -> RayConfig:
         least, most = self.min_actors or 1, self.max_actors
         if self.actors and (self.min_actors or most):
-            raise ValueError("actors: expected it, or min_actors and max_actors, got both")
+            raise ValueError("actors: expected either actors or min_actors/max_actors, got both")
         if most and most < least:
             raise ValueError(f"max_actors: expected at least min_actors ({least}), got {most}")
         return self
 
 
 class SearchConfig(Section):
-    """How an index is searched: search_index, evaluate_index and the endpoint; never part of what
-    decides what is in it.
+    """Search by search_index, evaluate_index and the endpoint. These keys do not change the content
+    of the index.
     """
 
     weights: tuple[Weight, Weight, Weight] = (1.0, 1.0, 1.0)
-    """Of dense, sparse and ColBERT scores in hybrid: their weighted mean, over the outputs the
-    index has. FlagEmbedding's default; its documentation uses [0.4, 0.2, 0.4]."""
+    """Weights of dense, sparse and ColBERT scores in the mean that hybrid ranks by, over the
+    outputs of the index. FlagEmbedding's default; its documentation uses [0.4, 0.2, 0.4]."""
     rrf_k: Count = 60
-    """Reciprocal rank fusion adds 1 / (rrf_k + rank) over the outputs."""
+    """Constant of reciprocal rank fusion, which adds 1 / (rrf_k + rank) over the outputs."""
     rrf_depth: Count = 1000
-    """So many of each output, passages or documents, take part in it; no more are found."""
+    """Top results of each output (passages or documents) that rrf combines; it finds no others."""
     candidates: Count | None = None
-    """ColBERT, hybrid and rrf score only the best so many of dense and of sparse; every passage
-    when not given."""
+    """Number N: colbert, hybrid and rrf score only the best N passages of dense and the best N of
+    sparse; every passage when not given."""
     shards: Count | None = None
-    """Search actors that share the passages; one on each machine of the cluster when not given."""
+    """Number of search actors that share the passages; one per machine when not given."""
     gpus_per_shard: Annotated[float, Field(ge=0)] = 0
-    """GPUs of a search actor, also a fraction: dense and ColBERT vectors are then held and scored
-    there."""
+    """GPUs of a search actor, also a fraction. If not 0, they hold and score dense and ColBERT
+    vectors."""
     cpus_per_shard: Count | None = None
-    """CPUs of a search actor, and the threads it scores with; half of its machine's when not
+    """CPUs of a search actor, and its number of threads; half of those of its machine when not
     given."""
     max_memory_bytes: Count | None = None
-    """A search that needs more on a machine is refused; what is free there when not given."""
+    """Memory limit of a search on each machine (else it is refused); by default its free memory."""
     folder: str | None = None
-    """Where each machine keeps the vectors in a form that can be mapped; packvec/search in the
-    user's cache when not given."""
+    """Folder on each machine for memory-mapped copies of the vectors; packvec/search in the user's
+    cache folder when not given."""
 
     @field_validator("weights")
     @classmethod
@@ -239,80 +237,81 @@ class SearchConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """Judged queries, and how evaluate_index measures what a search of them finds."""
+    """Judged queries, and their evaluation by evaluate_index."""
 
     queries: str | None = None
-    """JSON lines with `_id` and `text`; the dataset's own when not given and source.format is
-    beir."""
+    """File of queries: JSON lines with `_id` and `text`. When not given and source.format is beir:
+    the queries of the dataset."""
     qrels: str | None = None
-    """Judgements: query-id, corpus-id and score between tabs, with a header or without (BEIR's), or
-    TREC's four columns; the dataset's own when not given and source.format is beir."""
+    """File of judgements: query-id, corpus-id and score separated by tabs, with or without a header
+    (BEIR), or the four columns of TREC. When not given and source.format is beir: the judgements
+    of the dataset."""
     split: str = "test"
-    """Of a BEIR dataset: which of its qrels/."""
+    """Name of the file in the qrels/ folder of a BEIR dataset."""
     modes: Annotated[tuple[Mode, ...], Field(min_length=1)] | None = None
-    """Ways to search; all that the index's outputs allow when not given."""
+    """Search modes to evaluate; when not given, all that the outputs of the index allow."""
     depth: Annotated[int, Field(ge=100)] = 1000
-    """Documents of each query that are looked at; R@100 needs 100."""
+    """Number of documents retrieved for each query; R@100 needs at least 100."""
     bm25: Literal["words", "tokens"] | None = "words"
-    """BM25 beside them: of words, or of the model's tokens, for languages without spaces; null:
-    none. It needs the texts in the index."""
+    """BM25 baseline over words, or over the model's tokens for languages without spaces; null: no
+    baseline. It needs the texts in the index."""
     ignore_identical_ids: bool = False
-    """A document with the id of its query is no result, as BEIR has it in ArguAna and Quora."""
+    """Drop a result whose id is the id of its query, as BEIR does for ArguAna and Quora."""
     out: str = "out/evaluation"
-    """The folder for eval.json, eval.html and a TREC run file of each mode."""
+    """Folder for eval.json, eval.html and one TREC run file for each mode."""
 
 
 class QualityFloor(Section):
-    """A measure that must not be lower."""
+    """A minimum for the mean of a measure over the judged queries of `evaluate`."""
 
     mode: Mode = "dense"
-    """How it is searched."""
+    """Search mode that is measured."""
     measure: Literal["nDCG@10", "R@100", "RR@10", "AP"] = "nDCG@10"
-    """RR@10 is MRR@10, AP is MAP, of the judged queries that `evaluate` names."""
+    """Name of the measure. The mean of RR@10 is also called MRR@10, and that of AP is MAP."""
     least: Share
-    """Mean over the queries."""
+    """Smallest mean that passes the gate."""
 
 
 class GateConfig(Section):
-    """What a new generation must be like to be published; one that is not is committed, but not
-    live: the exit code is 3, and it may be published by hand.
+    """The checks before a new generation is published. A generation that fails them is committed
+    but not live, and the exit code is 3; `publish` can still make it live.
     """
 
     max_deleted: Share = 0.3
-    """Re-indexing may delete so large a share of the live documents."""
+    """Largest share of the live documents that re-indexing may delete."""
     max_changed: Share = 0.8
-    """Of so large a share of the live documents re-indexing may embed a passage anew; documents
-    that are new, or whose metadata only changed, do not count."""
+    """Largest share of the live documents of which re-indexing may encode a passage again. New
+    documents, and documents of which only metadata changed, do not count."""
     min_documents: Annotated[int, Field(ge=0)] = 10
-    """Of an index with fewer live documents shares are not looked at."""
+    """Number of live documents below which the two shares are not checked."""
     vectors: bool = True
-    """Look at a sample of the new dense vectors: finite, of unit length where they must be, and not
-    all alike."""
+    """Check a sample of the new dense vectors: they must be finite, have unit length if they are
+    normalised, and differ from each other."""
     max_alike: Share = 0.999999
-    """Mean cosine of the sampled vectors of different passages; above, the model has collapsed.
-    Real models stay below 0.9, models with random weights do not."""
+    """Largest mean cosine between sampled vectors of different passages; a model above it has
+    collapsed. Trained models stay below 0.9; models with random weights may not."""
     canaries: str | None = None
-    """A JSONL file of queries that must find what they should: lines of {"query": "...", "doc_id":
-    "..."}; several such documents as a list."""
+    """JSONL file of queries with known answers: lines of {"query": "...", "doc_id": "..."}, where
+    doc_id may be a list of documents."""
     canary_top: Count = 10
-    """One of a query's documents must be among so many; all live vectors are compared."""
+    """Number of top results, among all live vectors, that must contain a document of the query."""
     quality: tuple[QualityFloor, ...] = ()
-    """Means that the judged queries of `evaluate` must reach, as in [{mode: dense, measure:
-    nDCG@10, least: 0.6}]; measures: nDCG@10, R@100, RR@10, AP. They are searched on the command's
-    machine, or on the cluster that ray.address names."""
+    """Minimum means over the judged queries of `evaluate`, as in [{mode: dense, measure: nDCG@10,
+    least: 0.6}]; measures: nDCG@10, R@100, RR@10, AP. The search runs on the machine of the
+    command, or on the cluster that ray.address names."""
 
 
 class ServedIndex(Section):
-    """The index whose space the endpoint's vectors must live in."""
+    """The index that the endpoint serves; both must have the same space fingerprint."""
 
     uri: str
-    """A local path, s3://, gs://, az:// or abfs://."""
+    """Folder of the index: a local path, s3://, gs://, az:// or abfs://."""
     storage_options: dict[str, Any] = {}
-    """Passed to fsspec (keys, endpoint)."""
+    """Options for fsspec, such as keys and endpoint."""
     generation: Count | None = None
-    """This generation; when not given, the one that is live when the endpoint is deployed."""
+    """Generation to serve; when not given, the one that is live when the endpoint is deployed."""
 
 
 def absolute_uri(path: str) -> str:
-    """A local path from the root on; a URI as it is."""
+    """Return the absolute form of a local path, and a URI unchanged."""
     return path if "://" in path else str(Path(path).expanduser().absolute())

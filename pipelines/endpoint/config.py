@@ -1,4 +1,4 @@
-"""The configuration of a query endpoint: `args` of its application in a Serve config file."""
+"""The configuration of a query endpoint: the `args` of its application in a Serve config file."""
 
 from __future__ import annotations
 
@@ -15,106 +15,106 @@ Kind = Literal["query", "passage"]
 
 
 class Limits(Section):
-    """What one request may ask for, and how much may wait."""
+    """Limits for requests and queues. Parentheses give the status of a request above the limit."""
 
     max_body_bytes: Count = 8 << 20
-    """A larger body is refused (413) before it is parsed."""
+    """Largest request body in bytes (413); checked before the body is parsed."""
     max_texts: Count = 2_048
-    """More texts in a request are refused (413). OpenAI's own limit, which its clients count on."""
+    """Largest number of texts in a request (413). The default is the limit of OpenAI's API."""
     max_tokens: Count | None = None
-    """Longest text, in tokens; the model's own length when not given, which it cannot exceed."""
+    """Longest text in tokens, at most the length of the model; that length when not given."""
     max_colbert_tokens: Count = 65_536
-    """Tokens of a request that asks for ColBERT, as its characters bound them, for each is a vector
-    (20 KB of JSON at 1,024 dimensions); more are refused (413)."""
+    """Largest number of tokens, estimated from the characters, in a request for ColBERT (413).
+    Each token returns a vector, which is 20 KB of JSON at 1,024 dimensions."""
     too_long: Literal["truncate", "refuse"] = "truncate"
-    """What happens to a longer text: cut, which the answer says, or refused (413). A request may
-    say `truncate` itself."""
+    """Treatment of a longer text. "truncate": it is cut, and the answer reports it; "refuse": 413.
+    A request may override this with `truncate`."""
     max_queued_texts: Count = 4_096
-    """Texts that may wait for the encoder of a replica, and pairs that may for its reranker;
-    beyond, requests are refused (429)."""
+    """Largest number of texts that wait for the encoder of a replica, and of pairs that wait for
+    its reranker (429)."""
     max_queued_characters: Count = 16 << 20
-    """The same in characters, which is what waiting texts take in memory."""
+    """Largest number of characters of the waiting texts (429), which bounds their memory."""
     max_hits: Count = 2_000
-    """Hits that one request may ask for, `top` times its queries; more are refused (413)."""
+    """Largest number of hits of a request, which is `top` times its queries (413)."""
     max_searches: Count = 64
-    """Requests that may search in a replica or wait for it; beyond, they are refused (429)."""
+    """Largest number of search requests that a replica runs or queues (429)."""
     search_timeout_s: Annotated[float, Field(gt=0)] = 30
-    """How long a shard may take over a call, and a search wait for others; beyond, it is refused
-    (503). A shard that died is started again meanwhile."""
+    """Longest time in seconds for a call to a shard, and for a search to wait for others (503). A
+    shard that died is restarted meanwhile."""
 
 
 class CacheConfig(Section):
-    """Answers to queries that were asked before."""
+    """The cache of query vectors in each replica."""
 
     max_bytes: Annotated[int, Field(ge=0)] = 64 << 20
-    """Of vectors and texts a replica keeps; the least recently asked go first. 0: no cache."""
+    """Largest size of the cache; the least recently used entries are removed first. 0: no cache."""
 
 
 class AuthConfig(Section):
-    """Who may ask. Without keys everybody who reaches the port may: it is 127.0.0.1's by
-    default.
+    """API keys. Without keys, everyone who can reach the port may send requests; by default it is
+    open on 127.0.0.1 only.
     """
 
     keys_env: str | None = None
-    """Environment variable of the replicas that holds the keys, separated by commas."""
+    """Name of the replicas' environment variable that holds the keys, separated by commas."""
     keys_file: str | None = None
-    """File with a key a line; `#` begins a comment."""
+    """File with one key per line; `#` begins a comment."""
 
 
 class Autoscaling(Section):
-    """Replicas follow the load."""
+    """Automatic choice of the number of replicas, by load."""
 
     min_replicas: Annotated[int, Field(ge=0)] = 1
-    """0: none without requests; the first then waits until one is warm."""
+    """Smallest number of replicas. With 0, the first request waits until a replica is warm."""
     max_replicas: Count = 4
-    """Serve adds no more."""
+    """Largest number of replicas."""
     target_ongoing_requests: Annotated[float, Field(gt=0)] = 64
-    """Requests in a replica that Serve aims at; a forward pass takes many at once."""
+    """Number of requests per replica that Serve aims for; one forward pass serves many."""
 
 
 class DeploymentConfig(Section):
-    """How many replicas, and what each of them holds."""
+    """The number of replicas, their resources and their life cycle."""
 
     replicas: Count = 1
     """Fixed number of replicas; ignored with `autoscaling`."""
     autoscaling: Autoscaling | None = None
     gpus: Annotated[float, Field(ge=0)] | None = None
-    """GPUs of a replica, also a fraction; when not given: 1 where the cluster has GPUs, else 0."""
+    """GPUs of a replica, also a fraction. When not given: 1 if the cluster has GPUs, else 0."""
     cpus: Annotated[float, Field(ge=0)] = 1
-    """CPUs of a replica; without a GPU, the threads it computes with."""
+    """CPUs of a replica; without a GPU also its number of compute threads."""
     max_ongoing_requests: Count = 4_096
-    """Requests Serve hands to a replica at once; the replica's own queue refuses what is too
-    much."""
+    """Number of requests that Serve sends to a replica at once; above `limits`, the replica itself
+    refuses them."""
     max_queued_requests: Count = 512
-    """Requests that a proxy holds while no replica is warm, or all are full; beyond: 503."""
+    """Requests that a proxy holds while no replica is warm or all are full; others get 503."""
     surge_percent: Annotated[int, Field(ge=0, le=100)] = 0
-    """New replicas that an update starts before it stops old ones, as a share of all: needs room
-    for both. 0: old ones stop first, and requests wait meanwhile where there was only one."""
+    """Percentage of replicas that an update starts before it stops old ones; the cluster needs room
+    for both. 0: old replicas stop first, and with a single replica requests wait meanwhile."""
     health_check_period_s: Annotated[float, Field(gt=0)] = 10
-    """How often a replica has to encode a text to prove that it can."""
+    """Seconds between health checks, in which a replica must encode a text."""
     health_check_timeout_s: Annotated[float, Field(gt=0)] = 30
-    """How long it may take over that, before it counts as dead."""
+    """Seconds after which a health check fails and the replica counts as dead."""
     graceful_shutdown_timeout_s: Annotated[float, Field(gt=0)] = 30
-    """How long a replica that is to go may take to answer what it has accepted."""
+    """Seconds that a replica has to answer accepted requests before it is stopped."""
 
 
 class EndpointConfig(Section):
-    """Everything about one endpoint."""
+    """The configuration of one endpoint."""
 
     model: ModelConfig | None = None
-    """As in a run's configuration; when not given: the index's."""
+    """As in a run's configuration; the model of the index when not given."""
     outputs: tuple[Output, ...] | None = None
-    """Vectors it can give; when not given: the index's, else dense."""
+    """Kinds of vectors to serve; those of the index when not given, dense without an index."""
     index: ServedIndex | None = None
-    """The endpoint does not start when its space is not this index's."""
+    """The endpoint does not start if the space fingerprints differ."""
     search: SearchConfig | None = None
-    """The endpoint searches its index, at `POST /search` and on a page at `/`; `{}` is enough."""
+    """Serves search of the index at `POST /search` and on a page at `/`; `{}` turns it on."""
     reranker: RerankerConfig | None = None
-    """Each replica loads it too, and answers `POST /rerank`, `/v1/rerank` and `/v2/rerank`."""
+    """Each replica loads a reranker and answers `POST /rerank`, `/v1/rerank` and `/v2/rerank`."""
     chunk: ChunkConfig | None = None
-    """How titles are put before passages; the index's when not given, else `title_prefix: true`."""
+    """Use of titles for passages; that of the index when not given, else `title_prefix: true`."""
     default_kind: Kind = "query"
-    """What a text is where a request does not say: other APIs have no word for it."""
+    """Kind of a text whose request does not name one; other APIs have no such field."""
     limits: Limits = Limits()
     cache: CacheConfig = CacheConfig()
     auth: AuthConfig = AuthConfig()
@@ -144,18 +144,18 @@ _INTRO = """\
 
 <!-- Written by `make docs` from the docstrings in pipelines/endpoint/config.py. -->
 
-The `args` of the application in a Serve config file; `conf/serve.yaml` is an example, and
-[endpoint.md](endpoint.md) says what the endpoint does. `model.name` or `index.uri` is required.
-The file's other keys (`http_options`, `logging_config`) are Ray Serve's own.
+These keys are the `args` of the application in a Serve config file. `conf/serve.yaml` is an
+example, and [endpoint.md](endpoint.md) describes the endpoint. `model.name` or `index.uri` is
+required. The other keys of the file (`http_options`, `logging_config`) are those of Ray Serve.
 
-An unknown key, or a value of the wrong type, is an error that names it; nothing is deployed."""
+An unknown key or a value of the wrong type is an error that names the key; nothing is deployed."""
 
 
 def parse_endpoint_config(raw: Mapping[str, Any]) -> EndpointConfig:
     """Validate the `args` of the application.
 
     Raises:
-        ConfigError: an unknown key or a value of the wrong type.
+        ConfigError: a key is unknown, or a value has the wrong type.
     """
     return parse_as(EndpointConfig, raw, "args")
 

@@ -1,4 +1,4 @@
-"""A notebook's view of an index: samples, neighbours, charts.
+"""Exploration of an index in a notebook: samples, neighbours and charts.
 
 from pipelines.explore import explore
 """

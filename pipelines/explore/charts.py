@@ -1,7 +1,7 @@
-"""What an index shows of its content, as numbers and as charts: topics, token weights, alignments.
+"""Computes and draws topics, token weights and ColBERT alignments of an index.
 
-Shape suffixes: N passages, M different ones, K topics, Q tokens of a query, P tokens of a passage,
-W stored weights, D dimension.
+Shape suffixes: N passages, M distinct vectors, K topics, Q tokens of a query, P tokens of a
+passage, W stored weights, D dimension.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from pipelines.reports.html import (
 from pipelines.reports.run_numbers import spread
 
 _SAMPLED_PARTS = 64
-_FEWEST = 8  # different passages: fewer make no map
+_FEWEST = 8  # distinct vectors below which no map is drawn
 _NAME_TOKENS = 3
 _PERPLEXITY = 30
 _SEED = 0
-_BLANKS = " ▁"  # the second is in tokens of tokenizers that say nothing of how to decode
+_BLANKS = " ▁"  # tokenizers without a decoder keep the second one in their tokens
 
 _MARKERS = ("o", "^", "s")
-_COLUMNS, _ROWS = 44, 24  # of an alignment: labels are still read
+_COLUMNS, _ROWS = 44, 24  # most tokens of an alignment chart whose labels are readable
 _CELL = 15
 
 Floats = NDArray[np.float32]
@@ -55,36 +55,36 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Topics:
-    """Passages that are close to each other, and where they lie on a plane."""
+    """Topics of passages, and their positions on a plane."""
 
     topic_N: Ints
-    """Of each passage; topic 0 has the most."""
+    """The topic of each passage; topic 0 has the most passages."""
     names: Sequence[Sequence[str]]
-    """[K] what each topic is about, the most typical first."""
+    """[K] typical words of each topic, the most typical first."""
     xy_N2: Floats
-    """Neighbours are near each other; distances between groups mean little."""
+    """Positions; neighbours are close to each other, but distances between groups mean little."""
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """How ColBERT scores a passage: each token of the query by the passage's most similar one."""
+    """Similarities from which ColBERT scores a passage, for each pair of tokens."""
 
     query_tokens: Sequence[str]
     passage_tokens: Sequence[str]
     similarity_QP: Floats
     score: float
-    """`actors.scoring.colbert_pairs`: the mean of the rows' maxima."""
+    """The mean of the rows' maxima, from `actors.scoring.colbert_pairs`."""
 
     @property
     def best_Q(self) -> Ints:
-        """The passage token that counts, for each token of the query."""
+        """The most similar passage token for each token of the query."""
         return np.asarray(np.argmax(self.similarity_QP, axis=1))
 
 
 def read_sample(index: Index, columns: Sequence[str], rows: int) -> pa.Table:
-    """At most `rows` live passages, in the order of the parts.
+    """Read at most `rows` live passages, in the order of the parts.
 
-    They are spread evenly over all parts, or over 64 of them where there are more.
+    They are spread evenly over all parts, or over 64 parts of a larger index.
     """
     parts = [part for part in index.parts if part.live]
     parts = [parts[i] for i in spread(len(parts), _SAMPLED_PARTS)]
@@ -98,10 +98,10 @@ def read_sample(index: Index, columns: Sequence[str], rows: int) -> pa.Table:
 
 
 def read_passage(index: Index, passage_id: str, columns: Sequence[str]) -> pa.Table:
-    """One row: a live passage, by its id.
+    """Read the row of a live passage by its id.
 
     Raises:
-        IndexStateError: there is none.
+        IndexStateError: there is no such passage.
     """
     doc_id = passage_id.rpartition("#")[0]
     names = dict.fromkeys(["passage_id", *columns])
@@ -110,22 +110,22 @@ def read_passage(index: Index, passage_id: str, columns: Sequence[str]) -> pa.Ta
     if not rows.num_rows:
         raise IndexStateError(
             f"{index.store.uri}: expected a passage {passage_id!r}, found none.",
-            "A passage is named <doc_id>#<n>, n from 0.",
+            "The id of a passage is <doc_id>#<n>, with n from 0.",
         )
     return rows.select(list(columns)).combine_chunks()
 
 
 def find_topics(sample: pa.Table, topics: int, names: TokenNames | None) -> Topics | None:
-    """Topics of a sample with `dense`; None of one with too few that differ.
+    """Find topics in a sample with `dense`; None if it has too few distinct vectors.
 
-    They are named by the tokens of `sparse` that weigh more in a topic than in the whole sample;
-    without `names` by the title or the id of the passage in a topic's middle.
+    A topic is named by the tokens of `sparse` that weigh more in it than in the whole sample, or,
+    without `names`, by the title or id of its central passage.
 
     Raises:
         ConfigError: scikit-learn is not installed.
     """
     dense_ND = dense_vectors(sample["dense"]).astype(np.float32)
-    # Equal ones get one place: t-SNE crashes the process where there is nothing else.
+    # Equal vectors share a position: t-SNE crashes the process if all vectors are equal.
     distinct_MD, of_N = np.unique(dense_ND, axis=0, return_inverse=True)
     if len(distinct_MD) < _FEWEST:
         return None
@@ -142,7 +142,7 @@ def find_topics(sample: pa.Table, topics: int, names: TokenNames | None) -> Topi
         labels = _typical_tokens(SparseVectors.of(sample["sparse"]), topic_N, topics, names)
     t_sne = extra("sklearn.manifold", "notebooks").TSNE(
         init="pca", perplexity=min(_PERPLEXITY, (len(distinct_MD) - 1) / 3), random_state=_SEED,
-        max_iter=500, angle=0.7,  # a third of the time of the defaults, and no worse to look at
+        max_iter=500, angle=0.7,  # a third of the time of the defaults, and equally readable
     )  # fmt: skip
     places_M2 = np.asarray(t_sne.fit_transform(distinct_MD), dtype=np.float32)
     return Topics(topic_N, labels, places_M2[of_N])
@@ -151,10 +151,10 @@ def find_topics(sample: pa.Table, topics: int, names: TokenNames | None) -> Topi
 def align(
     encoder: Encoder, chunk: ChunkConfig, names: TokenNames, query: str, passage: pa.Table
 ) -> Alignment:
-    """A query, and a passage as it is stored: a row with `title`, `text` and `colbert`.
+    """Align a query with a stored passage, a row with `title`, `text` and `colbert`.
 
     Raises:
-        IndexStateError: the passage's text has not the tokens that it has vectors of.
+        IndexStateError: the tokens of the passage's text do not match its vectors.
     """
     encoded = encoder.encode_queries([query])["colbert"]
     query_QD, passage_PD = (
@@ -168,10 +168,10 @@ def align(
     if len(found) != len(passage_PD) + 1:
         raise IndexStateError(
             f"passage: expected {len(passage_PD) + 1} tokens, found {len(found)}.",
-            "It was cut or titled in another way than the index's configuration says.",
+            "The passage was not cut or titled as the index's configuration says.",
         )
     return Alignment(
-        # The first token has no vector.
+        # ColBERT has no vector for the first token.
         names.of_ids(encoder.tokenize_queries([query]).values[1:].tolist()),
         names.of_ids(found[1:].tolist()),
         query_QD @ passage_PD.T,
@@ -180,8 +180,8 @@ def align(
 
 
 def columns_shown(alignment: Alignment, most: int) -> Ints:
-    """At most `most` tokens of a passage: those that count, with as many tokens around each as
-    there is room for; ascending.
+    """Return at most `most` token positions of a passage, ascending: the best tokens, and as many
+    tokens around each of them as fit.
     """
     best = np.unique(alignment.best_Q)[:most]
     tokens = np.arange(len(alignment.passage_tokens))
@@ -193,8 +193,8 @@ def columns_shown(alignment: Alignment, most: int) -> Ints:
 def _typical_tokens(
     sparse: SparseVectors, topic_N: Ints, topics: int, names: TokenNames
 ) -> list[list[str]]:
-    """[K] tokens whose mean weight in a topic is most above that in the sample; the fewer passages
-    have one, the more that counts: words like "he" weigh more in lives than elsewhere, too.
+    """Return the [K] typical tokens of topics: mean weight in the topic minus that in the sample,
+    times an inverse document frequency, as common words like "he" vary between topics too.
     """
     ids, at_W = np.unique(sparse.indices_W, return_inverse=True)
     keys_W = topic_N[sparse.rows_W] * len(ids) + at_W
@@ -208,7 +208,7 @@ def _typical_tokens(
         words = dict.fromkeys(
             text.strip(_BLANKS).lower()
             for text in names.of_ids(heaviest)
-            # Neither a mark nor the continuation of a word as WordPiece writes it.
+            # Skip punctuation, and WordPiece continuations of words.
             if any(c.isalpha() for c in text) and not text.startswith("##")
         )
         found.append(list(words)[:_NAME_TOKENS] or ["?"])
@@ -216,7 +216,7 @@ def _typical_tokens(
 
 
 def topics_chart(topics: Topics, live: int) -> Chart:
-    """Passages on a plane, coloured by topic; `live`: of so many in the index."""
+    """Draw passages on a plane, coloured by topic; `live`: number of passages in the index."""
     figure, axes = new_figure(720, 460)
     axes.axis("off")
     for topic, name in enumerate(topics.names):
@@ -239,13 +239,13 @@ def topics_chart(topics: Topics, live: int) -> Chart:
         f"Topics of {shown:,} passages",
         figure,
         f"{'All' if shown == live else f'A sample of the {live:,}'} passages: groups by k-means of "
-        "the dense vectors, places by t-SNE. Neighbours are close to each other; how far groups "
-        "are apart, and how large they look, means little. Beside a name, its passages.",
+        "the dense vectors, positions by t-SNE. Neighbours are close to each other; distances "
+        "between groups and their sizes mean little. The number of passages follows each name.",
     )
 
 
 def tokens_chart(weights: Mapping[str, float], passage: str, most: int) -> Chart:
-    """The sparse vector of a passage, {token: weight}, heaviest first."""
+    """Draw the sparse vector of a passage: {token: weight}, the largest weight first."""
     shown = dict(islice(weights.items(), most))
     figure, axes = new_figure(height=44 + 19 * max(len(shown), 2))
     rows_of_bars(axes, [_shown(token) for token in shown])
@@ -259,7 +259,7 @@ def tokens_chart(weights: Mapping[str, float], passage: str, most: int) -> Chart
 
 
 def alignment_chart(alignment: Alignment, query: str, passage: str) -> Chart:
-    """Similarity of the tokens of a query and of a passage; the cells that count are framed."""
+    """Draw the similarities of query and passage tokens; the largest of each row is framed."""
     from matplotlib.colors import LinearSegmentedColormap, to_rgba
 
     tokens, similarity_QP = alignment.query_tokens[:_ROWS], alignment.similarity_QP[:_ROWS]
@@ -290,10 +290,10 @@ def alignment_chart(alignment: Alignment, query: str, passage: str) -> Chart:
     return Chart(
         f"ColBERT, {alignment.score:.4f}: “{query}” in {passage}",
         figure,
-        "Query tokens by passage tokens; the stronger, the more similar "
-        f"({similarity_QP.min():.2f} to {similarity_QP.max():.2f}). Framed: the passage's best "
-        "token for each of the query. Their similarities stand at the right, and their mean is "
-        f"the score.{left_out}",
+        "Query tokens by passage tokens; a stronger colour means a larger similarity "
+        f"({similarity_QP.min():.2f} to {similarity_QP.max():.2f}). Frames mark the most similar "
+        "passage token of each query token. The numbers on the right are these similarities; the "
+        f"score is their mean.{left_out}",
     )
 
 

@@ -1,9 +1,9 @@
-"""An index to look at: what is in it, neighbours, topics, tokens; for notebooks.
+"""Explores an index in a notebook: its content, neighbours, topics and tokens.
 
     seen = explore("out/quickstart")
     seen.topics()
 
-It reads a committed index and writes nothing into it; a search keeps a copy of the vectors on this
+Reads a committed index and writes nothing into it. A search keeps a copy of the vectors on this
 machine, as search_index does.
 """
 
@@ -52,18 +52,18 @@ def explore(
     generation: int | None = None,
     sample: int = 2_000,
 ) -> Exploration:
-    """The live generation, or one by its number; topics are those of `sample` passages.
+    """Open the live generation, or the given one; topics are computed from `sample` passages.
 
     Raises:
-        IndexStateError: nothing is committed there, or not this generation.
+        IndexStateError: nothing is committed, or the generation does not exist.
     """
     return Exploration(open_index(uri, storage_options, generation=generation), sample)
 
 
 class Exploration:
-    """One generation of an index; made by `explore`.
+    """One generation of an index, opened by `explore`.
 
-    Methods return what shows itself in a notebook: a Note where the index lacks what it takes.
+    Methods return blocks that a notebook displays, or a Note if the index lacks the data.
     """
 
     def __init__(self, index: Index, sample: int) -> None:
@@ -71,7 +71,7 @@ class Exploration:
         self._sample = sample
 
     def facts(self) -> Section:
-        """The index in numbers, and what made its vectors."""
+        """Return the numbers of the index, its model and its columns."""
         info, counts = self.index.info, self.index.info.counts
         sizes = {"dense": info.model.dim, "colbert": info.model.colbert_dim}
         vectors = [f"{name} ({sizes[name]})" if name in sizes else name for name in self._outputs]
@@ -91,7 +91,7 @@ class Exploration:
         return Section("", blocks=[Facts(numbers), Table(["", ""], made)])
 
     def passages(self) -> Table:
-        """Some passages, evenly spread over the index."""
+        """Return a table of some passages, evenly spread over the index."""
         rows = read_sample(self.index, self._columns("n_tokens"), _SHOWN).to_pylist()
         cells = [[row["passage_id"], *_words(row), row["n_tokens"]] for row in rows]
         return Table(["passage", "title", "text", "tokens"], cells)
@@ -109,11 +109,11 @@ class Exploration:
         return str(ids[len(ids) // 2])
 
     def neighbours(self, passage_id: str, top: int = 10, *, mode: Mode | None = None) -> Section:
-        """The passages most like one, found with its own stored vectors; by dense ones, if any.
+        """Find the passages most similar to one by its stored vectors; default: the first output.
 
         Raises:
-            IndexStateError: no such passage, or no such vectors. ConfigError: all vectors do not
-                fit the memory there is.
+            IndexStateError: the index lacks the passage, or the vectors of `mode`.
+            ConfigError: the vectors do not fit into memory.
         """
         mode = mode or cast("Mode", self._outputs[0])
         outputs = outputs_for([mode], self._outputs, self._space.run.search)
@@ -127,44 +127,44 @@ class Exploration:
         title, text = _words(own.select(self._columns()).to_pylist()[0])
         return Section(
             "",
-            f"Most like {passage_id}{f', {title}' if title else ''}: {text}",
+            f"Most similar to {passage_id}{f', {title}' if title else ''}: {text}",
             [Table([mode, *parts, "passage", "title", "text"], cells[:top])],
         )
 
     def topics(self, count: int = 12) -> Chart | Note:
-        """Passages as points on a plane, by topic."""
+        """Draw passages as points on a plane, coloured by topic."""
         if "dense" not in self._outputs:
-            return self._lacks("dense", "there is no map of them")
+            return self._lacks("dense", "topics cannot be drawn")
         outputs = [name for name in ("dense", "sparse") if name in self._outputs]
         sample = read_sample(self.index, self._columns(*outputs), self._sample)
         topics = find_topics(sample, count, self._names if "sparse" in outputs else None)
         if topics is None:
-            return Note(f"Too few different passages for a map: {len(sample):,} were looked at.")
+            return Note(f"Too few distinct vectors for topics in a sample of {len(sample):,}.")
         return topics_chart(topics, self.index.passages)
 
     def sparse_tokens(self, passage_id: str, most: int = 16) -> Chart | Note:
-        """The heaviest tokens of a passage.
+        """Draw the tokens of a passage with the largest sparse weights.
 
         Raises:
-            IndexStateError: no such passage.
+            IndexStateError: there is no such passage.
         """
         if "sparse" not in self._outputs:
-            return self._lacks("sparse", "tokens have no weights")
+            return self._lacks("sparse", "token weights cannot be drawn")
         row = read_passage(self.index, passage_id, self._columns("sparse"))
         weights = self._names.texts(row["sparse"])[0]
         return tokens_chart(weights, self._called(row), most)
 
     def alignment(self, query: str, passage_id: str | None = None) -> Chart | Note:
-        """How ColBERT compares a query with a passage: with the best one when none is named.
+        """Draw how ColBERT compares a query with a passage, by default with the best one.
 
         Raises:
-            IndexStateError: no such passage, or the index is of another space than its model now
-                has. ModelError: the model is not found.
+            IndexStateError: there is no such passage, or the model's space fingerprint has changed.
+            ModelError: the model is not found.
         """
         if "colbert" not in self._outputs:
             return self._lacks("colbert", "tokens cannot be compared")
         if "text" not in self.index.schema.names:
-            return Note("The index stores no text: the tokens of its ColBERT vectors have no name.")
+            return Note("The index stores no text: tokens of its ColBERT vectors are unknown.")
         if passage_id is None:
             queries = self._encoder.encode_queries([query])
             passage_id = self._find(queries, "colbert", 1)[0].passage["passage_id"]
@@ -190,7 +190,7 @@ class Exploration:
     def _encoder(self) -> Encoder:
         model: ModelConfig = dataclasses.replace(self._space.run.model, outputs=("colbert",))
         with warnings.catch_warnings():
-            # Of a progress bar's widgets: nothing here shows one.
+            # A warning about progress bar widgets, which are not used here.
             warnings.filterwarnings("ignore", "IProgress not found")
             encoder = load_encoder(model)
         check_same_space(self._space, model, encoder.info.dtype)
@@ -203,7 +203,7 @@ class Exploration:
             return find(searcher, queries, mode, top, columns=self._columns())[0]
 
     def _columns(self, *more: str) -> list[str]:
-        """What a passage is called and says, where it is stored, and more."""
+        """Return the stored columns of id, title and text, and `more`."""
         names = ("passage_id", "title", "text")
         return [*(name for name in names if name in self.index.schema.names), *more]
 
@@ -217,6 +217,6 @@ class Exploration:
 
 
 def _words(passage: Mapping[str, Any]) -> tuple[str, str]:
-    """Title and text, short; "" where there is none."""
+    """Return a short title and text, each "" if it is missing."""
     text = " ".join((passage.get("text") or "").split())
     return excerpt(passage.get("title") or "", "", _TITLE), excerpt(text, "", _EXCERPT)

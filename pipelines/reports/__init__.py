@@ -1,4 +1,4 @@
-"""Reports as self-contained HTML: the page kit, and the report of a run with its numbers.
+"""Reports as self-contained HTML: the building blocks of a page, and the report of a run.
 
-Reads an index; changes nothing but the report files of a generation.
+Reads an index, and writes only the report files of a generation.
 """

@@ -1,11 +1,11 @@
-"""Reports as one HTML page: facts, tables and charts, light and dark; it loads nothing.
+"""Builds a report as one HTML page of facts, tables and charts, with a light and a dark theme.
 
     figure, axes = new_figure()
     axes.plot(seconds, rate, color=SERIES[0])
     page("Run", "of yesterday", [Section("Speed", "", [Chart("Tokens a second", figure)])])
 
-All text is escaped. Sections and the blocks in them show themselves in notebooks too. page.css has
-the style and the palette, page.html the markup.
+The page loads nothing, and all text is escaped. Notebooks display sections and their blocks too.
+page.css contains the style and the palette, page.html the markup.
 """
 
 from __future__ import annotations
@@ -32,32 +32,32 @@ PALETTE = {
     name: (light, dark)
     for name, light, dark in re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", _CSS)
 }
-"""CSS variable -> its light and its dark colour."""
+"""Map from CSS variable to its light and its dark colour."""
 
 INK, MUTED, LINE, CARD = (PALETTE[name][0] for name in ("ink", "muted", "line", "card"))
-"""CARD is what a chart lies on: for gaps between areas."""
+"""Colours of text, secondary text, lines, and the background of a chart."""
 SERIES = tuple(PALETTE[f"series-{n}"][0] for n in range(1, 7))
-"""Draw with these, INK, MUTED, LINE and CARD only: they follow the page's theme."""
+"""Colours of data series. Charts use only SERIES, INK, MUTED, LINE and CARD, which are themed."""
 
 WIDTH, HEIGHT = 360, 210
-"""Size of a chart in pixels of a small screen; a larger screen shows it larger."""
+"""Size of a chart in pixels of a small screen; it is scaled up on a larger one."""
 FONT = 11.5
-"""Size of a chart's text, in the same pixels."""
+"""Size of the text in a chart, in the same pixels."""
 
 _VARIABLES = {light: f"var(--{name}, {light})" for name, (light, _) in PALETTE.items()}
 _NUMBER = re.compile(r"[-+−±<>≈~]*\s?\d[\d.,:]*(\s?[%×\w/²]{0,9}){0,2}")
 
 
 class _Shown:
-    """Something of a page that shows itself in a notebook too."""
+    """A piece of a page that notebooks can display too."""
 
     @property
     def _width(self) -> str:
-        """How wide it becomes in a notebook."""
+        """The largest width in a notebook."""
         return "60rem"
 
     def html(self) -> Markup:
-        """The markup, with all text escaped."""
+        """Return the markup, with all text escaped."""
         return _fill(type(self).__name__.lower(), self)
 
     def _repr_html_(self) -> str:
@@ -66,16 +66,16 @@ class _Shown:
 
 @dataclass(frozen=True)
 class Facts(_Shown):
-    """Tiles of a label and a value, formatted."""
+    """Tiles of a label and a formatted value."""
 
     items: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Table(_Shown):
-    """A table; columns of numbers, formatted or not, are aligned right. None is an empty cell.
+    """A table, in which columns of numbers are aligned right and None is an empty cell.
 
-    A header of empty names makes a table of names and values.
+    Numbers may be formatted strings. A header of empty names makes a table of names and values.
     """
 
     header: Sequence[str]
@@ -83,7 +83,7 @@ class Table(_Shown):
     caption: str = ""
 
     def html(self) -> Markup:
-        """The table, escaped."""
+        """Return the table with all text escaped."""
         rows = [[_cell(value) for value in row] for row in self.rows]
         columns = list(zip(*rows, strict=True)) or [()] * len(self.header)
         is_number = [_is_numeric(column) for column in columns]
@@ -92,25 +92,25 @@ class Table(_Shown):
 
 @dataclass(frozen=True)
 class Chart(_Shown):
-    """A figure with a title, which screen readers say too, and a caption."""
+    """A figure with a caption and a title, which screen readers read too."""
 
     title: str
     figure: Figure
     caption: str = ""
 
     def html(self) -> Markup:
-        """The figure as inline SVG, its texts escaped."""
+        """Return the figure as inline SVG with all text escaped."""
         return _fill("chart", self, svg(self.figure, self.title))
 
     @property
     def _width(self) -> str:
-        # As large as in a page: its text has one size, however wide it is.
+        # Scaled as in a page, so that the text has the same size for every width of the figure.
         return f"{31 * self.figure.get_figwidth() * self.figure.dpi / WIDTH:.4g}rem"
 
 
 @dataclass(frozen=True)
 class Note(_Shown):
-    """A sentence, such as one that says why there is nothing to show."""
+    """A sentence, such as the reason why a chart is missing."""
 
     text: str
 
@@ -120,9 +120,9 @@ Block = Facts | Table | Chart | Note
 
 @dataclass(frozen=True)
 class Section(_Shown):
-    """A part of a page; charts that follow each other stand side by side where there is room.
+    """A section of a page; consecutive charts are placed side by side if there is room.
 
-    A notebook shows it without the heading: it has its own.
+    A notebook shows a section without its heading.
     """
 
     heading: str
@@ -131,12 +131,12 @@ class Section(_Shown):
 
 
 def page(title: str, subtitle: str, sections: Sequence[Section], footer: str = "") -> str:
-    """A whole HTML document."""
+    """Return a complete HTML document."""
     return str(_fill("page", title, subtitle, sections, footer, _CSS))
 
 
 def new_figure(width: int = WIDTH, height: int = HEIGHT) -> tuple[Figure, Axes]:
-    """An empty figure in the reports' style, and its axes; no pyplot, so nothing to close."""
+    """Return an empty figure in the style of reports, and its axes; need not be closed."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
@@ -154,7 +154,7 @@ def new_figure(width: int = WIDTH, height: int = HEIGHT) -> tuple[Figure, Axes]:
 
 
 def legend(axes: Axes, *, beside: bool = False) -> None:
-    """Names of the series, above the axes or to their right."""
+    """Add the names of the series, above the axes or to their right."""
     place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 6}
     if beside:
         place = {"loc": "upper left", "bbox_to_anchor": (1, 1), "labelspacing": 0.8}
@@ -165,7 +165,7 @@ def legend(axes: Axes, *, beside: bool = False) -> None:
 
 
 def rows_of_bars(axes: Axes, labels: Sequence[str]) -> None:
-    """Prepare for one horizontal bar a label, at y = 0, 1, ..., the first one on top."""
+    """Prepare the axes for one horizontal bar per label, at y = 0, 1, ... from the top."""
     axes.spines["bottom"].set_visible(False)
     axes.grid(visible=False, axis="y")
     axes.grid(axis="x", color=LINE, linewidth=1)
@@ -182,7 +182,7 @@ def write_beside(axes: Axes, text: str, x: float, y: float, colour: str = INK) -
 
 
 def short(value: float) -> str:
-    """A number in few characters: 950, 1.2k, 34M; what is below 10 with at most two digits."""
+    """Format a number in few characters, as in 950, 1.2k, 34M; below 100 with two digits."""
     sizes = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
     size, letter = next((each for each in sizes if abs(value) >= 0.9995 * each[0]), (1, ""))
     value /= size
@@ -195,25 +195,25 @@ def short_ticks(axis: Axis) -> None:
 
 
 def svg(figure: Figure, title: str = "") -> Markup:
-    """A figure as inline SVG in the page's colours and fonts; equal figures give equal text.
+    """Return a figure as inline SVG in the page's colours and fonts; deterministic.
 
-    `title` is for screen readers; ids of figures with other titles differ.
+    `title` is read by screen readers, and makes the ids of figures on one page differ.
     """
     import matplotlib
     from markupsafe import Markup
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
-        # A name from data may have two $; mathdefault is in matplotlib's own tick labels.
+        # Data may contain two $, which is no formula; matplotlib's tick labels use mathdefault.
         if isinstance(text, Text) and "mathdefault" not in text.get_text():
             text.set_parse_math(False)
     file = io.StringIO()
     settings: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": title}
-    settings["font.sans-serif"] = ["DejaVu Sans"]  # names are short so; page.css has the font
+    settings["font.sans-serif"] = ["DejaVu Sans"]  # one short name; page.css sets the real font
     with matplotlib.rc_context(settings):
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(file, format="svg", metadata=nothing)
-    # Without its own style sheet, which would be the whole page's, and without marks for editors.
+    # Drop the style sheet, which would apply to the whole page, and marks for editors.
     body = file.getvalue().partition("</defs>")[2]
     body = re.sub(r'\s*<g/>| id="[\w.]+_\d{1,6}"', "", body)
     body = re.sub(r'(?<= style=")[^"]*', lambda found: _themed(found[0]), body)
@@ -239,7 +239,7 @@ def _is_numeric(column: Sequence[str]) -> bool:
 
 
 def _fill(macro: str, *values: Any) -> Markup:
-    """Markup of a macro of page.html, which escapes its values."""
+    """Call a macro of page.html, which escapes its values."""
     filled: Markup = getattr(_macros(), macro)(*values)
     return filled
 

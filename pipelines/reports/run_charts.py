@@ -1,4 +1,4 @@
-"""Charts of a run, from run_numbers.py; a note stands where there is nothing to draw."""
+"""Draws the numbers of run_numbers.py as charts; a note replaces a chart without data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipelines.reports.html import (
 )
 from pipelines.reports.run_numbers import ActorTime, Lengths, Throughput, padded_tokens
 
-_NO_TIMES = "No record of a slice says when it was made: {} cannot be drawn."
+_NO_TIMES = "The done records contain no times: {} cannot be drawn."
 _NO_PASSAGES = "No passage was written: {}."
 _KEPT = SERIES[5]
 _TIMES = {"encode": SERIES[0], "write": SERIES[2], "upload": SERIES[1], "wait": SERIES[5]}
@@ -32,7 +32,7 @@ _DASHED = (0, (3, 3))
 
 
 def speed_chart(speed: Throughput | None) -> Chart | Note:
-    """Tokens a second over time."""
+    """Draw tokens per second over time."""
     if speed is None:
         return Note(_NO_TIMES.format("speed"))
     size, unit = next(
@@ -44,9 +44,11 @@ def speed_chart(speed: Throughput | None) -> Chart | Note:
     figure, axes = new_figure()
     total = speed.kept + speed.new
     if speed.resumed is not None:
-        axes.stairs(speed.kept, edges, fill=True, color=_KEPT, alpha=_PALE, label="earlier tries")
+        axes.stairs(
+            speed.kept, edges, fill=True, color=_KEPT, alpha=_PALE, label="earlier attempts"
+        )
         axes.axvline(speed.resumed / size, color=MUTED, linewidth=1, linestyle=_DASHED)
-    area = axes.stairs(total, edges, baseline=speed.kept, fill=True, label="last try")
+    area = axes.stairs(total, edges, baseline=speed.kept, fill=True, label="last attempt")
     area.set(color=SERIES[0], alpha=_PALE)
     first = int(np.argmax(speed.new > 0)) if speed.new.any() else len(total)
     for line, ends, colour in (
@@ -58,7 +60,7 @@ def speed_chart(speed: Throughput | None) -> Chart | Note:
     before = ""
     if speed.resumed is not None:
         legend(axes)
-        before = " Before the dashed line, time in which no slice was under way is left out."
+        before = " Left of the dashed line, time without a slice in progress is left out."
     axes.set_xlim(0, edges[-1])
     axes.set_ylim(0, max(float(total.max()), 1.0) * 1.08)
     axes.set_xlabel(unit)
@@ -67,13 +69,13 @@ def speed_chart(speed: Throughput | None) -> Chart | Note:
     return Chart(
         "Tokens a second",
         figure,
-        "Tokens that went through the model, all actors together; those of a slice are spread over "
-        f"the time it was under way.{before}",
+        "Tokens encoded by all actors together. The tokens of a slice are spread evenly over its "
+        f"duration.{before}",
     )
 
 
 def time_chart(actors: Sequence[ActorTime]) -> Chart | Note:
-    """Where the time of each actor went; of many actors the sum and some."""
+    """Draw how each actor spent its time; of many actors, the sum and three of them."""
     if not actors:
         return Note(_NO_TIMES.format("where time went"))
     rows = _rows(actors)
@@ -96,10 +98,10 @@ def time_chart(actors: Sequence[ActorTime]) -> Chart | Note:
     return Chart(
         "Where the time went",
         figure,
-        "Of the time slices were under way; an actor has several at once. encode: it had the "
-        "encoder; write: its rows were put together and written to a local file; upload: that file "
-        "was brought to the index; wait: the rest, above all for the actor's encoder while another "
-        "slice had it.",
+        "Shares of the summed duration of slices; an actor holds several slices at once. encode: "
+        "the slice used the encoder; write: its rows were assembled and written to a local file; "
+        "upload: this file was copied to the index; wait: the rest, mostly for the encoder while "
+        "another slice used it.",
     )
 
 
@@ -116,7 +118,7 @@ def _rows(actors: Sequence[ActorTime]) -> list[tuple[str, list[ActorTime]]]:
 
 
 def lengths_chart(lengths: Lengths) -> Chart | Note:
-    """How many passages have which length."""
+    """Draw a histogram of the lengths of passages."""
     tokens = lengths.tokens
     if not len(tokens):
         return Note(_NO_PASSAGES.format("there are no lengths to show"))
@@ -134,20 +136,20 @@ def lengths_chart(lengths: Lengths) -> Chart | Note:
     return Chart(
         "Lengths of passages",
         figure,
-        f"Passages by their number of tokens, {step:,} a bar. The median (dashed) is "
+        f"Passages by number of tokens, {step:,} tokens per bar. The median (dashed) is "
         f"{median:,.0f}, 95% have at most {most:,.0f}, the longest {longest:,}. {_read(lengths)}",
     )
 
 
 def padding_chart(lengths: Lengths) -> Chart | Note:
-    """What padded batches of the same passages would compute."""
+    """Draw the tokens that padded batches of the same passages would compute."""
     tokens = lengths.tokens
     if not len(tokens):
         return Note(_NO_PASSAGES.format("there is no padding to avoid"))
     packed = int(tokens.sum())
     cases = {"packed": packed}
     for batch in (32, 256):
-        for by_length, order in ((False, "as they come"), (True, "by length")):
+        for by_length, order in ((False, "unsorted"), (True, "by length")):
             cases[f"{batch}, {order}"] = padded_tokens(tokens, batch, by_length=by_length)
     figure, axes = new_figure()
     rows_of_bars(axes, list(cases))
@@ -160,9 +162,9 @@ def padding_chart(lengths: Lengths) -> Chart | Note:
     return Chart(
         "Padding avoided",
         figure,
-        "Tokens the model would compute in padded batches of 32 and 256 passages, beside the "
-        f"{packed:,} in them: for each batch its passages times the longest of them. By length: "
-        f"all passages sorted first. {_read(lengths)}",
+        "Tokens that padded batches of 32 and 256 passages would compute, relative to the "
+        f"{packed:,} tokens of the passages. Each passage of a batch costs as much as its longest "
+        f"one. By length: all passages are sorted first. {_read(lengths)}",
     )
 
 

@@ -1,4 +1,4 @@
-"""What there is to draw of a run: speed over time, where time went, lengths, what padding costs."""
+"""Computes the numbers of a run's charts: speed, time per actor, lengths, cost of padding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipelines.store.store import Store
 
 _SAMPLED_PARTS = 64
 _READERS = 16
-_SHORTEST = 1e-3  # clocks of records count milliseconds
+_SHORTEST = 1e-3  # done records have times in milliseconds
 _BINS = (12, 72)
 
 Floats = NDArray[np.float64]
@@ -26,68 +26,68 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ActorTime:
-    """Where one actor's time went; seconds."""
+    """The time of one actor by activity, in seconds."""
 
     worker: str
-    """host:pid."""
+    """The process, as host:pid."""
     device: str
     slices: int
     tokens: int
-    """Those that it encoded."""
+    """The number of encoded tokens."""
     span: float
-    """From the beginning of its first slice to the end of its last one."""
+    """The time from the start of the first slice to the end of the last one."""
     under_way: float
-    """Sum over its slices, which overlap, from the beginning to the end of each."""
+    """The sum of the durations of its slices, which overlap."""
     encode: float
     write: float
     upload: float
 
     @property
     def busy(self) -> float:
-        """Share of `span` in which its encoder had work."""
+        """The share of `span` in which the encoder worked."""
         return self.encode / max(self.span, _SHORTEST)
 
     @property
     def wait(self) -> float:
-        """Of `under_way`, what is none of the others: for a turn at the encoder, above all."""
+        """The rest of `under_way`, mostly spent waiting for the encoder."""
         return max(self.under_way - self.encode - self.write - self.upload, 0.0)
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """Encoded tokens a second over a run, each slice's spread over the time it was under way."""
+    """Encoded tokens per second over a run; the tokens of a slice are spread over its duration."""
 
     edges: Floats
-    """[bins + 1] seconds since the first slice began."""
+    """[bins + 1] edges of the bins in seconds since the first slice began."""
     kept: Floats
-    """[bins] of slices that an earlier try of the run had finished."""
+    """[bins] tokens per second of slices that earlier attempts finished."""
     new: Floats
-    """[bins] of the others."""
+    """[bins] tokens per second of the last attempt."""
     resumed: float | None
-    """When the last try began, where there was an earlier one; before it, time in which no slice
-    was under way is left out."""
+    """The start of the last attempt in seconds, or None if it was the only one. Before it, time
+    without a slice in progress is left out."""
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """How long passages are."""
+    """The lengths of passages."""
 
     tokens: NDArray[np.int64]
-    """[passages] in the order of the parts, which is the input's."""
+    """[passages] tokens of each passage, in the order of the input."""
     parts: int
-    """Parts that were read."""
+    """The number of parts that were read, of `of_parts`."""
     of_parts: int
 
     @property
     def is_sample(self) -> bool:
-        """Whether there are parts that were not read."""
+        """Whether only some of the parts were read."""
         return self.parts < self.of_parts
 
 
 def split_tries(done: Sequence[Done], new: int) -> tuple[list[Done], list[Done]]:
-    """Records of earlier tries, and the `new` ones of the last: those that were finished last.
+    """Split done records into those of earlier attempts and the `new` latest of the last attempt.
 
-    Records that do not say when they were made are left out.
+    Records without times are left out.
     """
     timed = sorted((d for d in done if d.times), key=lambda d: d.times.ended if d.times else 0)
     at = max(len(timed) - new, 0)
@@ -95,7 +95,7 @@ def split_tries(done: Sequence[Done], new: int) -> tuple[list[Done], list[Done]]
 
 
 def actor_times(done: Sequence[Done]) -> list[ActorTime]:
-    """Where time went, by actor, those that began first first; [] where no record tells."""
+    """Return the time of each actor, sorted by start; [] if no record has times."""
     slices: dict[str, list[Done]] = defaultdict(list)
     for record in done:
         if record.times:
@@ -119,10 +119,10 @@ def actor_times(done: Sequence[Done]) -> list[ActorTime]:
 
 
 def utilisation(done: Sequence[Done]) -> float | None:
-    """Share of the time in which the encoders had work; None where no record tells.
+    """Return the share of time in which the encoders worked; None if no record has times.
 
-    The time of each actor is from the beginning of its first slice to the end of its last one:
-    loading the model, and waiting for other actors' last slices, do not count.
+    The time of an actor lasts from the start of its first slice to the end of its last one. Loading
+    the model, and waiting for the last slices of other actors, do not count.
     """
     actors = actor_times(done)
     spans = sum(actor.span for actor in actors)
@@ -130,7 +130,7 @@ def utilisation(done: Sequence[Done]) -> float | None:
 
 
 def speed_over_time(kept: Sequence[Done], new: Sequence[Done]) -> Throughput | None:
-    """Of records of `split_tries`; None where there is none."""
+    """Return the throughput from the records of `split_tries`; None without records."""
     records = [*kept, *new]
     times = [record.times for record in records if record.times]
     if not times:
@@ -152,7 +152,7 @@ def speed_over_time(kept: Sequence[Done], new: Sequence[Done]) -> Throughput | N
 
 
 def _without_gaps(began: Floats, ended: Floats, start: float) -> tuple[Floats, Floats, float]:
-    """Times since the first, less those up to `start` in which nothing was under way."""
+    """Return times relative to the first, without gaps before `start` in which no slice ran."""
     order = np.argsort(began, kind="stable")
     first, last = began[order], np.maximum.accumulate(ended[order])
     gaps = np.where(first[1:] <= start, np.maximum(first[1:] - last[:-1], 0.0), 0.0)
@@ -162,12 +162,12 @@ def _without_gaps(began: Floats, ended: Floats, start: float) -> tuple[Floats, F
 
 
 def spread(count: int, some: int) -> NDArray[np.int64]:
-    """Places of `some` of `count`, evenly spread; all where there are fewer."""
+    """Return `some` evenly spread positions of `count`; all positions if there are fewer."""
     return np.linspace(0, max(count - 1, 0), min(some, count)).round().astype(np.int64)
 
 
 def read_lengths(store: Store, manifest: Manifest) -> Lengths:
-    """Of the passages that a generation wrote: one column of its parts, of some where many are."""
+    """Read the lengths of a generation's own passages: one column of at most 64 of its parts."""
     paths = Index(store, [manifest]).part_paths
     some = [paths[i] for i in spread(len(paths), _SAMPLED_PARTS)]
 
@@ -182,7 +182,7 @@ def read_lengths(store: Store, manifest: Manifest) -> Lengths:
 
 
 def padded_tokens(tokens: NDArray[np.int64], batch: int, *, by_length: bool) -> int:
-    """What batches of so many passages compute, each padded to its longest one."""
+    """Return the tokens computed in batches of `batch` passages, each padded to its longest."""
     if by_length:
         tokens = np.sort(tokens)
     starts = np.arange(0, len(tokens), batch)

@@ -1,10 +1,10 @@
-"""The report of a run, for people: config.yaml, report.json and report.html of its generation.
+"""Writes and reads the report of a run: config.yaml, report.json and report.html.
 
     run = read_run("out/quickstart")
     run.speed()
 
-All of it is written after the commit, from the manifest, the done records and the parts; it decides
-nothing. Facts, tables and charts of the page show themselves in notebooks too.
+The report is written after the commit, from the manifest, the done records and the parts. No other
+command depends on it. Notebooks display its facts, tables and charts too.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def read_run(
     *,
     generation: int | None = None,
 ) -> RunReport:
-    """The run that made the live generation, or another one.
+    """Read the run that made the live generation, or the given one.
 
     Raises:
-        IndexStateError: nothing is committed there, or not this generation.
+        IndexStateError: nothing is committed, or the generation does not exist.
     """
     index = open_index(uri, storage_options, generation=generation)
     store, manifest = index.store, index.info
@@ -61,7 +61,7 @@ def read_run(
 
 
 def read_report(store: Store, generation: int) -> dict[str, Any]:
-    """report.json of a generation; empty where a run died before it wrote one."""
+    """Read report.json of a generation; {} if the run died before it wrote the file."""
     return _read(store, generation, "report.json", json.loads)
 
 
@@ -83,7 +83,7 @@ def write_report(
     published: bool,
     gate: Sequence[str] = (),
 ) -> None:
-    """Write config.yaml, report.json and report.html; `gate`: what kept it from going live."""
+    """Write config.yaml, report.json and report.html; `gate`: the reasons why it is not live."""
     number = manifest.generation
     report = {
         "generation": number,
@@ -106,22 +106,22 @@ def write_report(
 
 
 def write_page(run: RunReport) -> None:
-    """Write report.html; what keeps it from being drawn or written becomes a warning."""
+    """Write report.html; an error in drawing or writing becomes a warning."""
     number = run.manifest.generation
-    # What matplotlib says of its caches is not the run's.
+    # matplotlib's messages about its caches do not concern the run.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         run.store.overwrite(generation_path(number, "report.html"), run_page(run).encode())
-    except Exception as error:  # noqa: BLE001  the generation is committed, whatever this is
+    except Exception as error:  # noqa: BLE001  the generation is committed in any case
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         _log.warning("generation %d is committed without its report.html (%s)", number, reason)
 
 
 def run_page(run: RunReport) -> str:
-    """The whole report.html."""
+    """Return the content of report.html."""
     manifest, report = run.manifest, run.report
     states = {"True": "published", "False": "committed, not published"}
-    state = states.get(str(report.get("published")), "committed")  # a compaction's does not say
+    state = states.get(str(report.get("published")), "committed")  # a compaction omits it
     made = ", ".join((manifest.model.name, *manifest.outputs))
     subtitle = f"{made}; {moment(manifest.ended)}, {state}"
     sections = [Section("", "", [run.facts()])]
@@ -147,37 +147,37 @@ def run_page(run: RunReport) -> str:
 
 @dataclass(frozen=True)
 class RunReport:
-    """A run that is committed."""
+    """A committed run, and the blocks of its report."""
 
     store: Store
     manifest: Manifest
     done: Sequence[Done]
     report: Mapping[str, Any]
-    """report.json; empty where there is none."""
+    """The content of report.json; empty if the file does not exist."""
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
-        """config.yaml; empty where a run died before it wrote one."""
+        """The content of config.yaml; empty if the run died before it wrote the file."""
         return _read(self.store, self.manifest.generation, "config.yaml", yaml.safe_load)
 
     @cached_property
     def lengths(self) -> Lengths:
-        """How long the passages are that it wrote; reads a column of some parts."""
+        """The lengths of the passages that the run wrote; reads one column of some parts."""
         return read_lengths(self.store, self.manifest)
 
     @cached_property
     def tries(self) -> tuple[list[Done], list[Done]]:
-        """Timed records of earlier tries, and of the last one."""
+        """The done records with times: of earlier attempts, and of the last one."""
         return split_tries(self.done, self.report.get("this_run", {}).get("slices", len(self.done)))
 
     @cached_property
     def actor_times(self) -> list[ActorTime]:
-        """Of the last try that finished a slice."""
+        """The time of each actor in the last attempt, or in earlier ones if it finished nothing."""
         kept, new = self.tries
         return actor_times(new or kept)
 
     def facts(self) -> Facts:
-        """The run in numbers."""
+        """Return the numbers of the run as tiles."""
         counts, report = self.manifest.counts, self.report
         share = f" ({_share(counts.truncated, counts.passages)})" if counts.truncated else ""
         both = [("documents", counts.documents), ("passages", counts.passages)]
@@ -193,7 +193,7 @@ class RunReport:
         if "seconds" in report:
             items.append(("wall time", duration(report["seconds"])))
             items.append(("tokens/s, overall", f"{report['tokens_per_second']:,.0f}"))
-        # Of the last try: between two there is time that is nobody's.
+        # Only the last attempt counts: between two attempts no actor exists.
         if (busy := utilisation(self.tries[1] or self.tries[0])) is not None:
             items.append(("encoders busy", f"{busy:.1%}"))
         if self.actor_times:
@@ -204,7 +204,7 @@ class RunReport:
         return Facts(items)
 
     def changes(self) -> Facts | None:
-        """What it changed in the view it adds to; None where there was none."""
+        """Return the changes to the live view of the parent; None without a parent."""
         counts = self.manifest.counts
         if self.manifest.parent is None:
             return None
@@ -219,7 +219,7 @@ class RunReport:
         return Facts([(name, f"{count:,}") for name, count in changed])
 
     def compaction(self) -> Table | None:
-        """What a compaction did to the layout; None for runs of another kind."""
+        """Return the layout before and after a compaction; None for other runs."""
         report = self.report
         if "compacts" not in report:
             return None
@@ -229,30 +229,30 @@ class RunReport:
                 ["generations", report["generations"], 1],
                 ["parts", report["parts_before"], report["parts"]],
                 ["bytes of parts", report["bytes_before"], report["bytes"]],
-                ["masked rows", report["rows_removed"], 0],
+                ["deleted rows", report["rows_removed"], 0],
             ],
-            f"{report['parts_kept']:,} parts were taken over as they are, "
-            f"{byte_count(report['bytes_written'])} written anew.",
+            f"{report['parts_kept']:,} parts were kept unchanged; "
+            f"{byte_count(report['bytes_written'])} were rewritten.",
         )
 
     def speed(self) -> Chart | Note:
-        """Tokens a second over time."""
+        """Draw tokens per second over time."""
         return speed_chart(speed_over_time(*self.tries))
 
     def time_spent(self) -> Chart | Note:
-        """Where the time of each actor went."""
+        """Draw how each actor spent its time."""
         return time_chart(self.actor_times)
 
     def passage_lengths(self) -> Chart | Note:
-        """How long passages are."""
+        """Draw the lengths of passages."""
         return lengths_chart(self.lengths)
 
     def padding_avoided(self) -> Chart | Note:
-        """What padded batches would have computed."""
+        """Draw the tokens that padded batches would have computed."""
         return padding_chart(self.lengths)
 
     def actors(self) -> Table:
-        """Every actor; of many the first ones."""
+        """Return a table of the actors, at most the first 16."""
         shown = self.actor_times[:_ACTORS_SHOWN]
         left = len(self.actor_times) - len(shown)
         columns: dict[str, Sequence[str | int]] = {
@@ -272,24 +272,24 @@ class RunReport:
         return Table(
             list(columns),
             list(zip(*columns.values(), strict=True)),
-            "From the beginning of an actor's first slice to the end of its last one. busy: share "
-            f"of that in which its encoder had work.{more}",
+            "Time runs from the start of an actor's first slice to the end of its last one. busy: "
+            f"share of this time in which its encoder worked.{more}",
         )
 
     def tries_table(self) -> Table | None:
-        """What an earlier try had done; None where there was none."""
+        """Return the work of earlier attempts and of the last one; None after a single attempt."""
         names = ("slices", "documents", "passages", "tokens")
         kept, new = (self.report.get(name) for name in ("kept", "this_run"))
         if not (kept and new and kept["slices"]):
             return None
-        tries = {"earlier tries, kept": kept, "last try": new}
+        tries = {"earlier attempts, kept": kept, "last attempt": new}
         rows = [[label, *(sums[name] for name in names)] for label, sums in tries.items()]
         return Table(
-            ["", *names], rows, "Wall time and tokens a second, overall, are the last try's."
+            ["", *names], rows, "Wall time and overall tokens/s are those of the last attempt."
         )
 
     def rejects(self) -> Table | Note:
-        """What is not in the index, by its code."""
+        """Return the number of rejects by code."""
         counts = self.manifest.counts
         if not counts.rejects:
             return Note(f"Every {'pair' if self._of_pairs else 'document'} is in the index.")
@@ -302,11 +302,11 @@ class RunReport:
 
     @property
     def _of_pairs(self) -> bool:
-        """A pair is a document of one passage: one number says both."""
+        """Whether the run scored pairs; a pair is a document of one passage."""
         return SCORE in self.manifest.outputs
 
     def made_with(self) -> Table:
-        """Model, configuration and versions."""
+        """Return model, configuration and versions as a table."""
         manifest, model, config = self.manifest, self.manifest.model, self.config
         fingerprints = f"{manifest.space_fingerprint}, {manifest.index_fingerprint}"
         rows = [

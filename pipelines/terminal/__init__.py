@@ -1,4 +1,4 @@
-"""The command line: options, errors in one line, progress, and numbers as text.
+"""Terminal interface of the commands: options, one-line errors, progress, and numbers as text.
 
-Knows nothing of what a command does.
+Independent of what a command does.
 """

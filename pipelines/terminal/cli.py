@@ -1,4 +1,4 @@
-"""What commands have in common: options, what they say on stderr, and how an error ends them."""
+"""Shared parts of the commands: options, the log on stderr, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -28,83 +28,83 @@ LogFormat = Literal["text", "json"]
 Event = Literal["start", "progress", "warning", "done", "error", "interrupted"]
 
 ConfigFile = Annotated[
-    Path, typer.Argument(help="A YAML file, such as those in conf/.", show_default=False)
+    Path, typer.Argument(help="A YAML file; conf/ has examples.", show_default=False)
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Set a key of CONFIG, as in slice.documents=500; the value is YAML. May be repeated. "
-        "python -m pipelines.config lists every key (--pairs: those of rerank_pairs).",
+        help="Override a key of CONFIG, as in slice.documents=500; the value is YAML. May be "
+        "repeated. python -m pipelines.config lists the keys (--pairs: those of rerank_pairs).",
     ),
 ]
 Limit = Annotated[
     int | None,
-    typer.Option(help="Only the first N documents; the same as --set source.limit=N.", metavar="N"),
+    typer.Option(help="Read only the first N documents; short for source.limit=N.", metavar="N"),
 ]
 Fresh = Annotated[
     bool,
     typer.Option(
         "--fresh",
-        help="Start over beside what is committed: a new generation that replaces the live one "
-        "when it is complete.",
+        help="Start over: write a new generation from scratch. The live one stays live until the "
+        "new one is complete.",
     ),
 ]
 ReplayRejects = Annotated[
-    bool, typer.Option("--replay-rejects", help="Try again what was rejected for now.")
+    bool, typer.Option("--replay-rejects", help="Retry the rejects that are not final.")
 ]
 LogFormatOption = Annotated[
     LogFormat,
     typer.Option(
-        help="What stderr says: text (a live line on a terminal, else a line every 10 s), or "
-        "json (the same numbers as objects, one a line; errors too)."
+        help="Format of the log on stderr. text: a live line on a terminal, else a line every "
+        "10 s; json: one object per line with the same numbers, for errors too."
     ),
 ]
 Verbose = Annotated[
-    bool, typer.Option("--verbose", help="Also Ray's own log, and stack traces of errors.")
+    bool, typer.Option("--verbose", help="Show Ray's own log, and stack traces of errors.")
 ]
-StackTraces = Annotated[bool, typer.Option("--verbose", help="Stack traces of errors.")]
+StackTraces = Annotated[bool, typer.Option("--verbose", help="Show stack traces of errors.")]
 IndexUri = Annotated[str, typer.Argument(help="The index: a local path or s3://...")]
 Generation = Annotated[
     int | None,
-    typer.Option(metavar="N", help="This generation, whichever is live.", show_default=False),
+    typer.Option(metavar="N", help="Use generation N, not the live one.", show_default=False),
 ]
 Reranker = Annotated[
     str | None,
     typer.Option(
         "--rerank",
         metavar="MODEL",
-        help="This reranker (hub id or folder) orders the best --rerank-top anew; when evaluating, "
-        "a mode more, over hybrid.",
+        help="Rerank the best --rerank-top results with this reranker (hub id or folder). In an "
+        "evaluation this is an additional mode, over hybrid.",
         show_default=False,
     ),
 ]
-RerankTop = Annotated[int, typer.Option(help="How many the reranker reads.", min=1)]
+RerankTop = Annotated[int, typer.Option(help="Number of results to rerank.", min=1)]
 
 _OURS = re.compile(r"\nactors\.errors\.\w+: (.+)$")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def new_app() -> typer.Typer:
-    """An application for one command; its errors are lines, not typer's panels."""
+    """Return an application for one command, without typer's error panels."""
     return typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def with_limit(overrides: list[str] | None, limit: int | None) -> list[str]:
-    """--set's values, and --limit as one of them."""
+    """Return the values of --set, and --limit as one more of them."""
     return [*(overrides or []), *([f"source.limit={limit}"] if limit is not None else [])]
 
 
 @dataclass(frozen=True)
 class Log:
-    """Says events: as lines for people, or each as one JSON object on a line of its own."""
+    """Writes events as lines for people, or as JSON objects, one per line."""
 
     console: Console
     format: LogFormat = "text"
 
     def say(self, event: Event, text: str, /, **facts: Any) -> None:
-        """`text` is for people; time, name of the event and `facts` (plain data) for machines."""
+        """Write one event: `text` for people, or time, event and `facts` (plain data) as JSON."""
         if self.format == "json":
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             text = json.dumps({"time": now, "event": event} | facts)
@@ -112,18 +112,18 @@ class Log:
 
 
 def silent() -> Log:
-    """A log that says nothing."""
+    """Return a log that writes nothing."""
     return Log(Console(stderr=True, quiet=True))
 
 
 @contextmanager
 def log_to_stderr(log_format: LogFormat = "text") -> Iterator[Log]:
-    """A command's log; the project's own logging is said through it too, as warnings.
+    """Open a command's log on stderr; warnings of Python's logging in `pipelines` go there too.
 
-    It has a file descriptor of its own, so that 2 can be muted where Ray's core writes to it.
+    The log has its own file descriptor, so that descriptor 2 can be muted while Ray's core writes.
     """
     with os.fdopen(os.dup(2), "w", encoding="utf-8", errors="backslashreplace") as file:
-        # FORCE_COLOR must not make a log file a terminal.
+        # FORCE_COLOR must not make rich treat a log file as a terminal.
         console = Console(file=file, force_interactive=None if file.isatty() else False)
         log = Log(console, log_format)
         handler, logger = _Warnings(log), logging.getLogger("pipelines")
@@ -145,7 +145,7 @@ class _Warnings(logging.Handler):
 
 
 def ask_on_terminal() -> Callable[[str], bool] | None:
-    """Puts a question to the person at the terminal; None where there is none."""
+    """Return a function that asks a yes/no question on the terminal; None without a terminal."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return None
     return lambda question: typer.confirm(question, err=True)
@@ -158,10 +158,11 @@ def exit_with_one_line(
     verbose: bool = False,
     kept: Callable[[], Mapping[str, int]] | None = None,
 ) -> Iterator[None]:
-    """Turn errors into a line on stderr, a remedy and an exit code; `verbose` adds a stack trace.
+    """Turn an error into one line on stderr, a remedy and an exit code.
 
-    2: the request cannot be started as it is; 1: the run failed; 130: interrupted, by Ctrl-C or
-    SIGTERM. `kept`: "slices" and "documents" that an interrupted run leaves for the next.
+    Exit codes: 2: the request is invalid and nothing was started; 1: the run failed; 130:
+    interrupted by Ctrl-C or SIGTERM. `verbose` adds a stack trace. `kept` returns the numbers of
+    finished "slices" and "documents" that an interrupted run leaves for the next one.
     """
     log = log or Log(Console(stderr=True))
     try:
@@ -173,8 +174,8 @@ def exit_with_one_line(
         facts = {"message": message, "remedy": remedy, "exit_code": INTERRUPTED, **done}
         log.say("interrupted", _lines(message, remedy), **facts)
         raise typer.Exit(INTERRUPTED) from None
-    except Exception as error:  # noqa: BLE001  every error ends as a line
-        # What a worker raised was raised in mid-run, whatever its kind.
+    except Exception as error:  # noqa: BLE001  every error becomes one line
+        # An error inside Ray's wrapper was raised by a worker during the run: always code 1.
         code = error.exit_code if isinstance(error, EmbedError) else 1
         message, remedy = _explain(error, slices=kept is not None)
         facts = {"message": message, "remedy": remedy, "exit_code": code}
@@ -186,7 +187,7 @@ def exit_with_one_line(
 
 
 def find_cause(error: BaseException) -> EmbedError | None:
-    """The project's own error inside Ray's wrappers, if there is one."""
+    """Return the project's own error inside Ray's wrappers, or None."""
     seen: set[int] = set()
     pending: list[Any] = [error]
     while pending:
@@ -202,20 +203,20 @@ def find_cause(error: BaseException) -> EmbedError | None:
 
 
 def _explain(error: BaseException, *, slices: bool) -> tuple[str, str]:
-    """Message and remedy."""
+    """Return message and remedy."""
     if known := find_cause(error):
         return known.message, known.remedy
     root = error
     while isinstance(cause := getattr(root, "cause", None), BaseException):
-        root = cause  # what a worker raised; the text of Ray's wrappers is a stack trace
+        root = cause  # the worker's own error; the text of Ray's wrapper is a stack trace
     text = _COLOUR.sub("", str(root)).strip()
-    if ours := _OURS.search(text):  # what an actor could not start for comes as text only
+    if ours := _OURS.search(text):  # Ray passes the error of an actor's start only as text
         return ours[1], ""
     text = " ".join(text.split())
-    if len(text) > 300:  # what a stack trace is about is at its end
+    if len(text) > 300:  # a stack trace ends with its error
         text = f"{text[:100]} ... {text[-200:]}"
     kept = "; finished slices are kept" if slices else ""
-    return f"{type(root).__name__}: {text}", f"--verbose shows where{kept}."
+    return f"{type(root).__name__}: {text}", f"--verbose shows the stack trace{kept}."
 
 
 def _interruption(kept: Mapping[str, int]) -> tuple[str, str]:
@@ -225,8 +226,8 @@ def _interruption(kept: Mapping[str, int]) -> tuple[str, str]:
         return "interrupted; no slice was finished yet", "Run the same command to start again."
     return (
         f"interrupted; at least {kept['slices']:,} slices with {kept['documents']:,} documents are "
-        "finished and kept",  # a few more may have been finished while the actors were stopped
-        "Run the same command to go on.",
+        "finished and kept",  # the actors may have finished a few more while they were stopped
+        "Run the same command to continue.",
     )
 
 
@@ -236,13 +237,13 @@ def _lines(*parts: str) -> str:
 
 @contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM, a scheduler's way to say stop, ends a command as Ctrl-C does."""
+    """Make SIGTERM, which schedulers send, end a command as Ctrl-C does."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set a handler
+        yield  # Python allows only the main thread to set a handler
         return
     before = signal.signal(signal.SIGTERM, interrupt)
     try:

@@ -1,4 +1,4 @@
-"""What a running pipeline says of itself: one live line on a terminal, else a line now and then."""
+"""Progress of a run: one live line on a terminal, otherwise a log line every 10 seconds."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from pipelines.terminal.text import line, summary
 LIVE_SECONDS = 1.0
 LOG_SECONDS = 10.0
 
-_WINDOW_SECONDS, _WINDOW_SLICES = 60.0, 20  # speed is that of the longer of the two
-_SETTLED_SECONDS = 10.0  # a shorter window says nothing: slices end in bursts
+_WINDOW_SECONDS, _WINDOW_SLICES = 60.0, 20  # speed is measured over the longer of the two
+_SETTLED_SECONDS = 10.0  # a shorter window is too noisy: slices finish in bursts
 _BUSY_SECONDS, _BUSY_SLICES = 60.0, 3
-_TELLING_SLICES = 4  # a speed worth keeping is that of so many
+_TELLING_SLICES = 4  # fewest slices from which a speed is remembered
 
 
 _NOTHING = {"slices": 0, "documents": 0, "passages": 0, "tokens": 0}
-"""What is summed over slices; tokens are those that were encoded."""
+"""The numbers that are summed over slices, all zero; "tokens" counts encoded tokens."""
 
 
 class Progress:
-    """Adds up receipts, and says where the run is for as long as it is entered as a context."""
+    """Sums up done records and, while entered as a context, reports the state of the run."""
 
     def __init__(self, log: Log, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock`: monotonic seconds; the run's wall time is counted from here."""
+        """Start the run's wall time; `clock` returns monotonic seconds."""
         self.log = log
         self._clock = clock
         self._began = self._stage_began = self._moved = clock()
@@ -44,7 +44,7 @@ class Progress:
         self._device = ""
         self._kept, self._new = Counter(_NOTHING), Counter(_NOTHING)
         self._rejects: Counter[str] = Counter()
-        self._recent: deque[tuple[float, int, int]] = deque()  # when, documents, tokens
+        self._recent: deque[tuple[float, int, int]] = deque()  # time, documents, tokens
         self._busy_until: dict[str, float] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -71,7 +71,7 @@ class Progress:
         self.stop()
 
     def stop(self) -> None:
-        """Say no more of it, and clear the live line."""
+        """Stop reporting, and clear the live line."""
         self._stop.set()
         if self._thread:
             self._thread.join()
@@ -81,7 +81,7 @@ class Progress:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The terminal is someone else's meanwhile: to put a question there."""
+        """Suspend reporting while the terminal is used for a question."""
         self._paused = True
         if self._live:
             self._live.stop()
@@ -93,7 +93,7 @@ class Progress:
             self._paused = False
 
     def stage(self, name: str, *, actors: int | None = None) -> None:
-        """What the run does while no slice can be finished; `actors`: the size of the pool."""
+        """Name the stage of the run before slices finish; `actors`: the size of the pool."""
         with self._lock:
             self._stage, self._stage_began = name, self._clock()
             self._actors = self._actors if actors is None else actors
@@ -101,17 +101,17 @@ class Progress:
     def start(
         self, run_id: str, documents: int | None, kept: Sequence[Done], *, about: bool = False
     ) -> None:
-        """`documents`: of the whole plan, where known, or `about` so many; `kept`: what an earlier
-        try has done.
+        """Log the start. `documents`: total of the plan if known, an estimate if `about`. `kept`:
+        the done records of earlier attempts.
         """
         with self._lock:
             self._total, self._about = documents, about
             for done in kept:
-                if not done.unreadable:  # these are tried again
+                if not done.unreadable:  # an unreadable unit is tried again
                     self._add(self._kept, done)
         facts = {"run_id": run_id, "documents_total": documents, "kept": dict(self._kept)}
         before = (
-            f", {self._kept['documents']:,} of them done before" if self._kept["slices"] else ""
+            f", {self._kept['documents']:,} of them already done" if self._kept["slices"] else ""
         )
         known = "documents" if documents is None else f"{'~' * about}{documents:,} documents"
         self.log.say("start", f"run {run_id}: {known}{before}", **facts)
@@ -121,7 +121,7 @@ class Progress:
         with self._lock:
             now = self._clock()
             if not self._recent:
-                self._recent.append((self._stage_began, 0, 0))  # speed counts from there
+                self._recent.append((self._stage_began, 0, 0))  # speed is measured from here
             self._stage, self._moved = None, now
             self._add(self._new, done)
             self._recent.append((now, done.documents, done.encoded_tokens))
@@ -142,39 +142,39 @@ class Progress:
     def _forget(self, now: float) -> None:
         recent, most = self._recent, max(_WINDOW_SLICES, 4 * self._actors)
         if not recent[0][1] and now - recent[1][0] >= _SETTLED_SECONDS:
-            recent.popleft()  # loading the model no longer counts
+            recent.popleft()  # the time for loading the model no longer counts
         while len(recent) > most and now - recent[0][0] > _WINDOW_SECONDS:
             recent.popleft()
 
     def committed(self, report: Mapping[str, Any], uri: str) -> None:
-        """The end of a run: its summary, from its report.json."""
+        """Log the end of a run with the summary of its report.json."""
         self.stop()
         self.log.say("done", summary(report, uri), index=uri, already_committed=False, **report)
 
     def already_committed(self, generation: int, uri: str) -> None:
-        """The end where there was nothing to do."""
+        """Log the end of a run whose index was committed before."""
         self.stop()
         text = f"already committed: generation {generation} of {uri}"
         self.log.say("done", text, index=uri, already_committed=True, generation=generation)
 
     def nothing_to_do(self, generation: int, uri: str) -> None:
-        """The end of re-indexing over a source that did not change."""
+        """Log the end of re-indexing over an unchanged source."""
         self.stop()
-        text = f"nothing to do: generation {generation} of {uri} is what its source is"
+        text = f"nothing to do: generation {generation} of {uri} matches its source"
         self.log.say("done", text, index=uri, already_committed=True, generation=generation)
 
     def actor_speed(self) -> tuple[float, str] | None:
-        """Tokens a second of one actor, and its device; None where too little was encoded."""
+        """Return tokens per second of one actor and its device; None if too little was encoded."""
         if self._new["slices"] < _TELLING_SLICES or not self._device or not self._actors:
             return None
         return self.numbers()["tokens_per_second"] / self._actors, self._device
 
     def kept(self) -> dict[str, int]:
-        """Slices and documents known to be finished: what the next try need not do."""
+        """Return the numbers of finished slices and documents, which the next attempt skips."""
         return {name: self._kept[name] + self._new[name] for name in ("slices", "documents")}
 
     def report(self) -> dict[str, Any]:
-        """What this run did itself, apart from what it kept; wall seconds since it began."""
+        """Return the wall time, and the work of this attempt and of earlier ones separately."""
         seconds = self._clock() - self._began
         return {
             "seconds": round(seconds, 3),
@@ -184,11 +184,11 @@ class Progress:
         }
 
     def numbers(self) -> dict[str, Any]:
-        """Where the run is, kept slices included; speed and time left are this run's.
+        """Return the state of the run, kept slices included; the speed is that of this attempt.
 
-        `actors_busy` are those that finished a slice within the last minute, or, where slices take
-        long, within three times as long as their last one took: receipts are all that the driver
-        sees, so an actor counts as busy for a while after it has died.
+        An actor counts in `actors_busy` if it finished a slice within the last minute, or within
+        three times the duration of its last slice if that is longer. The driver sees only done
+        records, so an actor counts as busy for a while after it has died.
         """
         with self._lock:
             now = self._clock()
@@ -216,7 +216,7 @@ class Progress:
             }
 
     def _speed(self, now: float) -> tuple[float, float]:
-        """Documents and tokens a second, of the slices after the first of `_recent`."""
+        """Return documents and tokens per second, from the second entry of `_recent` on."""
         if not self._recent:
             return 0.0, 0.0
         (since, *_), *slices = self._recent

@@ -1,4 +1,4 @@
-"""A run's numbers as text for people."""
+"""Formats the numbers of a run as text for people."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-_IDLE_SECONDS = 10.0  # silence worth a word
+_IDLE_SECONDS = 10.0  # a shorter pause is not reported
 
 
 def line(numbers: Mapping[str, Any]) -> str:
-    """`Progress.numbers` for people."""
+    """Format `Progress.numbers` as one line."""
     n = numbers
     about = "~" * n["documents_total_estimated"]
     of = "" if n["documents_total"] is None else f" of {about}{n['documents_total']:,}"
@@ -33,7 +33,7 @@ def line(numbers: Mapping[str, Any]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """At most two units: 34 s, 12 min 5 s, 3 h 20 min."""
+    """Format a duration in at most two units: 34 s, 12 min 5 s, 3 h 20 min."""
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest} s" if minutes else f"{rest} s"
@@ -41,7 +41,7 @@ def duration(seconds: float) -> str:
 
 
 def summary(report: Mapping[str, Any], uri: str) -> str:
-    """The last lines of a run, from its report.json."""
+    """Format the report.json of a run as its last lines."""
     counts, this_run, kept = report["counts"], report["this_run"], report["kept"]
     rejects = ", ".join(f"{n:,} {code}" for code, n in counts["rejects"].items()) or "none"
     published = "" if report.get("published", True) else ", not published"
@@ -53,7 +53,7 @@ def summary(report: Mapping[str, Any], uri: str) -> str:
     )
     if not (unchanged or deleted or reused):
         compared = ""
-    before = f"; {kept['tokens']:,} tokens kept from an earlier try" if kept["slices"] else ""
+    before = f"; {kept['tokens']:,} tokens kept from earlier attempts" if kept["slices"] else ""
     return (
         f"committed generation {report['generation']} of {uri}{published}\n"
         f"{counts['documents']:,} documents, {counts['passages']:,} passages "
@@ -71,7 +71,7 @@ _MILLIONS = ("million", "billion", "trillion")
 
 
 def describe(estimate: Mapping[str, Any]) -> str:
-    """`Estimate.to_json` for people: a line for each thing, `~` before what is estimated."""
+    """Format `Estimate.to_json` in several lines; `~` marks an estimated number."""
     e = estimate
 
     def number(name: str) -> str:
@@ -101,7 +101,7 @@ def describe(estimate: Mapping[str, Any]) -> str:
 
 
 def in_short(estimate: Mapping[str, Any]) -> str:
-    """`Estimate.to_json` in a few words."""
+    """Format `Estimate.to_json` in a few words."""
     e = estimate
     tokens, size = f"~{_rounded(e['tokens'])} tokens", f"~{byte_count(e['total_bytes'])}"
     hours = "" if e["hours"] is None else f", {_time(e)}"
@@ -112,20 +112,20 @@ def _time(e: Mapping[str, Any]) -> str:
     actors = "1 actor" if e["actors"] == 1 else f"{e['actors']:,} actors"
     if e["hours"] is None:
         return (
-            f"unknown with {actors}: give --tokens-per-second of one, or run --limit 1000 first; "
-            "its speed is remembered"
+            f"unknown with {actors}: give --tokens-per-second for one actor, or run --limit 1000 "
+            "first, whose speed is remembered"
         )
     speed = f"{e['tokens_per_second']:,.0f} tokens/s each, {e['speed_from']}"
     return f"~{duration(e['hours'] * 3600)} with {actors} ({speed})"
 
 
 def moment(iso: str) -> str:
-    """A time of a manifest, in UTC to the second."""
+    """Format a time of a manifest in UTC, to the second."""
     return datetime.fromisoformat(iso).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def byte_count(size: float) -> str:
-    """In powers of 1,000, as confirm_bytes is written: 1.23 TB, 45.6 GB, 789 MB."""
+    """Format a size in decimal units, as in 1.23 TB, 45.6 GB, 789 MB."""
     power = 0
     while size >= 999.5 and power < len(_BYTES) - 1:
         size, power = size / 1000, power + 1
@@ -133,7 +133,7 @@ def byte_count(size: float) -> str:
 
 
 def _rounded(count: float) -> str:
-    """Three digits: 12,300, 4.56 million."""
+    """Format a count with three significant digits, as in 12,300 or 4.56 million."""
     count, power = float(f"{count:.3g}"), 0
     if count < 1e6:
         return f"{count:,.0f}"
