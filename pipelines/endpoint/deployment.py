@@ -2,9 +2,9 @@
 
     serve run conf/serve.yaml            # import_path: pipelines.endpoint.deployment:build
 
-Each replica holds one encoder and, if configured, one reranker. It loads them, checks the encoder
-against the index and warms both up before it accepts a request. Search shards are separate
-deployments, which all replicas share.
+Each replica holds one encoder and, if configured, one reranker. It loads them, compares the encoder
+with the index and warms up before it accepts requests. All replicas share the search shards, which
+are separate deployments.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class QueryEndpoint:
         return create_api(self._service, self._keys, self._collect, self._search, self._rerank)
 
     async def check_health(self) -> None:
-        """Raise if the replica cannot encode. Serve calls this regularly and replaces it then."""
+        """Raise if the replica cannot encode. Serve polls this and replaces a failing replica."""
         await self._service.check()
 
     def own_metrics(self) -> tuple[str, list[Metric]]:

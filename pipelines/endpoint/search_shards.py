@@ -34,7 +34,7 @@ class ServedShards:
     """The shards that a replica of the endpoint calls."""
 
     handles: Sequence[Any]
-    """`Application`s at build time; `DeploymentHandle`s in a replica, where Serve replaces them."""
+    """`Application`s at build time, which Serve replaces by `DeploymentHandle`s in a replica."""
     outputs: tuple[Output, ...]
     generation: int
 

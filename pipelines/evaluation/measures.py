@@ -71,7 +71,7 @@ class Comparison:
     difference: float
     """The mean of the second system minus the mean of the first."""
     p: float
-    """The two-sided p value: the probability of such a difference between equal systems."""
+    """The two-sided p value: probability of at least this difference between equal systems."""
     p_holm: float
     """The p value, corrected for the number of systems compared."""
     wins: int

@@ -193,7 +193,7 @@ def rerank(
         for hit in hits
     ]
     scores = reranker.score(pairs)
-    if scores.ndim > 1:  # one score per layer: the last layer is the most accurate
+    if scores.ndim > 1:  # one score per layer: take that of the last layer
         scores = scores[:, -1]
     found = []
     ends = np.cumsum([len(hits) for hits in answers])
