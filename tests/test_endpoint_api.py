@@ -222,7 +222,7 @@ def test_refusal_of_an_output_the_model_does_not_give(monkeypatch: pytest.Monkey
         assert client.post("/embed_sparse", {"inputs": "a"}).status_code == 422
         answer = client.post("/encode", {"texts": ["a"], "outputs": ["colbert"]})
     assert answer.status_code == 422
-    assert "dense (what this endpoint computes)" in answer.text
+    assert "dense (the outputs of this endpoint)" in answer.text
 
 
 @pytest.mark.parametrize("declared", [True, False])

@@ -205,7 +205,7 @@ def test_rerank_cuts_documents_where_the_request_says_so() -> None:
         assert answer.status_code == 200, answer.text
         assert answer.headers[TRUNCATED_HEADER] == "2"
         [warning] = answer.json()["meta"]["warnings"]
-        assert warning == "2 documents were cut, or the query: 0, 2"
+        assert warning == "2 documents or the query were cut: 0, 2"
         assert client.post("/v2/rerank", body | {"query": LONG}).status_code == 413
     pairs = tiny_reranker().tokenize([(QUERY, text) for text in documents])
     rows = [
@@ -299,7 +299,7 @@ def test_rerank_when_the_queue_is_full_says_when_to_come_again(
     full = [answer for answer in answers if answer.status_code == 429]
     assert len(full) == 16
     assert all(int(answer.headers["Retry-After"]) >= 1 for answer in full)
-    assert "8 pairs are waiting, at most 8 may" in message_of("/rerank", full[0])
+    assert "8 pairs are waiting, at most 8 may wait" in message_of("/rerank", full[0])
     assert sum(answer.status_code == 200 for answer in answers) == 4
 
 

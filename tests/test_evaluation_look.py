@@ -30,7 +30,7 @@ def test_look_at_a_written_evaluation_shows_modes_and_gains(tmp_path: Path) -> N
     assert "search, s" not in table.header
     assert [chart.title for chart in charts(summary)] == ["nDCG@10", "R@100", "RR@10", "AP"]
     titles = [chart.title for chart in charts(seen.gains())]
-    assert titles == ["sparse less dense", "colbert less dense"]
+    assert titles == ["sparse minus dense", "colbert minus dense"]
     assert "1.000–1.000" in summary._repr_html_()
 
 
@@ -47,7 +47,7 @@ def test_lengths_are_those_of_the_ledger(tmp_path: Path) -> None:
 def test_lengths_of_what_is_gone_are_a_note(tmp_path: Path) -> None:
     note = look_at(written(tmp_path, evaluation())).lengths()
     assert isinstance(note, Note)
-    assert note.text.startswith("Lengths of documents are not known: queries.jsonl: expected a fi")
+    assert note.text.startswith("Lengths of documents are unknown: queries.jsonl: expected a fi")
 
 
 def test_gains_of_one_mode_are_a_note(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_evaluation_against_another_shows_all_measures_and_draws_what_changed(
     before = written(tmp_path, evaluation({"dense": POOR, "sparse": GOOD}), "before.json")
     seen = look_at(written(tmp_path, evaluation({"dense": GOOD, "sparse": GOOD})))
     shown = seen.against(before)
-    assert [chart.title for chart in charts(shown)] == ["dense: after less before"]
+    assert [chart.title for chart in charts(shown)] == ["dense: after minus before"]
     assert isinstance(shown, Section)
     (table,) = [block for block in shown.blocks if isinstance(block, Table)]
     assert len(table.rows) == 8

@@ -29,7 +29,7 @@ def test_page_shows_modes_comparisons_lengths_and_queries():
     for words in (
         *("Evaluation of out/[x]", "Generation 2, m; test.tsv", "judged queries 9"),
         *("1 of 9 relevant documents are not in the index", "0.565", "1.000–1.000"),
-        *("Gains and losses against dense", "sparse less dense", "colbert less dense"),
+        *("Gains and losses against dense", "sparse minus dense", "colbert minus dense"),
         *("9 queries better, 0 worse, 0 the same", "Length of the first relevant document"),
         *("Where sparse is better than dense by most", "What dense answers worst"),
         *("q7?", "nothing found", "first of dense"),

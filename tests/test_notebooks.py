@@ -20,7 +20,7 @@ FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(path.name for path in FOLDER.glob("*.ipynb"))
 SHOWS = {
     "01_explore_index.ipynb": ["Topics of", "Sparse weights of", "ColBERT, 0."],
-    "02_quality.ipynb": ["nDCG@10", "sparse less", "dense</h3>", "dense: after less before"],
+    "02_quality.ipynb": ["nDCG@10", "sparse minus", "dense</h3>", "dense: after minus before"],
     "03_throughput.ipynb": ["Tokens a second", "Where the time went", "Lengths", "Padding avoided"],
 }
 """Titles that a notebook's outputs must have."""

@@ -1,4 +1,4 @@
-"""Exact search over vectors in memory: scores of every row, the best of them, no approximation.
+"""Exact search in memory: score every row and keep the best, without approximation.
 
-Knows no index and no Ray: rows are numbers, vectors are Arrow columns.
+The package is independent of the index and of Ray: rows are numbers, vectors are Arrow columns.
 """

@@ -1,4 +1,4 @@
-"""Putting rankings together: of shards, and of several ways to rank.
+"""Merge the rankings of shards, and combine the rankings and scores of several outputs.
 
 Shape suffixes: Q queries, K best rows, M pairs.
 """
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     import torch
 
 Weights: TypeAlias = tuple[float, float, float]
-"""Of dense, sparse and ColBERT, as FlagEmbedding orders them."""
+"""Weights of dense, sparse and ColBERT, in FlagEmbedding's order."""
 _Scores = TypeVar("_Scores", np.ndarray, "torch.Tensor")
 
 Ranking: TypeAlias = Literal["dense", "sparse", "colbert", "hybrid"]
-"""What rows are ordered by; hybrid: the weighted mean of all outputs there are."""
+"""The score that orders rows. hybrid is the weighted mean of the scores of all outputs."""
 Level: TypeAlias = Literal["passage", "document"]
-"""What is ranked; a document as its best passage."""
+"""The unit that is ranked. A document has the score of its best passage."""
 Best: TypeAlias = tuple[np.ndarray, np.ndarray]
-"""float32 scores [Q, K], best first, and int64 rows [Q, K]; -inf and -1 where there are no more."""
+"""float32 scores [Q, K], best first, and int64 rows [Q, K], padded with -inf and -1."""
 
 
 def merge(parts: Sequence[Best], top: int) -> Best:
-    """The best of rankings of different rows; the lower row first where scores are equal."""
+    """Merge rankings of disjoint rows. Of equal scores, the lower row comes first."""
     scores_QM = np.concatenate([scores for scores, _ in parts], axis=1)
     rows_QM = np.concatenate([rows for _, rows in parts], axis=1)
     order = np.lexsort((rows_QM, -scores_QM), axis=1)[:, :top]
@@ -36,9 +36,9 @@ def merge(parts: Sequence[Best], top: int) -> Best:
 
 
 def reciprocal_rank_fusion(parts: Sequence[Best], top: int, k: int = 60) -> Best:
-    """Sum over rankings of 1 / (k + rank), ranks from 1; nothing from one without the row.
+    """Rank rows by the sum of 1 / (k + rank) over the rankings that contain them, ranks from 1.
 
-    Cormack, Clarke and Büttcher 2009, who set k = 60. Rows in the order of `merge`.
+    Source: Cormack, Clarke and Büttcher 2009, who set k = 60. Ties are ordered as in `merge`.
     """
     n = len(parts[0][0])
     query, place = np.concatenate([np.nonzero(rows >= 0) for _, rows in parts], axis=1)
@@ -55,7 +55,7 @@ def reciprocal_rank_fusion(parts: Sequence[Best], top: int, k: int = 60) -> Best
 def best_of_pairs(
     query_M: np.ndarray, row_M: np.ndarray, score_M: np.ndarray, queries: int, top: int
 ) -> Best:
-    """The best rows of each query, of pairs in any order."""
+    """Return the best rows of each query from pairs in any order."""
     scores_QK = np.full((queries, top), -np.inf, dtype=np.float32)
     rows_QK = np.full((queries, top), -1)
     score_M = score_M.astype(np.float32)
@@ -69,10 +69,9 @@ def best_of_pairs(
 
 
 def weighted_mean(scores: Mapping[Output, _Scores], weights: Weights = (1.0, 1.0, 1.0)) -> _Scores:
-    """Sum of weight * score over sum of weight, of the scores given: pairs or matrices, float32.
+    """Return sum(weight * score) / sum(weight) over the given outputs: float32 pairs or matrices.
 
-    Weights are those of (dense, sparse, colbert), as FlagEmbedding orders them. NaN where the
-    weights used are all 0, as there.
+    The result is NaN if all weights used are 0, as in FlagEmbedding.
     """
     if len(weights) != len(OUTPUTS):
         raise ValueError(f"expected weights of {', '.join(OUTPUTS)}, got {weights}")

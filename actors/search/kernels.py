@@ -1,8 +1,8 @@
-"""Scores of queries with rows: one kernel for each kind of vector, on whichever device it is.
+"""Score queries against rows, with one kernel per kind of vector, on the CPU or a GPU.
 
-What is made once, when rows are loaded, and what is made once for many queries (rows cast to
-float32) are apart from what runs for each tile of scores. Formulas: actors/scoring.py, the front.
-Shape suffixes: Q queries, B rows of a block, N or M pairs, T tokens, W sparse weights, D dimension.
+Work has three levels: once when rows are loaded, once per block for many queries (the cast of rows
+to float32), and once per tile of scores. Formulas: actors/scoring.py, the public interface. Shape
+suffixes: Q queries, B rows of a block, N or M pairs, T tokens, W sparse weights, D dimension.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from actors.network.micro_batches import micro_batches
 from actors.vectors import Column, SparseVectors, TokenVectors, dense_vectors
 
 Scorer: TypeAlias = Callable[[int, int], torch.Tensor]
-"""float32 scores [Q, B] of queries [start, stop), on the device."""
+"""A function from start and stop to float32 scores [Q, B] of these queries, on the device."""
 
-_ROWS = 4_096  # cast to float32, or gathered from a mapped file, at once
-# Both bound the scores of token pairs that are held at once: 16 MB.
+_ROWS = 4_096  # rows that are cast to float32, or gathered from a mapped file, at once
+# Together these limit the scores of token pairs in memory at once to 16 MB.
 _PASSAGE_TOKENS = 4_096
 _QUERY_TOKENS = 1_024
 
 
 class Floats:
-    """Tensors as float32, one after the other in the same memory, of each thread its own.
+    """A buffer per thread for casts to float32, reused for one tensor after another.
 
-    Fresh memory for each block costs more than the cast: the system clears every page of it.
+    New memory for each block would cost more than the cast, because the system clears its pages.
     """
 
     def __init__(self) -> None:
         self._own = threading.local()
 
     def of(self, values: torch.Tensor) -> torch.Tensor:
-        """The tensor as float32; what came before is overwritten."""
+        """Return the tensor as float32. This overwrites the previous result."""
         if values.dtype == torch.float32:
             return values
         memory: torch.Tensor | None = getattr(self._own, "memory", None)
@@ -51,25 +51,25 @@ class Floats:
 
 
 class ScoredRows(Protocol):
-    """Rows of one kind of vector."""
+    """Rows of one kind of vector that can be scored."""
 
     def scorer(self, queries: Column, floats: Floats) -> Scorer:
-        """For an encoder's column of queries; good until `floats` is used for other rows.
+        """Return a scorer for an encoder's column of queries, valid until the next use of `floats`.
 
         Raises:
-            ModelError: queries of another dimension.
+            ModelError: queries and rows differ in dimension.
         """
 
 
 class DenseRows:
-    """Inner products: one matmul."""
+    """Dense vectors, scored by inner products in one matmul."""
 
     def __init__(self, column: Column, device: torch.device) -> None:
-        """FixedSizeList<half|float>; on a CPU it stays where it is, mapped from a file or not."""
+        """`column`: FixedSizeList<half|float>. On the CPU it is not copied, even if mapped."""
         self._rows_BD = _as_tensor(dense_vectors(column)).to(device)
 
     def scorer(self, queries: Column, floats: Floats) -> Scorer:
-        """As `ScoredRows`."""
+        """Return a scorer, as `ScoredRows`."""
         queries_QD = _as_tensor(dense_vectors(queries)).to(self._rows_BD.device).float()
         _check_same_dim(queries_QD, self._rows_BD)
         rows_DB = floats.of(self._rows_BD).T
@@ -77,10 +77,10 @@ class DenseRows:
 
 
 class SparseRows:
-    """Lexical matching: an inverted index over token ids, on the CPU."""
+    """Sparse vectors, scored on the CPU with an inverted index over token ids."""
 
     def __init__(self, column: Column, device: torch.device) -> None:
-        """Struct<indices, values>; for each token id the rows that have it, and their weights."""
+        """`column`: Struct<indices, values>. The index maps a token id to rows and weights."""
         vectors = SparseVectors.of(column)
         order = np.argsort(vectors.indices_W, kind="stable")
         ids_W = vectors.indices_W[order]
@@ -91,7 +91,7 @@ class SparseRows:
         self._n, self._device = len(vectors), device
 
     def scorer(self, queries: Column, floats: Floats) -> Scorer:
-        """As `ScoredRows`; 0 where nothing is shared."""
+        """Return a scorer, as `ScoredRows`. Pairs without a shared token score 0."""
         vectors = SparseVectors.of(queries)
 
         def scores(start: int, stop: int) -> torch.Tensor:
@@ -104,7 +104,7 @@ class SparseRows:
                 known = self._ids[places] == ids
                 for place, weight in zip(places[known], weights[known], strict=True):
                     at = slice(self._offsets[place], self._offsets[place + 1])
-                    # Each of a token's postings names a row once.
+                    # The posting list of a token contains each row at most once.
                     scores_QB[query - start, self._rows_W[at]] += self._values_W[at] * weight
             return torch.from_numpy(scores_QB).to(self._device)
 
@@ -112,18 +112,18 @@ class SparseRows:
 
 
 class TokenVectorRows:
-    """ColBERT's MaxSim: over a query's tokens, the mean of the best inner product in the row.
+    """ColBERT vectors, scored by MaxSim: the mean over a query's tokens of the best inner product.
 
     A row or a query without tokens scores 0.
     """
 
     def __init__(self, column: Column, device: torch.device) -> None:
-        """List<FixedSizeList<half|float>>; on a CPU it stays where it is."""
+        """`column`: List<FixedSizeList<half|float>>. On the CPU it is not copied."""
         tokens = TokenVectors.of(column)
         self._tokens_TD, self._offsets = _as_tensor(tokens.vectors_TD).to(device), tokens.offsets
 
     def scorer(self, queries: Column, floats: Floats) -> Scorer:
-        """As `ScoredRows`."""
+        """Return a scorer, as `ScoredRows`."""
         tokens = TokenVectors.of(queries)
         queries_TD = _as_tensor(tokens.vectors_TD).to(self._tokens_TD.device).float()
         _check_same_dim(queries_TD, self._tokens_TD)
@@ -144,7 +144,7 @@ SCORED_ROWS: Mapping[Output, Callable[[Column, torch.device], ScoredRows]] = {
 
 
 def score_matrix(output: Output, queries: Column, rows: Column) -> np.ndarray:
-    """float32 scores [Q, B] of all queries with all rows, on the CPU; raises as `ScoredRows`."""
+    """Return float32 scores [Q, B] of all pairs, computed on the CPU. Raises as `ScoredRows`."""
     floats, found = Floats(), []
     for block in _blocks(output, rows):
         scorer = SCORED_ROWS[output](block, torch.device("cpu")).scorer(queries, floats)
@@ -153,7 +153,7 @@ def score_matrix(output: Output, queries: Column, rows: Column) -> np.ndarray:
 
 
 def _blocks(output: Output, rows: Column) -> Iterator[Column]:
-    """Rows that are cast at once; an index's column need not be copied into one array."""
+    """Yield the rows in blocks, which are cast one at a time, without joining chunks."""
     for chunk in rows.chunks if isinstance(rows, pa.ChunkedArray) else [rows]:
         if output == "dense":
             vectors_BD = dense_vectors(chunk)
@@ -171,12 +171,12 @@ def score_pairs(
     row_M: np.ndarray,
     threads: SingleThreads,
 ) -> np.ndarray:
-    """float32 scores [M] of pairs of a query and a row, on the CPU.
+    """Return float32 scores [M] of pairs of a query and a row, computed on the CPU.
 
-    Rows are gathered first, some thousand at a time: they may lie anywhere in a mapped file.
+    Gathers a few thousand rows at a time first, as they may lie anywhere in a mapped file.
     """
     groups = [np.arange(len(query_M))]
-    if output == "colbert":  # all rows of a query at once: one matmul, not one a pair
+    if output == "colbert":  # all rows of a query at once: one matmul instead of one per pair
         groups = [np.flatnonzero(query_M == query) for query in np.unique(query_M)]
     found_M, floats = np.empty(len(query_M), dtype=np.float32), Floats()
 
@@ -196,7 +196,7 @@ def score_pairs(
 def _dense_pairs(queries: Column, rows: Column) -> np.ndarray:
     queries_ND, rows_ND = dense_vectors(queries), dense_vectors(rows)
     _check_same_dim(queries_ND, rows_ND)
-    return np.asarray(  # einsum casts in small buffers of its own
+    return np.asarray(  # einsum casts in small internal buffers
         np.einsum("nd,nd->n", queries_ND, rows_ND, dtype=np.float32, casting="same_kind")
     )
 
@@ -214,7 +214,7 @@ def _colbert_pairs(queries: Column, rows: Column) -> np.ndarray:
     query, row = TokenVectors.of(queries), TokenVectors.of(rows)
     _check_same_dim(query.vectors_TD, row.vectors_TD)
     found_N = np.zeros(len(query), dtype=np.float32)
-    for n in range(len(query)):  # numpy: what a call of torch costs is more than these products
+    for n in range(len(query)):  # numpy, because a torch call costs more than these products
         (a, b), (c, d) = query.offsets[n : n + 2], row.offsets[n : n + 2]
         if a < b and c < d:
             query_TD = query.vectors_TD[a:b].astype(np.float32, copy=False)
@@ -228,7 +228,7 @@ ROW_PAIRS: Mapping[Output, Callable[[Column, Column], np.ndarray]] = {
     "sparse": _sparse_pairs,
     "colbert": _colbert_pairs,
 }
-"""float32 scores [N] of each query with the row of its number."""
+"""Functions that return float32 scores [N] of query i with row i."""
 
 
 def _max_sim(
@@ -238,9 +238,9 @@ def _max_sim(
     offsets: np.ndarray,
     floats: Floats,
 ) -> torch.Tensor:
-    """MaxSim float32 [Q, B] of float32 query_TD and tokens_TD of any floating type.
+    """Return MaxSim as float32 [Q, B] of float32 query_TD and tokens_TD of any floating type.
 
-    Offsets [Q + 1] and [B + 1] are into them, from 0.
+    query_offsets [Q + 1] and offsets [B + 1] say where queries and rows begin; both start at 0.
     """
     scores_QB = query_TD.new_empty(len(query_offsets) - 1, len(offsets) - 1)
     for start, stop in micro_batches(offsets, _PASSAGE_TOKENS):
@@ -257,9 +257,10 @@ def _max_sim(
 
 
 def segments(values: torch.Tensor, offsets: np.ndarray, reduce: str) -> torch.Tensor:
-    """Maximum or sum over each run of columns: [A, offsets[-1]] to [A, len(offsets) - 1].
+    """Return the maximum or sum of each segment of columns, as [A, len(offsets) - 1].
 
-    0 of an empty run. On a CPU numpy's reduceat takes half of the time segment_reduce does.
+    `values`: [A, offsets[-1]]. An empty segment gives 0. On the CPU this uses numpy's reduceat,
+    which takes half the time of torch's segment_reduce.
     """
     if values.device.type != "cpu":
         return segments_on_device(values, offsets, reduce)
@@ -274,7 +275,7 @@ def segments(values: torch.Tensor, offsets: np.ndarray, reduce: str) -> torch.Te
 
 
 def segments_on_device(values: torch.Tensor, offsets: np.ndarray, reduce: str) -> torch.Tensor:
-    """As `segments`, without leaving the device."""
+    """Compute `segments` without leaving the device."""
     places = torch.from_numpy(offsets).to(values.device)
     found = torch.segment_reduce(
         values.T.contiguous(), reduce, offsets=places, axis=0, initial=None
@@ -284,17 +285,17 @@ def segments_on_device(values: torch.Tensor, offsets: np.ndarray, reduce: str) -
 
 
 def _as_tensor(array: np.ndarray) -> torch.Tensor:
-    """The same memory, also where it may only be read: nothing here writes to it."""
+    """Return a tensor over the same memory, also if it is read-only: no code here writes to it."""
     array = np.ascontiguousarray(array)
     interface = array.__array_interface__
-    writable = interface | {"data": (interface["data"][0], False)}  # torch warns of any other
+    writable = interface | {"data": (interface["data"][0], False)}  # else torch warns
     return torch.from_numpy(np.asarray(SimpleNamespace(__array_interface__=writable, owner=array)))
 
 
 def _check_same_dim(queries: Any, rows: Any) -> None:
     if queries.shape[1:] != rows.shape[1:]:
         raise ModelError(
-            f"expected vectors of one dimension, found {queries.shape[1]} for queries "
-            f"and {rows.shape[1]} for passages.",
+            f"expected queries and passages of the same dimension, found {queries.shape[1]} "
+            f"and {rows.shape[1]}.",
             "Encode both with the same model and truncate_dim.",
         )

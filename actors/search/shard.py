@@ -1,11 +1,11 @@
-"""A shard: the vectors of some passages, searched exactly.
+"""Search the vectors of a shard of the passages exactly.
 
     shard = Shard(doc_ids, {"dense": column, "sparse": column})
     shard.rank(queries, ("dense", "hybrid"), top=10)
 
-Rows are numbered from 0, as they come; those of a document are neighbours. Every row is scored: a
-block of rows and some hundred queries at a time, so that memory does not grow with the shard.
-Shape suffixes: Q queries, B rows of a block, K best rows, M pairs, N rows.
+Rows are numbered from 0 in the order given; the rows of a document are adjacent. Every row is
+scored, one block of rows and a few hundred queries at a time, so that working memory does not grow
+with the shard. Shape suffixes: Q queries, B rows of a block, K best rows, M pairs, N rows.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _QUERIES, _LEAST_QUERIES = 512, 32
 
 @dataclass(frozen=True)
 class _Block:
-    """Neighbouring rows that are scored at once, whole documents."""
+    """Adjacent rows of whole documents that are scored at once."""
 
     first_row: int
     first_document: int
     document_offsets: np.ndarray
-    """int64 [documents + 1], from 0."""
+    """int64 [documents + 1]: where documents begin within the block, from 0."""
     rows: Mapping[Output, ScoredRows]
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Queries [start, stop), and what has been found for them."""
+    """Queries [start, stop) with the best rows found for them so far."""
 
     start: int
     stop: int
@@ -49,7 +49,7 @@ class _Batch:
 
 
 class Shard:
-    """Passages in memory; safe to share between threads."""
+    """A thread-safe exact search over passages in memory."""
 
     def __init__(
         self,
@@ -58,9 +58,9 @@ class Shard:
         *,
         device: str = "cpu",
     ) -> None:
-        """Chunks are blocks: the same rows in every column, whole documents.
+        """Chunks are blocks of whole documents and must have the same rows in every column.
 
-        `device`: where dense and ColBERT vectors are scored; on a CPU they are not copied.
+        `device`: scores dense and ColBERT vectors. On the CPU they are not copied.
         """
         self.outputs: tuple[Output, ...] = tuple(o for o in OUTPUTS if o in vectors)
         self._device = torch.device(device)
@@ -83,7 +83,8 @@ class Shard:
         unit: Level = "passage",
         weights: Weights = (1.0, 1.0, 1.0),
     ) -> dict[Ranking, Best]:
-        """The best rows of each query; of documents, each as its best passage: its first row.
+        """Return the best rows of each query. A document scores as its best passage and is given by
+        its first row.
 
         `queries`: an encoder's columns. Sparse ranks only rows that share a token with the query.
         """
@@ -100,7 +101,7 @@ class Shard:
         return {name: self._sorted(parts, top, unit) for name, parts in found.items()}
 
     def score(self, queries: pa.Table, query_M: np.ndarray, row_M: np.ndarray) -> pa.Table:
-        """Scores of pairs of a query and a row: float32 [M] for each output."""
+        """Return the scores of pairs of a query and a row, a float32 [M] column per output."""
         return pa.table(
             {
                 output: score_pairs(
@@ -111,7 +112,7 @@ class Shard:
         )
 
     def document_rows(self, row_N: np.ndarray) -> np.ndarray:
-        """int64 [N, 2]: the rows [first, stop) of the document that each row is of."""
+        """Return int64 [N, 2]: the rows [first, stop) of the document that contains each row."""
         at = np.searchsorted(self._documents, row_N, side="right")
         return np.stack([self._documents[at - 1], np.append(self._documents, len(self))[at]], 1)
 
@@ -132,7 +133,7 @@ class Shard:
         for number, ids in enumerate(doc_ids.chunks):
             chunks = {output: column.chunk(number) for output, column in self._vectors.items()}
             if any(len(chunk) != len(ids) for chunk in chunks.values()):
-                raise ValueError("expected blocks of the same rows in every column")
+                raise ValueError("expected chunks of the same length in every column")
             offsets = _document_offsets(ids)
             rows = {
                 output: SCORED_ROWS[output](chunk, self._device) for output, chunk in chunks.items()
@@ -142,7 +143,7 @@ class Shard:
 
 
 def _batches(queries: int, top: int, by: Collection[Ranking], *, on_cpu: bool) -> list[_Batch]:
-    """Queries that are scored at once; on a CPU enough batches for each of its threads."""
+    """Divide queries into batches that are scored at once; on the CPU at least one per thread."""
     size = _QUERIES
     if on_cpu:
         size = max(min(size, -(-queries // torch.get_num_threads())), _LEAST_QUERIES)
@@ -156,7 +157,7 @@ def _batches(queries: int, top: int, by: Collection[Ranking], *, on_cpu: bool) -
 def _rank(
     block: _Block, scorers: Mapping[Output, Scorer], unit: Level, weights: Weights, batch: _Batch
 ) -> None:
-    """A block's rows, or its documents, into what has been found for a batch."""
+    """Score a block for a batch of queries, and add its rows or documents to the best so far."""
     first = block.first_row if unit == "passage" else block.first_document
     scores = {output: scorer(batch.start, batch.stop) for output, scorer in scorers.items()}
     for name, best in batch.best.items():
@@ -167,7 +168,7 @@ def _rank(
 
 
 def _document_offsets(ids: pa.Array) -> np.ndarray:
-    """Where in a block each document begins, and its end."""
+    """Return the row at which each document of a block begins, and the end of the block."""
     if not len(ids):
         return np.zeros(1, np.int64)
     changes = pc.not_equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)

@@ -1,13 +1,13 @@
-"""The best rows of each query, out of scores that come a block of rows at a time. Exact.
+"""Select the exact best rows of each query from scores that arrive one block of rows at a time.
 
     best = TopRows(queries=1000, k=100)
     best.add(scores_QB, first_row=0)
     best.add(scores_QB, first_row=4096)
     scores_QK, rows_QK = best.sorted()
 
-Order is total: by score, the lower row first where scores are equal. A score and its row are one
-int64, so that a partition of integers keeps both. Shape suffixes: Q queries, B rows of a block, K
-best rows.
+The order is total: by score, then the lower row first. A score and its row are packed into one
+int64, so that partitioning integers keeps them together. Shape suffixes: Q queries, B rows of a
+block, K best rows.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 _NOTHING = np.iinfo(np.int64).min
-_PENDING = 2  # times Q * K: so many candidates wait before the worst of them are thrown away
-_GROUP = 8  # booleans looked at as one integer
+_PENDING = 2  # times Q * K: the number of candidates collected before the worst are dropped
+_GROUP = 8  # booleans tested as one integer
 
 
 class TopRows:
-    """Keeps the K best rows of each of Q queries."""
+    """The K best rows of each of Q queries."""
 
     def __init__(self, queries: int, k: int) -> None:
         self._k = k
@@ -32,10 +32,10 @@ class TopRows:
         self._pending_n = 0
 
     def add(self, scores: torch.Tensor, first_row: int, *, above: float = -np.inf) -> None:
-        """float32 scores [Q, B] of rows [first_row, first_row + B), rows below 2**32.
+        """Add float32 scores [Q, B] of rows [first_row, first_row + B); rows are below 2**32.
 
-        `above`: only better scores count, as of a query that shares no token with a passage. Of
-        scores on another device only the best of the block leave it.
+        `above`: ignore scores that are not greater, such as 0 of rows without a shared token. If
+        the scores are on a GPU, only the best of the block are copied from it.
         """
         if not scores.numel():
             return
@@ -46,7 +46,7 @@ class TopRows:
         n = scores_QB.shape[1]
         least_Q = np.maximum(self._least_Q, np.float32(above))
         if not self._is_full and n > self._k:
-            # Of the first block only its own best need be looked at.
+            # In the first block, only its own K best rows are candidates.
             own = np.partition(scores_QB, n - self._k, axis=1)[:, n - self._k]
             passes = scores_QB >= own[:, None]
             passes &= scores_QB > least_Q[:, None]
@@ -57,7 +57,7 @@ class TopRows:
         self._keep(query, _keys(scores_QB.reshape(-1)[at], row + first_row))
 
     def add_from_device(self, scores: torch.Tensor, first_row: int, *, above: float) -> None:
-        """As `add`: the block's best are chosen where the scores are, by the same order."""
+        """Add scores as `add` does, selecting the block's best rows on the device of the scores."""
         bits = (scores + 0.0).view(torch.int32).long()
         bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
         rows = torch.arange(scores.shape[1], device=scores.device) + first_row
@@ -67,9 +67,7 @@ class TopRows:
         self._keep(query, best[query, at])
 
     def sorted(self) -> tuple[np.ndarray, np.ndarray]:
-        """float32 scores [Q, K], best first, and int64 rows [Q, K]; -inf and -1 where there are no
-        more rows.
-        """
+        """Return float32 scores [Q, K], best first, and int64 rows [Q, K]; pad with -inf and -1."""
         self._compact()
         keys_QK = np.sort(self._best_QK, axis=1)[:, ::-1]
         return _scores(keys_QK), _rows(keys_QK)
@@ -102,7 +100,7 @@ class TopRows:
 
 
 def _true_places(mask: np.ndarray) -> np.ndarray:
-    """`np.flatnonzero` where little is true: eight at a time first."""
+    """Compute `np.flatnonzero` of a mostly false mask, by testing eight values at a time first."""
     flat = mask.reshape(-1)
     whole = len(flat) // _GROUP * _GROUP
     groups = np.flatnonzero(flat[:whole].view(np.uint64) != 0)
@@ -113,7 +111,7 @@ def _true_places(mask: np.ndarray) -> np.ndarray:
 
 
 def _keys(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Integers in the order of (score, lower row)."""
+    """Return integers whose order is that of (score, lower row)."""
     bits = (scores + np.float32(0)).view(np.int32).astype(np.int64)  # -0.0 becomes 0.0
     bits = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
     return np.asarray((bits << 32) | (0xFFFFFFFF - rows))

@@ -1,4 +1,4 @@
-"""The query endpoint: the corpus's encoder behind HTTP, on Ray Serve.
+"""The query endpoint: the encoder of a corpus as an HTTP service on Ray Serve.
 
     serve run conf/serve.yaml
 

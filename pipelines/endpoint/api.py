@@ -1,6 +1,6 @@
-"""The HTTP application: every route of a service behind the guard. Knows no Ray.
+"""Build the ASGI application: all routes of a service behind the guard. Does not import Ray.
 
-uvicorn can run it; Ray Serve does: pipelines.endpoint.deployment
+Ray Serve runs it (pipelines.endpoint.deployment); so can other ASGI servers, such as uvicorn.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ from pipelines.endpoint.tei import tei_routes
 CollectMetrics = Callable[[], Awaitable[Mapping[str, list[Metric]]]]
 
 
-_DESCRIPTION = """Vectors of queries and passages, from the encoder that made the index.
+_DESCRIPTION = """Vectors of queries and passages, computed by the encoder that made the index.
 
-Without `Authorization: Bearer <key>` where the endpoint has keys: 401."""
+If the endpoint has API keys, requests without `Authorization: Bearer <key>` are answered with 401.
+"""
 
 
 def create_api(
@@ -45,10 +46,10 @@ def create_api(
     search: SearchService | None = None,
     rerank: RerankService | None = None,
 ) -> App:
-    """The ASGI application; `collect` gives the metrics of all replicas by name.
+    """Return the ASGI application.
 
-    `search`, `rerank`: what answers /search and /rerank; the routes say how to get one when not
-    given.
+    `collect`: returns the metrics of all replicas, by replica name. `search`, `rerank`: the
+    services behind /search and /rerank. If None, these routes answer 404 and say how to enable it.
     """
     app = FastAPI(
         title="packvec",
@@ -76,7 +77,7 @@ def _operator_routes(
 
     @router.get("/info")
     async def info() -> dict[str, object]:
-        """The model, its space, and the limits; TEI's names and ours."""
+        """Return the model, its fingerprint and the limits, under packvec's and TEI's names."""
         facts = service.encoder.info
         limits = service.config.limits
         return dataclasses.asdict(facts) | {
@@ -101,7 +102,7 @@ def _operator_routes(
 
     @router.get("/health")
     async def health() -> dict[str, str]:
-        """200 where a text can be encoded now."""
+        """Return 200 if the replica can encode a text now, else 503."""
         try:
             await asyncio.wait_for(
                 service.check(), service.config.deployment.health_check_timeout_s
@@ -112,7 +113,7 @@ def _operator_routes(
 
     @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        """Prometheus text of all replicas."""
+        """Return the metrics of all replicas in the Prometheus text format."""
         return Response(page(await collect()), media_type=CONTENT_TYPE_LATEST)
 
     return router
@@ -131,7 +132,7 @@ def _answer_errors(app: FastAPI, service: Service) -> None:
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        is_json = first["type"] != "json_invalid"  # of what is none, the place is an offset
+        is_json = first["type"] != "json_invalid"  # else `loc` is an offset, not a field
         field = ".".join(str(part) for part in first["loc"][1:] if is_json) or "body"
         message = first["msg"].removeprefix("Value error, ")
         return refuse(request, ApiError(422, "malformed", message, field=field))
@@ -145,5 +146,5 @@ def _answer_errors(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
-        # Neither the text nor a stack trace goes out; the log has the trace, and no text.
-        return refuse(request, ApiError(500, "internal", "the endpoint failed; its log says why"))
+        # The client gets neither its text nor a stack trace. The log has the trace, but no text.
+        return refuse(request, ApiError(500, "internal", "the endpoint failed; see its log"))

@@ -1,10 +1,10 @@
-"""The endpoint on Ray Serve.
+"""Deploy the endpoint on Ray Serve.
 
     serve run conf/serve.yaml            # import_path: pipelines.endpoint.deployment:build
 
-A replica holds one encoder: it is loaded, compared with the index and warmed up before the replica
-takes a request; a reranker, where one is configured, too. What is searched is in deployments of its
-own, which all replicas ask.
+Each replica holds one encoder and, if configured, one reranker. It loads them, compares the encoder
+with the index and warms up before it accepts requests. All replicas share the search shards, which
+are separate deployments.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _METRICS_SECONDS = 5.0
 
 
 def build(args: dict[str, Any]) -> Application:
-    """The application of a Serve config file's `args`.
+    """Return the Serve application for the `args` of a Serve config file.
 
     Raises:
-        ConfigError: an unknown key, a value of the wrong type; and as `bind_shards`.
+        ConfigError: an unknown key or a value of the wrong type. Also raises as `bind_shards`.
     """
     config = parse_endpoint_config(args)
     wanted = config.deployment
@@ -58,16 +58,16 @@ def build(args: dict[str, Any]) -> Application:
         health_check_timeout_s=wanted.health_check_timeout_s,
         graceful_shutdown_timeout_s=wanted.graceful_shutdown_timeout_s,
         graceful_shutdown_wait_loop_s=0.5,
-        # Only used where every replica has all the requests it takes, or none is warm yet.
+        # Used only while every replica is full or none is warm yet.
         max_queued_requests=wanted.max_queued_requests,
         backpressure_config=BackpressureConfig(retry_after_s=2),
         max_surge_percent=wanted.surge_percent,
-        # What makes one replica refuse to start (another space, no such model) holds for all.
+        # An error that stops one replica (another space, no such model) stops all of them.
         max_constructor_retry_count=1,
         **replicas,
     )
     shards = bind_shards(config)
-    if shards and config.index:  # what is live may change before a replica starts
+    if shards and config.index:  # another generation may be published before a replica starts
         index = config.index.model_copy(update={"generation": shards.generation})
         config = config.model_copy(update={"index": index})
     return deployment.bind(config, shards)
@@ -76,12 +76,12 @@ def build(args: dict[str, Any]) -> Application:
 @serve.deployment
 @serve.ingress()
 class QueryEndpoint:
-    """One replica."""
+    """One replica of the endpoint."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, config: EndpointConfig, shards: ServedShards | None = None
     ) -> None:
-        """Load the model; only a replica that can answer is ever started."""
+        """Load and warm up the models. Serve starts using the replica only if this succeeds."""
         self._keys = read_keys(config.auth)
         encoder, chunk = await asyncio.to_thread(_load, config)
         self._service = Service(encoder, config, chunk)
@@ -99,22 +99,22 @@ class QueryEndpoint:
         await self._service.warm_up()
         self._replica = serve.get_replica_context().replica_id.unique_id
         if not self._keys:
-            logger.warning("no keys are configured (args.auth): whoever reaches the port may ask")
+            logger.warning("no API keys are configured (args.auth): the endpoint is open to all")
 
     def __serve_build_asgi_app__(self) -> App:
-        """The routes; Serve asks once the constructor is through."""
+        """Return the ASGI application. Serve calls this after the constructor has finished."""
         return create_api(self._service, self._keys, self._collect, self._search, self._rerank)
 
     async def check_health(self) -> None:
-        """Serve asks regularly, and replaces a replica that cannot encode."""
+        """Raise if the replica cannot encode. Serve polls this and replaces a failing replica."""
         await self._service.check()
 
     def own_metrics(self) -> tuple[str, list[Metric]]:
-        """This replica's name and metrics."""
+        """Return the name and the metrics of this replica."""
         return self._replica, self._service.metrics.collect()
 
     async def _collect(self) -> Mapping[str, list[Metric]]:
-        """All replicas' metrics; this one's alone where the others do not answer in time."""
+        """Return the metrics of all replicas that answer in time, at least those of this one."""
         context = serve.get_replica_context()
         handle = serve.get_deployment_handle(context.deployment, context.app_name)
         found = dict([self.own_metrics()])
@@ -122,8 +122,8 @@ class QueryEndpoint:
             answers = await handle.broadcast("own_metrics").results_async(
                 timeout_s=_METRICS_SECONDS, return_exceptions=True
             )
-        except Exception as error:  # noqa: BLE001  a replica that is dying must not hide the others
-            logger.warning("metrics of the other replicas are missing: %r", error)
+        except Exception as error:  # noqa: BLE001  a dying replica must not hide the others
+            logger.warning("cannot collect the metrics of the other replicas: %r", error)
             return found
         return found | dict(answer for answer in answers if not isinstance(answer, Exception))
 

@@ -1,12 +1,12 @@
-"""What a request is refused with, in the shape of the API it came to.
+"""Error responses, in the format of the API that the request used.
 
     native    {"error": {"code": "...", "message": "...", "field": "..."}}
     OpenAI    {"error": {"message": "...", "type": "...", "param": "...", "code": "..."}}
     TEI       {"error": "...", "error_type": "..."}
-    Cohere    {"message": "...", "code": "...", "detail": "..."}; detail is Jina's word for message
+    Cohere    {"message": "...", "code": "...", "detail": "..."}; Jina's clients read `detail`
 
-Status: 400 nothing to encode, 401 no key, 404 and 405 no such route, 413 too much, 422 malformed,
-424 the encoder failed on a text, 429 the queue is full, 503 not ready, or a shard is down.
+Status: 400 nothing to encode, 401 no valid key, 404 and 405 no such route, 413 too large, 422
+malformed, 424 the encoder failed on a text, 429 the queue is full, 503 not ready or shard down.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Shape = Literal["native", "openai", "tei", "cohere"]
 
 _REFUSALS = {
     400: "Nothing to encode.",
-    401: "No key of this endpoint.",
+    401: "The API key is missing or wrong.",
     413: "Too many texts, too large a body, or a text that is too long.",
-    422: "Malformed: which field, what was expected.",
+    422: "Malformed request; the error names the field and what was expected.",
     424: "The encoder failed on a text.",
-    429: "The queue is full; Retry-After says when to come again.",
-    503: "Not warm, not able to encode, or a shard is down.",
+    429: "The queue is full; Retry-After gives the seconds to wait.",
+    503: "Not warm yet, not able to encode, or a search shard does not answer.",
 }
 
 _TEI_PATHS = ("/embed", "/embed_sparse", "/embed_all", "/rerank", "/tokenize", "/info", "/")
@@ -38,25 +38,25 @@ _TEI_TYPES = {400: "Empty", 424: "Backend", 429: "Overloaded", 503: "Unhealthy"}
 
 @dataclass(eq=False)
 class ApiError(Exception):
-    """Why a request is not answered, or why one text of it has no vectors."""
+    """The reason why a request is refused, or why one text of a request has no vectors."""
 
     status: int
     code: str
     message: str
-    """What was expected, and what was found."""
+    """A sentence that says what was expected and what was found."""
     _: KW_ONLY
     field: str | None = None
-    """Of the request's body."""
+    """The field of the request's body that the error is about."""
     retry_after: float | None = None
-    """Seconds."""
+    """Seconds after which the client may retry."""
 
     def at(self, field: str) -> ApiError:
-        """The refusal of a request that needs what is in this field."""
+        """Return the same error, about this field."""
         return ApiError(self.status, self.code, self.message, field=field)
 
 
 def encoding_fault(text: str) -> ApiError | None:
-    """Why a text is no Unicode, where it is none."""
+    """Return an error if the text is not valid Unicode, else None."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -65,10 +65,10 @@ def encoding_fault(text: str) -> ApiError | None:
 
 
 def refuse_too_many(texts: Sized, most: int, field: str | None = None) -> None:
-    """Refuse a request of more than `most` texts.
+    """Check the number of texts in a request.
 
     Raises:
-        ApiError: 413.
+        ApiError: 413, more than `most` texts.
     """
     if (n := len(texts)) > most:
         message = f"expected at most {most:,} texts, got {n:,}; send them in several requests"
@@ -76,13 +76,13 @@ def refuse_too_many(texts: Sized, most: int, field: str | None = None) -> None:
 
 
 def route_path(scope: Mapping[str, Any]) -> str:
-    """A request's path below the application's route prefix."""
+    """Return the path of a request below the route prefix of the application."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", "").rstrip("/")) or "/"
 
 
 def shape_of(path: str) -> Shape:
-    """The API a path belongs to."""
+    """Return the API that a path belongs to."""
     if path in _COHERE_PATHS:
         return "cohere"
     if path.startswith("/v1/"):
@@ -91,7 +91,7 @@ def shape_of(path: str) -> Shape:
 
 
 def documented_refusals(shape: Shape, lacks: str = "") -> dict[int | str, dict[str, Any]]:
-    """For the OpenAPI schema of an API's routes; `lacks`: what the endpoint may not have (404)."""
+    """Return an API's errors for the OpenAPI schema, and a 404 for an endpoint without `lacks`."""
     refusals = _REFUSALS | ({404: f"The endpoint has no {lacks}."} if lacks else {})
     key = "message" if shape == "cohere" else "error"
     body: dict[str, Any] = {
@@ -104,7 +104,7 @@ def documented_refusals(shape: Shape, lacks: str = "") -> dict[int | str, dict[s
 
 
 def error_response(error: ApiError, path: str) -> Response:
-    """The refusal as the route's own API says it."""
+    """Return the error as a response in the format of the API that `path` belongs to."""
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))

@@ -1,6 +1,6 @@
-"""Which tokens made a hit's scores: the words both sparse vectors have, ColBERT's alignment.
+"""Explain the scores of a hit by its tokens: shared sparse weights and the ColBERT alignment.
 
-Shape suffixes: Q tokens of the query, P tokens of the passage, D dimension.
+Shape suffixes: Q query tokens, P passage tokens, D dimension.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Json = dict[str, Any]
 
 
 def explain_query(reader: TextReader, query: str, vectors: TextVectors) -> Json:
-    """`QueryExplained` as JSON."""
+    """Return `QueryExplained` of a query as JSON."""
     found: Json = {}
     if vectors.sparse is not None:
         ids, weights = vectors.sparse
@@ -35,10 +35,10 @@ def explain_query(reader: TextReader, query: str, vectors: TextVectors) -> Json:
 def explain_hits(
     reader: TextReader, query: str, vectors: TextVectors, passages: pa.Table
 ) -> list[Json]:
-    """`HitExplained` as JSON for each passage: rows of an index with `truncated` and their vectors.
+    """Return `HitExplained` as JSON for each passage.
 
-    Nothing is said of tokens where they are not exactly those the stored vectors are of, as where
-    the text is not stored.
+    `passages`: rows of an index with `truncated` and vectors. Tokens are left out unless they match
+    the stored ColBERT vectors exactly; they do not, for example, if the text is not stored.
     """
     own = _query_tokens(reader, query, vectors)
     stored = passages.select(
@@ -86,7 +86,7 @@ def _alignment(
 ) -> Json:
     scores_QP = query_QD.astype(np.float32) @ passage_PD.astype(np.float32).T
     best_Q = scores_QP.argmax(axis=1)
-    # What is most like the end of a query says nothing of its words.
+    # The special token that ends a query matches something too, but that explains no word.
     of_text = [q for q, piece in enumerate(own) if piece.start is not None] or slice(None)
     most_P = scores_QP[of_text].max(axis=0)
     return {
@@ -105,8 +105,10 @@ def _query_tokens(reader: TextReader, query: str, vectors: TextVectors) -> list[
 
 
 def _kept(pieces: Sequence[TokenSpan], vectors: int, is_cut: bool) -> list[TokenSpan] | None:
-    """The tokens that a text's ColBERT vectors are of: all but the first, of a text that was cut
-    its first ones and the special ones that end it. None where they cannot be these.
+    """Return the tokens that the ColBERT vectors of a text stand for: all tokens except the first.
+
+    A truncated text keeps its first tokens and the special tokens at its end. Return None if the
+    tokens cannot belong to this number of vectors.
     """
     n = vectors + 1
     if len(pieces) < n or (len(pieces) > n and not is_cut):
@@ -117,7 +119,7 @@ def _kept(pieces: Sequence[TokenSpan], vectors: int, is_cut: bool) -> list[Token
 
 
 def _short(number: np.floating[Any]) -> float:
-    """Digits that a reader can use: there are thousands of numbers in an explanation."""
+    """Round to five decimals: an explanation contains thousands of numbers."""
     return round(float(number), 5)
 
 

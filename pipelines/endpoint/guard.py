@@ -1,6 +1,6 @@
-"""What stands before every route: who may ask, how large a body may be, and what is counted.
+"""ASGI middleware in front of all routes: checks API keys and body sizes, and counts requests.
 
-Plain ASGI: it reads the body itself, so that one that is too large is refused before it is held.
+It reads the body itself, so that it can refuse a too large body before all of it is in memory.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 _DOCS = frozenset({"/docs", "/openapi.json"})
 _OPEN = _DOCS | {"/health"}
 _PAGE = "/"
-"""Where TEI's clients post; got, it is a page that holds no data."""
+"""A POST to this path is TEI's embed route. A GET returns the search page, which holds no data."""
 
 
 def read_keys(auth: AuthConfig) -> tuple[str, ...]:
-    """The keys that open the endpoint; none where none are configured.
+    """Return the API keys of the endpoint; empty if `auth` configures none.
 
     Raises:
-        ConfigError: keys are configured, and there are none: that must not open it to all.
+        ConfigError: a configured source holds no key. This must not open the endpoint to everybody.
     """
     keys: list[str] = []
     if auth.keys_env is not None:
@@ -48,7 +48,7 @@ def read_keys(auth: AuthConfig) -> tuple[str, ...]:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"auth.keys_file: cannot read {path} ({error}).") from None
         found = [line.partition("#")[0] for line in lines]
-        keys += _some(found, "auth.keys_file", f"a key a line in {path}")
+        keys += _some(found, "auth.keys_file", f"one key per line in {path}")
     return tuple(keys)
 
 
@@ -60,7 +60,7 @@ def _some(found: Sequence[str], where: str, expected: str) -> list[str]:
 
 
 class Guard:
-    """Middleware around the routes."""
+    """The middleware around the routes."""
 
     def __init__(self, app: App, service: Service, keys: Sequence[str]) -> None:
         self._app = app
@@ -70,7 +70,7 @@ class Guard:
         self._metrics = service.metrics
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Check and count one request, and pass it to the routes."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -95,7 +95,7 @@ class Guard:
             response.headers["Connection"] = "close"  # a body may be unread
             await response(scope, receive, counted)
         finally:
-            # Of an unknown path nothing is kept: anyone could make a new label a request.
+            # Unknown paths share a label: otherwise each request could create a new one.
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.labels(route, str(status)).inc()
             self._metrics.request_seconds.labels(route).observe(time.perf_counter() - started)
@@ -106,15 +106,15 @@ class Guard:
         given = dict(scope["headers"]).get(b"authorization", b"")
         scheme, _, key = given.partition(b" ")
         digest = _digest(key.strip())
-        # Every key is compared, each in constant time: how long it takes tells nothing.
+        # Compare with every key, each in constant time: the duration must not reveal a key.
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         if scheme.lower() != b"bearer" or not any(matches):
             expected = "'Authorization: Bearer KEY' with a key of this endpoint"
-            message = f"expected {expected}, found {'another' if given else 'none'}"
+            message = f"expected {expected}, found {'another value' if given else 'none'}"
             raise ApiError(401, "invalid_api_key", message)
 
     async def _read(self, scope: Message, receive: Receive) -> bytes | None:
-        """The whole body; None where the client has gone."""
+        """Return the whole body, or None if the client has disconnected."""
         declared = dict(scope["headers"]).get(b"content-length", b"")
         size = int(declared) if declared.isdigit() else 0
         most = self._max_body_bytes
@@ -137,7 +137,7 @@ class Guard:
 
 
 def _is_page(scope: Message, paths: Collection[str]) -> bool:
-    """Whether a request is for one of these paths, or for the search page."""
+    """Return whether a request is for one of these paths or for the search page."""
     path = route_path(scope)
     return path in paths or (path == _PAGE and scope["method"] in ("GET", "HEAD"))
 
@@ -147,7 +147,7 @@ def _digest(key: bytes) -> bytes:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """The body as one message, then what the server says (that the client has gone)."""
+    """Return a `receive` that gives the body as one message, then the messages of `receive`."""
     unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replayed() -> Message:

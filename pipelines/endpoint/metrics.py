@@ -1,4 +1,4 @@
-"""What a replica counts, and the counts of all replicas as one Prometheus page.
+"""The Prometheus metrics of a replica, and the page that merges those of all replicas.
 
 packvec_requests_total{replica="a1b2",route="/encode",status="200"} 12.0
 """
@@ -29,33 +29,33 @@ class EndpointMetrics:
         histogram = partial(Histogram, namespace="packvec", registry=registry, buckets=_SECONDS)
         self.requests = counter("requests", "Requests answered.", ("route", "status"))
         self.errors = counter("errors", "Requests refused, by reason.", ("route", "code"))
-        about = "From the arrival of a request at the replica to its answer."
+        about = "Seconds from the arrival of a request at the replica to its answer."
         self.request_seconds = histogram("request_seconds", about, ["route"])
         self.texts = counter("texts", "Texts encoded.")
-        self.text_faults = counter("text_faults", "Texts that have no vectors.", ["code"])
+        self.text_faults = counter("text_faults", "Texts without vectors, by error.", ["code"])
         self.tokens = counter("tokens", "Tokens encoded, special tokens included.")
-        self.truncated = counter("truncated_texts", "Texts cut.")
+        self.truncated = counter("truncated_texts", "Texts cut to the maximum length.")
         self.cache_hits = counter("cache_hits", "Texts answered from the cache.")
-        self.cache_misses = counter("cache_misses", "Texts looked for in the cache in vain.")
-        self.cache_bytes = gauge("cache_bytes", "What the cache holds.")
+        self.cache_misses = counter("cache_misses", "Texts not found in the cache.")
+        self.cache_bytes = gauge("cache_bytes", "Bytes in the cache.")
         self.queued_texts = gauge("queued_texts", "Texts waiting or being encoded.")
-        about = "Texts in a forward pass."
+        about = "Texts per forward pass."
         self.batch_texts = histogram("batch_texts", about, buckets=_TEXTS)
-        about = "Tokens of a forward pass as a share of its budget."
+        about = "Tokens of a forward pass as a fraction of its token budget."
         self.batch_fill = histogram("batch_fill", about, buckets=_FILL)
-        about = "How long the oldest text of a forward pass waited for it, tokenising included."
+        about = "Seconds that the oldest text of a forward pass waited, tokenising included."
         self.queue_seconds = histogram("queue_seconds", about)
-        about = "A forward pass and what becomes of its vectors."
+        about = "Seconds for a forward pass and the handling of its vectors."
         self.encode_seconds = histogram("encode_seconds", about)
         self.searches = counter("searches", "Queries searched for.", ["mode"])
-        about = "From a request's vectors to its ranked passages, waiting included."
+        about = "Seconds from a request's vectors to its ranked passages, waiting included."
         self.search_seconds = histogram("search_seconds", about, ["mode"])
-        self.queued_searches = gauge("queued_searches", "Requests searching or waiting for it.")
+        self.queued_searches = gauge("queued_searches", "Requests that search or wait to search.")
         self.reranks = counter("reranks", "Requests reranked.")
-        self.rerank_pairs = counter("rerank_pairs", "Pairs of a query and a text scored.")
-        about = "From a request's pairs to their scores, waiting included."
+        self.rerank_pairs = counter("rerank_pairs", "Pairs of query and text scored.")
+        about = "Seconds from a request's pairs to their scores, waiting included."
         self.rerank_seconds = histogram("rerank_seconds", about)
-        about = "A forward pass of the reranker."
+        about = "Seconds for a forward pass of the reranker."
         self.rerank_pass_seconds = histogram("rerank_pass_seconds", about)
         self.queued_pairs = gauge("queued_pairs", "Pairs waiting or being scored.")
 
@@ -74,17 +74,17 @@ class EndpointMetrics:
         self.rerank_pass_seconds.observe(seconds)
 
     def collect(self) -> list[Metric]:
-        """All of them now; plain data."""
+        """Return the current values of all metrics as plain data."""
         return list(self._registry.collect())
 
 
 def page(replicas: Mapping[str, Iterable[Metric]]) -> bytes:
-    """The Prometheus text of several replicas' metrics, each sample labelled with its replica."""
+    """Return the metrics of several replicas as Prometheus text, labelled with the replica."""
     return generate_latest(_Merged(replicas))
 
 
 class _Merged:
-    """A collector of what other collectors have collected."""
+    """A Prometheus collector that merges the collected metrics of several replicas."""
 
     def __init__(self, replicas: Mapping[str, Iterable[Metric]]) -> None:
         self._replicas = replicas

@@ -1,4 +1,4 @@
-"""The project's own routes: /encode, /score."""
+"""The routes of packvec's own API: /encode and /score."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class EncodeRequest(Body):
 
     texts: list[str] = Field(examples=[["when was the bridge built?"]])
     titles: list[str | None] | None = Field(
-        None, description="Of passages: one a text, put before it as the index's chunker does."
+        None, description="Titles of passages, one per text, prefixed as the chunker does."
     )
-    kind: Kind | None = Field(None, description="What the texts are; the endpoint's default.")
+    kind: Kind | None = Field(None, description="Kind of the texts; default: the endpoint's.")
     outputs: list[Output] | None = Field(
-        None, min_length=1, description="Some of the endpoint's outputs; all when not given."
+        None, min_length=1, description="Outputs to compute; default: all of the endpoint's."
     )
     truncate_dim: Dimensions = Field(
         None, description="Keep the first dimensions of dense and ColBERT vectors (Matryoshka)."
@@ -50,14 +50,14 @@ class EncodeRequest(Body):
 
 
 class Sparse(BaseModel):
-    """Lexical weights."""
+    """A sparse vector: the lexical weights of a text."""
 
     indices: list[int] = Field(description="Token ids, ascending.")
     values: list[float]
 
 
 class Fault(BaseModel):
-    """Why a text has no vectors."""
+    """The reason why a text has no vectors."""
 
     row: int
     code: str = Field(description="empty_text, bad_encoding, too_long or encoder_error")
@@ -65,7 +65,7 @@ class Fault(BaseModel):
 
 
 class EncodeResponse(BaseModel):
-    """A list a column, one entry a text; null where `faults` says why."""
+    """Columns with one entry per text. An entry is null if the text has a row in `faults`."""
 
     model: str
     space_fingerprint: str
@@ -82,23 +82,23 @@ class ScoreRequest(Body):
 
     pairs: list[tuple[str, str]] = Field(description="[query, passage]")
     weights: tuple[Weight, Weight, Weight] = Field(
-        (1.0, 1.0, 1.0), description="Of dense, sparse and ColBERT in `weighted`."
+        (1.0, 1.0, 1.0), description="Weights of dense, sparse and ColBERT in `weighted`."
     )
     truncate: bool | None = None
 
 
 class ScoreResponse(BaseModel):
-    """A list a score, one entry a pair."""
+    """Columns of scores, with one entry per pair."""
 
     model: str
     dense: list[float] | None = None
     sparse: list[float] | None = None
     colbert: list[float] | None = None
-    weighted: list[float] = Field(description="Weighted mean of those above.")
+    weighted: list[float] = Field(description="Weighted mean of the other scores.")
 
 
 def native_routes(service: Service) -> APIRouter:
-    """Routes bound to a service."""
+    """Return the routes of `service`."""
     router = APIRouter(tags=["packvec"], responses=documented_refusals("native"))
     info = service.encoder.info
     facts = {"model": info.name, "space_fingerprint": info.space_fingerprint}
@@ -107,7 +107,7 @@ def native_routes(service: Service) -> APIRouter:
         "/encode", response_model=EncodeResponse, responses={200: {"content": {ARROW: {}}}}
     )
     async def encode(body: EncodeRequest, request: Request) -> Response:
-        """Vectors of texts, as JSON or (`Accept: application/vnd.apache.arrow.stream`) as Arrow."""
+        """Encode texts; JSON, or Arrow with `Accept: application/vnd.apache.arrow.stream`."""
         texts = _texts(body, body.kind or service.config.default_kind)
         outputs = tuple(dict.fromkeys(body.outputs or service.outputs))
         results = await encode_dims(
@@ -122,7 +122,7 @@ def native_routes(service: Service) -> APIRouter:
 
     @router.post("/score", response_model=ScoreResponse)
     async def score(body: ScoreRequest) -> Response:
-        """How well passages answer queries, by every output the endpoint has."""
+        """Score pairs of query and passage by every output of the endpoint."""
         if not body.pairs:
             raise ApiError(400, "empty", "expected pairs, found none", field="pairs")
         texts = [Text("query", query) for query, _ in body.pairs]

@@ -1,9 +1,8 @@
-"""OpenAI's embeddings API: POST /v1/embeddings, GET /v1/models.
+"""Routes of OpenAI's embeddings API: POST /v1/embeddings and GET /v1/models.
 
-Where the API has no word for it: what a text is. `"kind": "passage"` in the body says it
-(`extra_body` of OpenAI's client), or the end of the model's name (`BAAI/bge-m3:passage`), which
-every client can send; else the endpoint's default. The rest of the name is not looked at, unless it
-is the reranker's.
+OpenAI's API does not distinguish queries from passages. A client sets the kind with `"kind"` in the
+body (`extra_body` of OpenAI's client) or with a suffix of the model name (`BAAI/bge-m3:passage`).
+Otherwise the endpoint's default applies. Other model names are ignored; the reranker's is refused.
 """
 
 from __future__ import annotations
@@ -34,20 +33,20 @@ _KINDS: dict[str, Kind] = {"query": "query", "passage": "passage"}
 
 
 class EmbeddingsRequest(BaseModel):
-    """As OpenAI's; fields of theirs that mean nothing here (user) are ignored."""
+    """OpenAI's request. Its fields that have no meaning here, such as `user`, are ignored."""
 
     input: str | TokenIds | list[str] | list[TokenIds] = Field(
-        description="A text, texts, or token ids of this model's vocabulary, encoded as they are."
+        description="One or several texts, or token ids of this model, encoded without changes."
     )
     model: str = ""
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Dimensions = None
     user: str | None = None
-    kind: Kind | None = Field(None, description="What the texts are; the endpoint's default.")
+    kind: Kind | None = Field(None, description="Kind of the texts; default: the endpoint's.")
 
 
 class Embedding(BaseModel):
-    """One text's vector."""
+    """The vector of one text."""
 
     object: Literal["embedding"]
     index: int
@@ -55,14 +54,14 @@ class Embedding(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens, special tokens and instruction included."""
+    """Number of tokens, including special tokens and the instruction."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class EmbeddingsResponse(BaseModel):
-    """As OpenAI's."""
+    """OpenAI's response."""
 
     object: Literal["list"]
     data: list[Embedding]
@@ -71,16 +70,16 @@ class EmbeddingsResponse(BaseModel):
 
 
 def openai_routes(service: Service, rerank: RerankService | None = None) -> APIRouter:
-    """Routes bound to a service; `rerank`: its reranker is among the models."""
+    """Return the routes of `service`. /v1/models also lists the reranker of `rerank`."""
     router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=documented_refusals("openai"))
     name = service.encoder.info.name
 
     @router.post("/embeddings", response_model=EmbeddingsResponse)
     async def embeddings(body: EmbeddingsRequest) -> Response:
-        """Dense vectors, for OpenAI's clients."""
+        """Return dense vectors, for OpenAI's clients."""
         model, kind = _parts(body.model)
         if rerank and model == rerank.info.name:
-            message = f"expected an embedder ({name}), got a reranker, which /v1/rerank is for"
+            message = f"expected an embedder ({name}), got a reranker; send it to /v1/rerank"
             raise ApiError(422, "not_an_embedder", message, field="model")
         kind = body.kind or kind or service.config.default_kind
         texts = texts_of(body.input, kind, service, "input")
@@ -104,7 +103,7 @@ def openai_routes(service: Service, rerank: RerankService | None = None) -> APIR
 
     @router.get("/models")
     async def models() -> dict[str, object]:
-        """The encoder, then the reranker where there is one."""
+        """List the encoder and, if there is one, the reranker."""
         found = {name: "embed"} | ({rerank.info.name: "rerank"} if rerank else {})
         owned = {"object": "model", "created": 0, "owned_by": "packvec"}
         data = [{"id": each, **owned, "capabilities": [what]} for each, what in found.items()]
@@ -118,6 +117,6 @@ def _base64(vectors: TextVectors) -> str:
 
 
 def _parts(model: str) -> tuple[str, Kind | None]:
-    """A model's name without its end, and what that says of the texts."""
+    """Split a model name into the name and the kind of its suffix, if it has one."""
     name, _, kind = model.rpartition(":")
     return (name, _KINDS[kind]) if kind in _KINDS else (model, None)

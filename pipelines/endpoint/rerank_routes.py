@@ -1,6 +1,4 @@
-"""Reranking: POST /rerank as text-embeddings-inference has it, /v1/rerank and /v2/rerank as Cohere
-and Jina do.
-"""
+"""Reranking routes: POST /rerank (TEI's API), /v1/rerank and /v2/rerank (Cohere's and Jina's)."""
 
 from __future__ import annotations
 
@@ -20,32 +18,32 @@ from pipelines.endpoint.rerank_service import RerankService
 from pipelines.endpoint.route_parts import json_answer
 
 _OFF = "this endpoint has no reranker: set reranker: {name: ...} in its args and deploy it again"
-_TRUNCATE = "Cut a pair that is too long, or refuse it; as configured if not given."
+_TRUNCATE = "true: cut pairs that are too long; false: refuse them. Default: as configured."
 
 
 class RerankRequest(BaseModel):
-    """As TEI's; fields that mean nothing here are ignored."""
+    """TEI's request. Its fields that have no meaning here are ignored."""
 
     query: str = Field(examples=["what is ray"])
     texts: list[str] = Field(examples=[["a distributed engine", "a flat fish"]])
-    raw_scores: bool = Field(False, description="Scores as they are, not in (0, 1).")
+    raw_scores: bool = Field(False, description="Return raw scores instead of values in (0, 1).")
     return_text: bool = False
     truncate: bool | None = Field(None, description=_TRUNCATE)
     truncation_direction: Literal["right", "Right", "left", "Left"] = Field(
-        "right", description="Where a query or a text that is too long is cut."
+        "right", description="The side at which a too long query or text is cut."
     )
 
 
 class Rank(BaseModel):
-    """One text."""
+    """The score of one text."""
 
-    index: int = Field(description="In the request.")
+    index: int = Field(description="Position of the text in the request, from 0.")
     score: float
-    text: str | None = Field(None, description="Not there unless asked for.")
+    text: str | None = Field(None, description="Present only with `return_text`.")
 
 
 def _with_text(document: Any) -> Any:
-    """One message, where pydantic has one for each kind that a document can be."""
+    """Raise one error, where pydantic would give one for each type that a document can have."""
     if isinstance(document, str) or (
         isinstance(document, dict) and isinstance(document.get("text"), str)
     ):
@@ -55,63 +53,63 @@ def _with_text(document: Any) -> Any:
 
 
 class Document(BaseModel):
-    """A text with a name."""
+    """A document given as an object."""
 
     text: str
 
 
 class CohereRequest(BaseModel):
-    """As Cohere's and Jina's; fields of theirs that mean nothing here are ignored."""
+    """Cohere's and Jina's request. Their fields that have no meaning here are ignored."""
 
-    model: str | None = Field(None, description="There is one; refused if it is the embedder's.")
+    model: str | None = Field(None, description="Ignored, but the embedder's name is refused.")
     query: str = Field(examples=["what is ray"])
     documents: list[Annotated[str | Document, BeforeValidator(_with_text)]] = Field(
         examples=[["a distributed engine", "a flat fish"]]
     )
-    top_n: Annotated[int, Field(ge=1)] | None = Field(None, description="Only the best so many.")
+    top_n: Annotated[int, Field(ge=1)] | None = Field(None, description="Number of results.")
     return_documents: bool | None = None
     max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Longer documents are cut, whatever truncate is."
+        None, description="Longer documents are cut, also with truncate: false."
     )
     truncate: bool | None = Field(None, description=_TRUNCATE)
 
 
 class CohereResult(BaseModel):
-    """One document."""
+    """The score of one document."""
 
-    index: int = Field(description="In the request.")
-    relevance_score: float = Field(description="In (0, 1).")
-    document: Document | None = Field(None, description="Not there unless asked for.")
+    index: int = Field(description="Position of the document in the request, from 0.")
+    relevance_score: float = Field(description="A value in (0, 1).")
+    document: Document | None = Field(None, description="Present only with `return_documents`.")
 
 
 class Usage(BaseModel):
-    """Tokens of all pairs, special tokens included."""
+    """Number of tokens of all pairs, special tokens included."""
 
     total_tokens: int
 
 
 class Meta(BaseModel):
-    """What Cohere's clients look for."""
+    """The metadata that Cohere's clients expect."""
 
     api_version: dict[str, str]
-    billed_units: dict[str, int] = Field(description="One search.")
-    warnings: list[str] | None = Field(None, description="Which documents were cut.")
+    billed_units: dict[str, int] = Field(description="Always one search.")
+    warnings: list[str] | None = Field(None, description="Names the documents that were cut.")
 
 
 class CohereResponse(BaseModel):
-    """The best document first."""
+    """Ranked documents, best first."""
 
-    id: str = Field(description="Of this answer alone.")
+    id: str = Field(description="A new UUID for each response.")
     model: str
     results: list[CohereResult]
-    usage: Usage = Field(description="As Jina has it.")
-    meta: Meta = Field(description="As Cohere has it.")
+    usage: Usage = Field(description="A field of Jina's API.")
+    meta: Meta = Field(description="A field of Cohere's API.")
 
 
 def rerank_routes(rerank: RerankService | None, embedder: str) -> APIRouter:
-    """Routes bound to what reranks; without one they say how to get it.
+    """Return the reranking routes; if `rerank` is None, they answer 404 and say how to enable it.
 
-    `embedder`: the name of the endpoint's other model.
+    `embedder`: the name of the embedding model, which these routes refuse.
     """
     router = APIRouter()
 
@@ -127,7 +125,7 @@ def rerank_routes(rerank: RerankService | None, embedder: str) -> APIRouter:
         responses=documented_refusals("tei", lacks="reranker"),
     )
     async def rerank_texts(body: RerankRequest) -> Response:
-        """Texts by how well they answer a query, the best first."""
+        """Rank texts by how well they answer a query, best first."""
         found = await service().score(
             body.query,
             body.texts,
@@ -151,7 +149,7 @@ def rerank_routes(rerank: RerankService | None, embedder: str) -> APIRouter:
         responses=documented_refusals("cohere", lacks="reranker"),
     )
     async def rerank_documents(body: CohereRequest, request: Request) -> Response:
-        """Documents by how well they answer a query, the best first."""
+        """Rank documents by how well they answer a query, best first."""
         if body.model == embedder != service().info.name:
             message = f"expected a reranker ({service().info.name}), got an embedder"
             raise ApiError(422, "not_a_reranker", message, field="model")
@@ -184,18 +182,19 @@ def rerank_routes(rerank: RerankService | None, embedder: str) -> APIRouter:
 
 
 def _best_first(found: PairScores) -> list[int]:
-    """Rows by their scores before the logistic function, which makes great ones equal; of equal
-    ones the first.
+    """Return rows by raw score, best first, and equal scores in request order.
+
+    The logistic function would map different large scores to the same float.
     """
     order: list[int] = np.argsort(-found.scores, kind="stable").tolist()
     return order
 
 
 def _warnings(found: PairScores) -> dict[str, list[str]]:
-    """None where no document was cut."""
+    """Return `warnings` that name the cut documents; empty if there are none."""
     rows = np.flatnonzero(found.truncated).tolist()
     some = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
-    return {"warnings": [f"{len(rows):,} documents were cut, or the query: {some}"]} if rows else {}
+    return {"warnings": [f"{len(rows):,} documents or the query were cut: {some}"]} if rows else {}
 
 
 def _answer(body: Any, found: PairScores) -> Response:

@@ -1,10 +1,10 @@
-"""Texts ranked by how well they answer a query, for concurrent requests.
+"""Score texts for queries with a reranker that concurrent requests share.
 
     rerank = RerankService(reranker, config, metrics)
     await rerank.score("what is ray", ["an engine", "a fish"], "texts")
 
-Runs on one event loop, which it never blocks: tokenising and scoring are the batcher's thread's.
-Knows no HTTP and no Ray.
+The service runs on one event loop and never blocks it: the batcher's thread tokenises and scores.
+It is independent of HTTP and Ray.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class RerankService:
     def __init__(
         self, reranker: Reranker, config: EndpointConfig, metrics: EndpointMetrics
     ) -> None:
-        """`reranker`: of one score a pair; `metrics`: the replica's."""
+        """`reranker` gives one score per pair; `metrics` are those of the replica."""
         self.info = reranker.info
         self._limits = config.limits
         own = config.reranker.too_long if config.reranker else "truncate"
@@ -42,7 +42,7 @@ class RerankService:
         self._backlog = Backlog("pairs", metrics.queued_pairs, config.limits)
 
     def facts(self) -> dict[str, object]:
-        """For /info."""
+        """Return the description of the reranker for /info."""
         return {name: getattr(self.info, name) for name in _FACTS}
 
     async def score(
@@ -55,15 +55,15 @@ class RerankService:
         max_text_tokens: int | None = None,
         keep_end: bool = False,
     ) -> PairScores:
-        """A score for each text, in order.
+        """Return a score for each text, in order.
 
-        `field`: of the request's body, where the texts are; `truncate`: cut a pair that is too
-        long, or refuse it; as configured when not given; `max_text_tokens`: longer texts are cut
-        first, whatever `truncate` is; `keep_end`: what is cut of a pair are its beginnings.
+        `field`: name of the texts in errors. `truncate`: cut (True) or refuse (False) pairs that
+        are too long; None: as configured. `max_text_tokens`: cut longer texts first, whatever
+        `truncate` says. `keep_end`: cut the beginning of a query or text instead of its end.
 
         Raises:
-            ApiError: 400 no text, 413 too many, or a pair that is too long, 422 no Unicode, 424 a
-                pair that cannot be scored, 429 a full queue.
+            ApiError: 400 no text, 413 too many texts or a too long pair, 422 not Unicode, 424 a
+                pair cannot be scored, 429 the queue is full.
         """
         self._check(query, texts, field)
         started = time.perf_counter()
@@ -81,8 +81,8 @@ class RerankService:
         too_long = np.flatnonzero(found.too_long)
         if len(too_long) and not may_cut:
             message = (
-                f"expected at most {self.info.max_length:,} tokens with the query, itself of at "
-                f"most {self.info.query_max_length:,}, found more"
+                f"expected at most {self.info.max_length:,} tokens including the query, and at "
+                f"most {self.info.query_max_length:,} in the query, found more"
             )
             raise self._counted(ApiError(413, "too_long", message), int(too_long[0]), field)
         for row, reason in found.failures.items():
@@ -97,7 +97,7 @@ class RerankService:
         """Score pairs of several lengths.
 
         Raises:
-            EncodeError: it cannot.
+            EncodeError: the reranker fails on one of them.
         """
         texts = ["warm " * n for n in (1, 64, 1_024)]
         found = await asyncio.wrap_future(self._batcher.submit("warm", texts))
@@ -105,7 +105,7 @@ class RerankService:
             raise EncodeError(f"the reranker {self.info.name} cannot score: {reason}.")
 
     def close(self) -> None:
-        """Finish what was accepted and end the thread."""
+        """Finish the accepted requests and stop the thread."""
         self._batcher.close()
 
     def _check(self, query: str, texts: Sequence[str], field: str) -> None:

@@ -1,4 +1,4 @@
-"""What routes of several APIs have in common: texts or token ids in, dimensions, whole answers."""
+"""Shared parts of the routes: request fields, conversion of inputs, JSON and Arrow responses."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ TokenIds = list[Annotated[int, Field(ge=0)]]
 Dimensions = Annotated[int, Field(ge=1)] | None
 Truncate = Annotated[
     bool | None,
-    Field(description="Cut a text that is too long, or refuse it; as configured if not given."),
+    Field(description="true: cut texts that are too long; false: refuse. Default: as configured."),
 ]
 Weight = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 
 
 class Body(BaseModel):
-    """A request's body; unknown fields are errors, so that a typo is heard."""
+    """A request body in which unknown fields are errors, so that a typing error is noticed."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -38,10 +38,10 @@ class Body(BaseModel):
 def texts_of(
     given: str | list[int] | list[str] | list[list[int]], kind: Kind, service: Service, field: str
 ) -> list[Text]:
-    """Texts or token ids, one or several.
+    """Return the texts of a request, which gives one or several texts or lists of token ids.
 
     Raises:
-        ApiError: 400 none, 422 an id that is not in the vocabulary.
+        ApiError: 400 no text or no ids, 422 an id that is not in the vocabulary.
     """
     many: list[Any] = given if isinstance(given, list) else [given]
     if many and isinstance(many[0], int):
@@ -79,10 +79,10 @@ async def encode_dims(
     dim: int | None,
     field: str,
 ) -> list[Outcome]:
-    """As `Service.encode`, the first `dim` dimensions; `field` of the request asks for them.
+    """Encode, and keep the first `dim` dimensions (None: all). `field`: name of `dim` in errors.
 
     Raises:
-        ApiError: 422 more dimensions than there are; and as `Service.encode`.
+        ApiError: 422 `dim` exceeds the model's dimension. Also raises as `Service.encode`.
     """
     info = service.encoder.info
     if dim is not None and dim > info.dim:
@@ -98,12 +98,12 @@ async def encode_dims(
 
 
 def all_vectors(results: Sequence[Outcome], place: str, n: int | None = None) -> list[TextVectors]:
-    """The vectors, for an API that has no word for a text without.
+    """Return the vectors of all texts, for an API that cannot report errors of single texts.
 
-    `place`: of a text in the request's body, with {} for its row; rows are counted anew after `n`.
+    `place`: field of a text in the request, with {} for its row. `n`: {} restarts at 0 after `n`.
 
     Raises:
-        ApiError: of the first text that has none.
+        ApiError: the error of the first text that has no vectors.
     """
     for row, result in enumerate(results):
         if isinstance(result, ApiError):
@@ -114,12 +114,12 @@ def all_vectors(results: Sequence[Outcome], place: str, n: int | None = None) ->
 ARROW = "application/vnd.apache.arrow.stream"
 TRUNCATED_HEADER = "X-Truncated-Texts"
 
-# Serialising so many bytes of vectors takes about a millisecond.
+# Bytes of vectors. Serialising this amount takes about a millisecond.
 _LARGE = 256 << 10
 
 
 async def json_response(body: Any, results: Sequence[Outcome]) -> Response:
-    """`body` as JSON, numpy arrays included; `results` are what it is made of."""
+    """Return `body` as JSON, numpy arrays included. `results`: the outcomes that `body` shows."""
     vectors = [result for result in results if isinstance(result, TextVectors)]
     dumps = partial(orjson.dumps, body, option=orjson.OPT_SERIALIZE_NUMPY)
     is_large = sum(each.nbytes for each in vectors) > _LARGE
@@ -128,7 +128,7 @@ async def json_response(body: Any, results: Sequence[Outcome]) -> Response:
 
 
 def json_answer(content: bytes, truncated: int) -> Response:
-    """JSON, and in a header how many texts were cut, where any was."""
+    """Return a JSON response. If texts were truncated, a header contains their number."""
     headers = {TRUNCATED_HEADER: str(truncated)} if truncated else {}
     return Response(content, 200, headers, "application/json")
 
@@ -136,9 +136,9 @@ def json_answer(content: bytes, truncated: int) -> Response:
 def arrow_stream(
     results: Sequence[Outcome], outputs: Sequence[Output], facts: Mapping[str, str]
 ) -> bytes:
-    """An Arrow IPC stream of one row a text: the columns of an index, and why a row has none.
+    """Return an Arrow IPC stream with one row per text: an index's columns, and `fault`, the error.
 
-    Some text has vectors; `facts`: the schema's metadata.
+    At least one text must have vectors. `facts`: the metadata of the schema.
     """
     known = [result if isinstance(result, TextVectors) else None for result in results]
     places = itertools.count()

@@ -1,4 +1,4 @@
-"""POST /search, and the page at GET / that asks it."""
+"""Routes for search: POST /search, and the search page at GET /."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pipelines.endpoint.search_service import SearchBody, SearchService
 
 
 class TokenPlace(BaseModel):
-    """A token; `start` and `stop` in characters of the query or the passage's `text`, null where
-    it is not of it: special, of the instruction or of the title.
+    """A token and its characters [start, stop) in the query or the passage's `text`; both null for
+    special tokens and for tokens of the instruction or title.
     """
 
     text: str
@@ -31,20 +31,18 @@ class TokenPlace(BaseModel):
 class PassageToken(TokenPlace):
     """A token of a passage."""
 
-    score: float = Field(
-        description="Inner product with the query's own token that is most like it."
-    )
+    score: float = Field(description="Largest inner product with a token of the query's text.")
 
 
 class TokenWeight(BaseModel):
-    """A word of a query's sparse vector."""
+    """A token of a query's sparse vector."""
 
     token: str
     weight: float
 
 
 class SharedToken(BaseModel):
-    """What both sparse vectors have; the products add up to the sparse score."""
+    """A token of both sparse vectors. The sum of the products is the sparse score."""
 
     token: str
     query: float
@@ -53,41 +51,41 @@ class SharedToken(BaseModel):
 
 
 class HitExplained(BaseModel):
-    """Which tokens made a hit's scores; what is null is not known."""
+    """The tokens that explain the scores of a hit. Unknown parts are null."""
 
-    sparse: list[SharedToken] | None = Field(None, description="The greatest product first.")
+    sparse: list[SharedToken] | None = Field(None, description="Sorted by product, largest first.")
     passage_tokens: list[PassageToken] | None = Field(
-        None, description="All but the first, which has no ColBERT vector."
+        None, description="All tokens except the first, which has no ColBERT vector."
     )
     alignment: list[tuple[int, float]] | None = Field(
         None,
-        description="For each of query_tokens: its best of passage_tokens, and their inner "
-        "product; the mean of these is the ColBERT score.",
+        description="For each of query_tokens: the position of its best match in passage_tokens "
+        "and their inner product. The mean of these products is the ColBERT score.",
     )
 
 
 class QueryExplained(BaseModel):
-    """A query as its vectors see it."""
+    """The tokens and weights of a query."""
 
-    sparse: list[TokenWeight] | None = Field(None, description="The heaviest first.")
+    sparse: list[TokenWeight] | None = Field(None, description="Sorted by weight, largest first.")
     query_tokens: list[TokenPlace] | None = Field(
-        None, description="All but the first, which has no ColBERT vector."
+        None, description="All tokens except the first, which has no ColBERT vector."
     )
 
 
 class HitBody(BaseModel):
-    """A passage, with the columns of the index beside what is declared here."""
+    """A found passage. It also contains the requested columns of the index."""
 
     model_config = ConfigDict(extra="allow")
 
-    rank: int = Field(description="From 1.")
-    score: float = Field(description="By the mode.")
-    scores: dict[Output, float] = Field(description="By each output.")
+    rank: int = Field(description="Rank, from 1.")
+    score: float = Field(description="Score by the mode.")
+    scores: dict[Output, float] = Field(description="Score by each output.")
     explain: HitExplained | None = None
 
 
 class ResultBody(BaseModel):
-    """What one query finds."""
+    """The hits of one query."""
 
     query: str
     hits: list[HitBody]
@@ -95,10 +93,10 @@ class ResultBody(BaseModel):
 
 
 class SearchResponse(BaseModel):
-    """A result a query."""
+    """Search results, one per query."""
 
     model: str
-    generation: int = Field(description="Of the index; the same until the endpoint is redeployed.")
+    generation: int = Field(description="Generation of the index, fixed until a redeployment.")
     mode: Mode
     took_ms: float
     results: list[ResultBody]
@@ -112,7 +110,7 @@ _OFF = (
 
 
 def search_routes(search: SearchService | None) -> APIRouter:
-    """Routes bound to what searches; without one they say how to get it."""
+    """Return the search routes; if `search` is None, POST /search says how to enable it (404)."""
     refusals = documented_refusals("native", lacks="index to search")
     router = APIRouter(tags=["packvec"], responses=refusals)
     page = _PAGE.read_text(encoding="utf-8")
@@ -125,22 +123,22 @@ def search_routes(search: SearchService | None) -> APIRouter:
 
     @router.post("/search", response_model=SearchResponse)
     async def search_index(body: SearchBody) -> Response:
-        """The passages of the index that answer queries best: all of them are compared."""
+        """Return the passages that answer each query best. Every passage is compared with it."""
         if search is None:
             raise ApiError(404, "no_search", _OFF)
         return json_answer(*await search.answer(body))
 
-    # Not in the schema: it is no part of the API.
+    # Not in the OpenAPI schema, because a page for browsers is not an API.
     @router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def search_page() -> HTMLResponse:
-        """The page; it knows nothing, and asks for all it shows."""
+        """Return the static search page, which requests all its data from the API."""
         return HTMLResponse(page, headers=headers)
 
     return router
 
 
 def content_security_policy(page: str) -> str:
-    """Only the page's own script and style run, and only this endpoint is asked."""
+    """Return a policy that allows only the page's own script and style, and only this endpoint."""
     own = {
         tag: " ".join(
             f"'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'"

@@ -1,9 +1,9 @@
-"""Searches for concurrent requests: a few at a time, in threads of their own.
+"""Search an index for concurrent requests, a few requests at a time in a thread pool.
 
     search = SearchService(service, searcher, generation)
     await search.answer(SearchBody(query="old bridges"))
 
-The event loop encodes, as for any route; shards are asked by threads. Knows no Ray.
+`Service` encodes the queries, as for every route; the threads call the shards. Independent of Ray.
 """
 
 from __future__ import annotations
@@ -31,35 +31,38 @@ from pipelines.endpoint.texts import Text
 from pipelines.search.answers import Hit, find
 from pipelines.search.searcher import MODES, Searcher, ShardDownError, outputs_for
 
-# One scores while another waits for its rows; shards share their cores between searches anyway.
+# One search scores while another waits for its rows. More threads would only share the same cores.
 _THREADS = 4
 MOST_QUERIES = 64
 MOST_EXPLAINED = 20
 
 
 class SearchBody(Body):
-    """A query, or several."""
+    """The body of a search request: one query or several."""
 
     query: str | None = Field(None, examples=["when was the bridge built?"])
     queries: list[str] | None = Field(
-        None, min_length=1, max_length=MOST_QUERIES, description="Several, instead of `query`."
+        None,
+        min_length=1,
+        max_length=MOST_QUERIES,
+        description="Use instead of `query`.",
     )
-    top: Annotated[int, Field(ge=1, le=1_000)] = Field(10, description="Hits of each query.")
+    top: Annotated[int, Field(ge=1, le=1_000)] = Field(10, description="Hits per query.")
     mode: Mode | None = Field(
         None,
-        description="What passages are ranked by: one output; hybrid, their weighted mean; rrf, "
-        "reciprocal rank fusion. When not given: hybrid, or the only output there is.",
+        description="Ranking: one output; hybrid, the weighted mean of the scores; or rrf, "
+        "reciprocal rank fusion. Default: hybrid, or the only output.",
     )
-    by: Level = Field("passage", description="Rank passages, or documents as their best passage.")
+    by: Level = Field("passage", description="Rank passages, or documents by their best passage.")
     columns: list[str] | None = Field(
-        None, description="Columns of the index in each hit; all but binary and nested ones."
+        None, description="Index columns in each hit; default: all except binary and nested ones."
     )
     weights: tuple[Weight, Weight, Weight] | None = Field(
-        None, description="Of dense, sparse and ColBERT in hybrid, instead of the configured ones."
+        None, description="Weights of dense, sparse and ColBERT in hybrid; default: as configured."
     )
     explain: bool = Field(
         False,
-        description=f"Say which tokens made the scores; with `top` of at most {MOST_EXPLAINED}.",
+        description=f"Explain the scores by tokens; requires `top` of at most {MOST_EXPLAINED}.",
     )
 
     @model_validator(mode="after")
@@ -72,15 +75,15 @@ class SearchBody(Body):
 
     @property
     def texts(self) -> list[str]:
-        """Those to search for."""
+        """The queries as a list."""
         return self.queries or [self.query or ""]
 
 
 class SearchService:
-    """An index of one generation, searched with the vectors of a service."""
+    """Search in one generation of an index, with query vectors from a `Service`."""
 
     def __init__(self, service: Service, searcher: Searcher, generation: int) -> None:
-        """`searcher`: of outputs that the service gives."""
+        """`searcher` must use only outputs that `service` computes."""
         self._service = service
         self._searcher = searcher
         self._generation = generation
@@ -93,13 +96,13 @@ class SearchService:
 
     @property
     def modes(self) -> tuple[Mode, ...]:
-        """What there are vectors for; the first is the default."""
+        """The modes that the searcher's vectors allow. The first is the default."""
         outputs = self._searcher.outputs
         several: tuple[Mode, ...] = ("hybrid", "rrf") if len(outputs) > 1 else ()
         return (*several, *(mode for mode in MODES if mode in outputs))
 
     def facts(self) -> dict[str, object]:
-        """For /info."""
+        """Return the description of the search for /info."""
         return {
             "generation": self._generation,
             "passages": self._searcher.rows,
@@ -108,12 +111,12 @@ class SearchService:
         }
 
     async def answer(self, asked: SearchBody) -> tuple[bytes, int]:
-        """What each query finds, as JSON; and how many queries were cut.
+        """Return the hits of each query as JSON, and the number of truncated queries.
 
         Raises:
             ApiError: 413 too many hits, 422 no such mode or column, 429 too many searches, 503 a
-                shard is down, or others kept it waiting; and as `Service.encode`, of the first
-                query that has no vectors.
+                shard is down or the search waited too long. Also as `Service.encode`, and the error
+                of the first query without vectors.
         """
         started = time.perf_counter()
         mode = asked.mode or self.modes[0]
@@ -136,21 +139,21 @@ class SearchService:
         return content, sum(each.truncated for each in vectors)
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         self._pool.shutdown()
 
     def _checked(self, asked: SearchBody, mode: Mode) -> Searcher:
-        """The searcher with the weights asked for."""
+        """Check a request, and return the searcher with its weights."""
         hits, most = asked.top * len(asked.texts), self._service.config.limits.max_hits
         if hits > most:
-            message = f"expected at most {most:,} hits (top times queries), got {hits:,}"
+            message = f"expected at most {most:,} hits (top x queries), got {hits:,}"
             raise ApiError(413, "too_many_hits", message, field="top")
         unknown = [name for name in asked.columns or () if name not in self._columns]
         if unknown:
-            message = f"expected some of {', '.join(self._columns)}, got {unknown[0]:.80}"
+            message = f"expected columns out of {', '.join(self._columns)}, got {unknown[0]:.80}"
             raise ApiError(422, "no_such_column", message, field="columns")
         if mode not in self.modes:
-            message = f"expected one of {', '.join(self.modes)} (what is searched), got {mode}"
+            message = f"expected one of {', '.join(self.modes)} (modes searched), got {mode}"
             raise ApiError(422, "no_such_mode", message, field="mode")
         if asked.weights is None:
             return self._searcher
@@ -172,10 +175,12 @@ class SearchService:
         vectors: Sequence[TextVectors],
         started: float,
     ) -> bytes:
-        """In a thread of the pool."""
+        """Search and return the response as JSON. Runs in a thread of the pool."""
         waited, most = time.perf_counter() - started, self._service.config.limits.search_timeout_s
-        if waited > most:  # behind searches that wait for a shard: all would wait as long again
-            message = f"waited {waited:.0f} s for other searches, at most {most:g} s may be"
+        if waited > most:  # earlier searches wait for a dead shard, as this one would
+            message = (
+                f"expected to wait at most {most:g} s for other searches, found {waited:.0f} s"
+            )
             raise ApiError(503, "search_timeout", message, retry_after=5)
         columns = self._plain if asked.columns is None else list(dict.fromkeys(asked.columns))
         queries = columns_of(vectors, searcher.outputs)
@@ -210,7 +215,7 @@ class SearchService:
 
 
 def _is_plain(kind: pa.DataType) -> bool:
-    """Neither nested nor bytes: what may be large, and says nothing to a reader."""
+    """Return whether a type is neither nested nor binary; those may be large and are unreadable."""
     return not (
         pa.types.is_nested(kind)
         or pa.types.is_binary(kind)
@@ -220,5 +225,5 @@ def _is_plain(kind: pa.DataType) -> bool:
 
 
 def _other_value(value: Any) -> str:
-    """What JSON has no word for: bytes as hexadecimal digits, a decimal number as text."""
+    """Return a value that JSON cannot express as text; bytes as hexadecimal digits."""
     return value.hex() if isinstance(value, bytes) else str(value)

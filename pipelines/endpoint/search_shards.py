@@ -1,7 +1,7 @@
-"""Shards as Serve deployments: one replica each, started again by Serve when it dies.
+"""Run shards as Ray Serve deployments of one replica each, which Serve restarts when they die.
 
-A deployment is named after the rows it has, its generation included: a replica that has not been
-replaced yet never asks shards of another generation, or of another number.
+The name of a deployment contains a hash of its rows and generation. During an update, an old
+replica of the endpoint therefore never calls a shard of another generation or another division.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from pipelines.search.space import model_to_load, searched_index
 
 @dataclasses.dataclass(frozen=True)
 class ServedShards:
-    """What a replica of the endpoint is told of the shards it asks."""
+    """The shards that a replica of the endpoint calls."""
 
     handles: Sequence[Any]
-    """Applications when it is built, `DeploymentHandle`s in a replica."""
+    """`Application`s at build time, which Serve replaces by `DeploymentHandle`s in a replica."""
     outputs: tuple[Output, ...]
     generation: int
 
 
 def bind_shards(config: EndpointConfig) -> ServedShards | None:
-    """Shards of a generation of the index, which stays theirs; None without `search`.
+    """Return the shards of one fixed generation of the index, or None without `search`.
 
     Raises:
-        IndexStateError: no index, or none of the endpoint's outputs in it. ConfigError: it does not
-            fit the memory. StorageError: it cannot be read, or is local on several machines.
+        IndexStateError: no index, or it has none of the endpoint's outputs. ConfigError: memory is
+            too small. StorageError: the index cannot be read, or is local with several machines.
     """
     if config.search is None or config.index is None:
         return None
@@ -60,7 +60,7 @@ def bind_shards(config: EndpointConfig) -> ServedShards | None:
 
 
 def open_shards(shards: ServedShards, config: EndpointConfig) -> Searcher:
-    """Asks them from a replica; waits until all are loaded."""
+    """Return a searcher that calls the shards from a replica. Waits until all shards are loaded."""
     assert config.search is not None
     seconds = config.limits.search_timeout_s
     n = len(shards.handles)
@@ -69,7 +69,7 @@ def open_shards(shards: ServedShards, config: EndpointConfig) -> Searcher:
         for number, handle in enumerate(shards.handles)
     ]
     for handle in shards.handles:
-        handle.n_rows.remote().result()  # however long that takes: Serve watches over a start
+        handle.n_rows.remote().result()  # no timeout: Serve supervises the start of a shard
     return Searcher(calls, shards.outputs, config.search)
 
 
@@ -82,7 +82,7 @@ def _deployment(one: ShardRequest, config: EndpointConfig, search: SearchConfig)
         name=f"shard-{one.number}-{hashlib.sha256(rows.encode()).hexdigest()[:8]}",
         num_replicas=1,
         ray_actor_options={"num_cpus": cpus, "num_gpus": search.gpus_per_shard},
-        # Its callers bound what waits: a few threads of each replica, `limits.max_searches`.
+        # The callers limit the queue: a few threads per replica, and `limits.max_searches`.
         max_ongoing_requests=64,
         health_check_period_s=config.deployment.health_check_period_s,
         health_check_timeout_s=config.deployment.health_check_timeout_s,
@@ -105,7 +105,7 @@ class _Handle(ShardCalls):
             except (RayActorError, RayServeException, TimeoutError) as error:
                 raise ShardDownError(
                     f"expected an answer of {self._name} within {self._seconds:g} s, got none; if "
-                    "it died, it is being started again"
+                    "it died, it is being restarted"
                 ) from error
 
         return wait

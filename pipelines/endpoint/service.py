@@ -1,10 +1,10 @@
-"""What every route asks: texts in, vectors or faults out, within the limits.
+"""Encode the texts of requests within the endpoint's limits; every route uses this service.
 
     service = Service(encoder, config, ChunkConfig())
     await service.encode([Text("query", "what is ray")], ("dense",))
 
-Runs on one event loop, which it never blocks: tokenising and encoding are the batcher's threads'.
-Knows no HTTP and no Ray.
+The service runs on one event loop and never blocks it: the batcher's threads tokenise and encode.
+It is independent of HTTP and Ray.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ from pipelines.endpoint.metrics import EndpointMetrics
 from pipelines.endpoint.texts import Text, TextReader
 
 Outcome: TypeAlias = TextVectors | ApiError
-"""What becomes of one text."""
+"""The result of one text: its vectors, or the reason why it has none."""
 Key = TypeVar("Key")
 
-# Of an entry beside its arrays: objects, array headers, its place in the dict.
+# Bytes per entry in addition to its arrays: objects, array headers and the dict slot.
 _OVERHEAD = 600
 
 
 class VectorCache(Generic[Key]):
-    """Least recently used out first; used by one thread (the event loop's)."""
+    """A least-recently-used cache of vectors, for one thread (that of the event loop)."""
 
     def __init__(self, max_bytes: int) -> None:
-        """0: keeps nothing."""
+        """With 0 the cache keeps nothing."""
         self._max_bytes = max_bytes
         self._entries: OrderedDict[Key, tuple[TextVectors, int]] = OrderedDict()
         self.nbytes = 0
-        """What it holds."""
+        """Bytes held now."""
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def get(self, key: Key, outputs: Collection[Output]) -> TextVectors | None:
-        """The vectors of a text, where all of these outputs are known."""
+        """Return the vectors of a text if they contain all of these outputs, else None."""
         found = self._entries.get(key)
         if found is None or not found[0].has(outputs):
             return None
@@ -59,7 +59,7 @@ class VectorCache(Generic[Key]):
         return found[0]
 
     def put(self, key: Key, vectors: TextVectors, key_bytes: int) -> None:
-        """Keep a copy, unless it alone is larger than the cache."""
+        """Store a copy, unless it alone exceeds the capacity of the cache."""
         size = vectors.nbytes + key_bytes + _OVERHEAD
         if size > self._max_bytes:
             return
@@ -71,12 +71,12 @@ class VectorCache(Generic[Key]):
             self.nbytes -= oldest
 
 
-# How fast the queue has been emptied lately, in items a second, is a moving mean over so long.
+# Time constant of the moving average of the throughput, which is in items per second.
 _RATE_SECONDS = 5.0
 
 
 class Backlog:
-    """What waits or is computed; of one event loop."""
+    """The items that wait or are being computed, limited in number; for one event loop."""
 
     def __init__(
         self,
@@ -86,9 +86,9 @@ class Backlog:
         most: int | None = None,
         retry_after: float | None = None,
     ) -> None:
-        """`what`: the items, in messages; `gauge`: always says how many there are; `most`: that may
-        wait, as many as texts when not given; `retry_after`: seconds; when not given, as long as
-        the backlog takes at its last speed.
+        """`what`: the items' name in messages. `gauge`: metric of their number. `most`: limit of
+        their number (default: `max_queued_texts`). `retry_after`: seconds after which a refused
+        client may retry (default: an estimate from the recent throughput).
         """
         self._what, self._gauge, self._retry_after = what, gauge, retry_after
         self._most = most or limits.max_queued_texts
@@ -98,15 +98,15 @@ class Backlog:
 
     @contextmanager
     def holding(self, items: int, characters: int = 0) -> Iterator[None]:
-        """Count them while they wait.
+        """Count these items while the `with` block runs.
 
         Raises:
-            ApiError: 429, too many would; an empty backlog takes any request.
+            ApiError: 429, the backlog would exceed a limit. An empty one accepts any request.
         """
         if self.items and (
             self.items + items > self._most or self._characters + characters > self._most_characters
         ):
-            message = f"{self.items:,} {self._what} are waiting, at most {self._most:,} may"
+            message = f"{self.items:,} {self._what} are waiting, at most {self._most:,} may wait"
             seconds = self._retry_after or self.items / max(self._per_second(), 1.0)
             raise ApiError(429, "queue_full", message, retry_after=seconds)
         self._add(items, characters)
@@ -122,7 +122,7 @@ class Backlog:
         self._gauge.set(self.items)
 
     def _per_second(self, done: int = 0) -> float:
-        """How many were done lately, with those that are done now."""
+        """Return the recent throughput in items per second, after adding `done` items."""
         now = time.monotonic()
         self._done = self._done * 0.5 ** ((now - self._done_at) / _RATE_SECONDS) + done
         self._done_at = now
@@ -138,7 +138,7 @@ class Service:
     def __init__(
         self, encoder: Encoder, config: EndpointConfig, chunk: ChunkConfig | None = None
     ) -> None:
-        """`chunk`: the index's; how titles are put before passages."""
+        """`chunk`: the index's chunker settings, which say how titles precede passages."""
         self.encoder = encoder
         self.config = config
         self.metrics = EndpointMetrics()
@@ -154,24 +154,24 @@ class Service:
         )
         self._cache: VectorCache[Text] = VectorCache(config.cache.max_bytes)
         self.is_warm = False
-        """Requests are answered with 503 until then."""
+        """True after `warm_up`. Until then requests are answered with 503."""
         self._backlog = Backlog("texts", self.metrics.queued_texts, config.limits)
 
     @property
     def outputs(self) -> tuple[Output, ...]:
-        """What it can give."""
+        """The outputs that the encoder computes."""
         return self.encoder.info.outputs
 
     async def encode(
         self, texts: Sequence[Text], outputs: Collection[Output], *, truncate: bool | None = None
     ) -> list[Outcome]:
-        """What becomes of each text, in order; each alone.
+        """Return the outcome of each text, in order. A fault of one text does not affect others.
 
-        `truncate`: cut a text that is too long, or make it a fault; as configured when not given.
+        `truncate`: cut a text that is too long, or make it a fault; None: as configured.
 
         Raises:
-            ApiError: 413 too many texts or ColBERT vectors, 422 an output the model does not give,
-                429 a full queue.
+            ApiError: 413 too many texts or ColBERT vectors, 422 an output that the model does not
+                compute, 429 the queue is full.
         """
         self._check_outputs(outputs)
         limits = self.config.limits
@@ -185,20 +185,20 @@ class Service:
         return [self._finished(text, known or next(computed), may_cut) for text, known in found]
 
     async def check(self) -> None:
-        """Encode a text, before all that waits; a health check, and the end of a warm-up.
+        """Encode a text ahead of the queue, as a health check.
 
         Raises:
-            EncodeError: it cannot.
+            EncodeError: the encoder fails.
         """
         await self._check_texts(["health"])
 
     async def warm_up(self) -> None:
-        """Encode texts of several lengths: kernels are chosen and caches filled before traffic."""
+        """Encode texts of several lengths, to select kernels and fill caches before traffic."""
         await self._check_texts(_WARM_UP)
         self.is_warm = True
 
     def close(self) -> None:
-        """Finish what was accepted and end the threads."""
+        """Finish the accepted requests and stop the threads."""
         self._batcher.close()
 
     async def _check_texts(self, texts: Sequence[str]) -> None:
@@ -214,7 +214,7 @@ class Service:
     def _check_outputs(self, outputs: Collection[Output]) -> None:
         missing = [output for output in outputs if output not in self.outputs]
         if missing:
-            expected = f"some of {', '.join(self.outputs)} (what this endpoint computes)"
+            expected = f"some of {', '.join(self.outputs)} (the outputs of this endpoint)"
             message = f"expected {expected}, got {missing[0]}"
             raise ApiError(422, "no_such_output", message, field="outputs")
 
@@ -265,7 +265,7 @@ class Service:
 
 
 def _fault(text: Text) -> ApiError | None:
-    """Why a text is none, as documents are rejected for it."""
+    """Return why a text cannot be encoded, by the same rules that reject documents, else None."""
     if text.ids is not None:
         return None
     if not text.text.strip():

@@ -1,8 +1,7 @@
-"""text-embeddings-inference's routes: /embed (also at /), /embed_sparse, /embed_all, /tokenize,
-/info.
+"""Routes of text-embeddings-inference: /embed (also at /), /embed_sparse, /embed_all, /tokenize.
 
-`prompt_name` ("query" or "passage") says what a text is, as in TEI; the endpoint's default else.
-/embed_all gives the ColBERT vectors: a vector a token but the first.
+As in TEI, `prompt_name` is the kind of the texts ("query" or "passage"); without it the endpoint's
+default applies. /embed_all returns ColBERT vectors, one for each token except the first.
 """
 
 from __future__ import annotations
@@ -32,25 +31,25 @@ from pipelines.endpoint.texts import Text
 
 
 class Inputs(BaseModel):
-    """As TEI's; fields that mean nothing here are ignored."""
+    """TEI's request. Its fields that have no meaning here are ignored."""
 
     inputs: str | TokenIds | list[str] | list[TokenIds]
     truncate: Truncate = None
     truncation_direction: Literal["right", "Right"] = "right"
-    prompt_name: Kind | None = Field(None, description="What the texts are.")
+    prompt_name: Kind | None = Field(None, description="Kind of the texts.")
 
 
 class EmbedRequest(Inputs):
     """Texts to embed."""
 
     normalize: bool | None = Field(
-        None, description="Only what the endpoint's model is configured to do."
+        None, description="Must equal the configured model.normalize, if given."
     )
     dimensions: Dimensions = None
 
 
 class SparseValue(BaseModel):
-    """One token's weight."""
+    """The weight of one token."""
 
     index: int
     value: float
@@ -65,7 +64,7 @@ class TokenizeRequest(BaseModel):
 
 
 class Token(BaseModel):
-    """One token; `start` and `stop` in characters of the text, null where it is not the text's."""
+    """A token and its characters [start, stop) in the text; null if it is not from the text."""
 
     id: int
     text: str
@@ -75,7 +74,7 @@ class Token(BaseModel):
 
 
 def tei_routes(service: Service) -> APIRouter:
-    """Routes bound to a service."""
+    """Return the routes of `service`."""
     router = APIRouter(tags=["text-embeddings-inference"], responses=documented_refusals("tei"))
 
     async def vectors_of(body: Inputs, output: Output, dim: int | None = None) -> list[TextVectors]:
@@ -86,11 +85,11 @@ def tei_routes(service: Service) -> APIRouter:
         )
         return all_vectors(results, "inputs[{}]")
 
-    # At the root huggingface_hub's InferenceClient posts.
+    # huggingface_hub's InferenceClient posts to the root.
     @router.post("/", response_model=list[list[float]], operation_id="embed_at_root")
     @router.post("/embed", response_model=list[list[float]])
     async def embed(body: EmbedRequest) -> Response:
-        """Dense vectors."""
+        """Return dense vectors."""
         if body.normalize not in (None, service.encoder.info.normalize):
             message = f"expected {not body.normalize} (model.normalize), got {body.normalize}"
             raise ApiError(422, "normalize", message, field="normalize")
@@ -99,7 +98,7 @@ def tei_routes(service: Service) -> APIRouter:
 
     @router.post("/embed_sparse", response_model=list[list[SparseValue]])
     async def embed_sparse(body: Inputs) -> Response:
-        """Lexical weights."""
+        """Return sparse vectors."""
         vectors = await vectors_of(body, "sparse")
         rows = [
             [{"index": i, "value": v} for i, v in zip(ids.tolist(), values, strict=True)]
@@ -109,13 +108,13 @@ def tei_routes(service: Service) -> APIRouter:
 
     @router.post("/embed_all", response_model=list[list[list[float]]])
     async def embed_all(body: Inputs) -> Response:
-        """ColBERT vectors: one a token but the first."""
+        """Return ColBERT vectors, one for each token except the first."""
         vectors = await vectors_of(body, "colbert")
         return await json_response([each.colbert for each in vectors], vectors)
 
     @router.post("/tokenize", response_model=list[list[Token]])
     async def tokenize(body: TokenizeRequest) -> list[list[dict[str, Any]]]:
-        """What the encoder sees of texts, instruction included; nothing is cut."""
+        """Return the tokens that the encoder sees, instruction included, without truncation."""
         texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
         if not texts:
             raise ApiError(400, "empty", "expected a text, found none", field="inputs")

@@ -1,4 +1,4 @@
-"""Texts of a request to token ids: as queries, as passages of the index, or as they come."""
+"""Tokenise the texts of a request as queries, as passages, or take token ids unchanged."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ class Text(NamedTuple):
     kind: Kind
     text: str
     title: str | None = None
-    """Of a passage's document."""
+    """The title of the passage's document."""
     ids: tuple[int, ...] | None = None
-    """Token ids instead of a text: encoded as they are, special tokens included."""
+    """Token ids instead of a text. They include special tokens and are encoded unchanged."""
 
     @property
     def characters(self) -> int:
-        """How much work it is, about."""
+        """The length in characters, as an estimate of the work."""
         if self.ids is not None:
             return 4 * len(self.ids)
         return len(self.text) + len(self.title or "")
 
 
 class TextReader:
-    """Tokenises texts as the index's own were; safe to share between threads."""
+    """A thread-safe tokeniser that treats texts like those of the index."""
 
     def __init__(self, encoder: Encoder, chunk: ChunkConfig, max_tokens: int | None) -> None:
-        """`chunk`: how titles go before passages; `max_tokens`: longest text, the model's length
-        when not given.
+        """`chunk`: says how titles precede passages. `max_tokens`: maximum length, if it is less
+        than the model's.
         """
         self._encoder = encoder
         self._chunker = Chunker(chunk, encoder.passage_tokenizer)
@@ -48,14 +48,14 @@ class TextReader:
         self._lock = threading.Lock()
 
     def tokenize(self, texts: Sequence[Text]) -> TokenizedTexts:
-        """Token ids of each text, cut at its kind's length."""
+        """Return the token ids of each text, cut at the maximum length of its kind."""
         rows: list[np.ndarray] = [np.empty(0, np.int32)] * len(texts)
         truncated = [False] * len(texts)
         for kind in ("query", "passage"):
             places = [i for i, t in enumerate(texts) if t.kind == kind and t.ids is None]
             if not places:
                 continue
-            with self._lock:  # a tokenizer's truncation is switched as needed
+            with self._lock:  # tokenize changes the truncation setting of the tokenizer
                 found = self._of_kind(kind, [texts[i] for i in places])
             for place, row, cut in zip(places, found.rows(), found.truncated, strict=True):
                 rows[place], truncated[place] = row, bool(cut)
@@ -67,13 +67,13 @@ class TextReader:
         return TokenizedTexts.from_rows(rows, truncated)
 
     def max_tokens(self, kind: Kind) -> int:
-        """Longest text of a kind."""
+        """Return the maximum length of a kind, in tokens."""
         info = self._encoder.info
         own = info.query_max_length if kind == "query" else info.max_length
         return min(self._limit or own, own)
 
     def tokens(self, texts: Sequence[Text], special: bool) -> list[list[dict[str, Any]]]:
-        """What the encoder sees of each text, uncut; with special tokens or without."""
+        """Return the tokens of each text without truncation, with or without special tokens."""
         return [
             [
                 piece._asdict() | {"text": piece.token}
@@ -84,11 +84,11 @@ class TextReader:
         ]
 
     def pieces(self, kind: Kind, text: str) -> list[TokenSpan]:
-        """Tokens of a text alone, uncut, special ones and the instruction's included."""
+        """Return all tokens of a text, including special and instruction tokens. Nothing is cut."""
         return self._own_tokenizer(kind).pieces(text)
 
     def passage_pieces(self, text: str, title: str | None) -> list[TokenSpan]:
-        """As `pieces`, of a passage below its title; places are those in its text alone."""
+        """Return `pieces` of a passage with its title. Offsets refer to the text, not the title."""
         with self._lock:
             [head] = self._chunker.titles([title])
         whole = encoder_input(head.text, text)
@@ -101,14 +101,14 @@ class TextReader:
         ]
 
     def token(self, token_id: int) -> str:
-        """The vocabulary's entry."""
+        """Return the vocabulary entry of a token id."""
         return self._encoder.passage_tokenizer.token(token_id)
 
-    @functools.cache  # noqa: B019  as long-lived as its replica
+    @functools.cache  # noqa: B019  lives as long as its replica
     def _own_tokenizer(self, kind: Kind) -> TextTokenizer:
-        """One that no other thread uses, so that a long text delays no encoding."""
+        """Return a copy of the tokenizer, so that `pieces` of a long text never delays encoding."""
         tokenizer = self._encoder.query_tokenizer if kind == "query" else None
-        if not isinstance(tokenizer, TextTokenizer):  # of in-context learning: no examples here
+        if not isinstance(tokenizer, TextTokenizer):  # in-context learning: without the examples
             tokenizer = self._encoder.passage_tokenizer
         with self._lock:
             return copy.deepcopy(tokenizer)
@@ -119,7 +119,7 @@ class TextReader:
             words = [text.text for text in texts]
             if isinstance(tokenizer, TextTokenizer):
                 return tokenizer.tokenize(words, self._limit)
-            return tokenizer.tokenize(words)  # in-context learning: the query alone is cut
+            return tokenizer.tokenize(words)  # in-context learning: only the query is cut
         titles = self._chunker.titles([text.title for text in texts])
         inputs = [
             encoder_input(title.text, text.text) for title, text in zip(titles, texts, strict=True)

@@ -1,4 +1,4 @@
-"""The quality of an index, measured with judged queries.
+"""Measure the quality of an index with judged queries.
 
-Rankings, measures, significance, comparison with BM25, and the report.
+Contains rankings, measures, significance tests, the comparison with BM25, and the report.
 """

@@ -1,4 +1,4 @@
-"""BM25 over the passages of an index: the lexical baseline that vectors have to beat."""
+"""Rank the passages of an index by BM25, the lexical baseline for vector search."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ B = 0.75
 _TEXTS = 256
 
 Tokenize = Callable[[Sequence[str]], Sequence[Sequence[int]]]
-"""Token ids of each text."""
+"""A function that returns the token ids of each text."""
 
 
 def bm25_rankings(
@@ -29,16 +29,16 @@ def bm25_rankings(
     k1: float = K1,
     b: float = B,
 ) -> Rankings:
-    """The best `top` documents of each query; a document scores as its best passage.
+    """Return the best `top` documents of each query. A document has the score of its best passage.
 
-    `doc_ids` and `texts`: of each passage, its document and what is indexed (the title before it,
-    where the encoder sees one). `tokenize`: none for words as bm25s splits them, of two and more
-    letters, in lower case, without stop words or stemming, so that no language is favoured; for
-    languages without spaces, `encoder_tokens`.
+    `doc_ids` and `texts`: the document and the text of each passage, with the title before the text
+    if the encoder reads one. `tokenize`: None splits into lower-case words of at least two letters,
+    as bm25s does, without stop words or stemming, so that no language is favoured. Use
+    `encoder_tokens` for languages without spaces.
 
-    Lucene's variant as bm25s computes it (Lù, 2024; Kamphuis et al., ECIR 2020), k1 1.5 and b 0.75
-    as there; Lucene's own k1 is 1.2. Documents without a word of the query are not found; equal
-    scores are in the order of the documents.
+    Computes Lucene's variant of BM25 with bm25s (Lù, 2024; Kamphuis et al., ECIR 2020) and its
+    defaults k1 = 1.5, b = 0.75; Lucene's own k1 is 1.2. Documents without a word of the query are
+    not found. Documents with equal scores keep their order.
 
     Raises:
         ConfigError: bm25s is not installed.
@@ -58,7 +58,7 @@ def bm25_rankings(
         asked = tokenize(list(queries.values()))
     if not vocabulary:
         return {query: {} for query in queries}
-    model = bm25s.BM25(k1=k1, b=b)  # of the NumPy backend: the same numbers wherever it runs
+    model = bm25s.BM25(k1=k1, b=b)  # the NumPy backend: the same numbers on every machine
     model.index((passages, vocabulary), create_empty_token=False, show_progress=False)
     names, document = np.unique(np.array(doc_ids, dtype=object), return_inverse=True)
     first = np.full(len(names), len(document))
@@ -76,16 +76,16 @@ def bm25_rankings(
 
 
 def encoder_tokens(folder: Path) -> Tokenize:
-    """Token ids of whole texts by the tokenizer of a model's folder: no special tokens, no prompt.
+    """Return a tokeniser of whole texts from a model's folder, without special tokens and prompt.
 
     Raises:
-        ModelError: no tokenizer there.
+        ModelError: the folder has no tokenizer.
     """
     tokenizer = load_tokenizer(folder)
 
     def tokenize(texts: Sequence[str]) -> list[list[int]]:
         ids: list[list[int]] = []
-        for start in range(0, len(texts), _TEXTS):  # encodings weigh some hundred bytes a token
+        for start in range(0, len(texts), _TEXTS):  # an encoding takes hundreds of bytes per token
             batch = list(texts[start : start + _TEXTS])
             encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
             ids += [encoding.ids for encoding in encodings]

@@ -1,4 +1,4 @@
-"""Charts of an evaluation."""
+"""Draw the charts of an evaluation."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pipelines.evaluation.measures import MEASURES, Comparison
 from pipelines.evaluation.results import Evaluation, ModeResult, in_words
 from pipelines.reports.html import INK, MUTED, SERIES, Chart, new_figure, rows_of_bars, short_ticks
 
-_MOST_BARS = 360  # of sorted queries a screen shows no more
+_MOST_BARS = 360  # a screen cannot show more sorted queries
 _ROW_HEIGHT = 24
 _RANKS, _UP_TO = ("1", "2-3", "4-10", "11-100", "101+", "none"), (1, 3, 10, 100)
 
 
 def measure_chart(evaluation: Evaluation, measure: str) -> Chart:
-    """Every mode's mean and interval."""
+    """Draw the mean and confidence interval of every mode."""
     modes = evaluation.modes
     figure, axes = new_figure(height=50 + _ROW_HEIGHT * len(modes))
     rows_of_bars(axes, [f"{mode.name}  {mode.measures[measure].mean:.3f}" for mode in modes])
@@ -30,16 +30,16 @@ def measure_chart(evaluation: Evaluation, measure: str) -> Chart:
 
 
 def gains_chart(evaluation: Evaluation, mode: ModeResult) -> Chart:
-    """Each query's difference from the baseline by the first measure, sorted."""
+    """Draw the difference between a mode and the baseline by the first measure, sorted by query."""
     return changes_chart(
-        f"{mode.name} less {evaluation.baseline}",
+        f"{mode.name} minus {evaluation.baseline}",
         differences(evaluation, mode),
         mode.against_baseline[MEASURES[0]],
     )
 
 
 def changes_chart(title: str, changes: np.ndarray, of: Comparison) -> Chart:
-    """What each query gained or lost by the first measure, sorted; `of`: the same in the mean."""
+    """Draw each query's change in the first measure, sorted. `of`: the comparison of the means."""
     gains = np.sort(changes)[::-1]
     places = np.linspace(0, len(gains) - 1, min(len(gains), _MOST_BARS)).round().astype(int)
     figure, axes = new_figure()
@@ -57,14 +57,14 @@ def changes_chart(title: str, changes: np.ndarray, of: Comparison) -> Chart:
         title,
         figure,
         f"{of.wins:,} queries better, {of.losses:,} worse, {of.ties:,} the same; "
-        f"{of.difference:+.3f} in the mean, p {in_words(of.p_holm)}.",
+        f"{of.difference:+.3f} on average, p {in_words(of.p_holm)}.",
     )
 
 
 def lengths_chart(mode: ModeResult, lengths: Sequence[int | None]) -> Chart | None:
-    """How long the relevant documents are that a mode found early, late and not at all.
+    """Draw the lengths of relevant documents, grouped by the rank at which a mode found them.
 
-    `lengths`: of each query's, in tokens; None where it is not known. No chart without any.
+    `lengths`: tokens of each query's document, None if unknown. Without any, there is no chart.
     """
     groups: dict[str, list[int]] = {name: [] for name in _RANKS}
     for first, n in zip(mode.first_relevant, lengths, strict=True):
@@ -88,7 +88,7 @@ def lengths_chart(mode: ModeResult, lengths: Sequence[int | None]) -> Chart | No
 
 
 def differences(evaluation: Evaluation, mode: ModeResult) -> np.ndarray:
-    """float64[queries]: a mode's first measure less the baseline's."""
+    """Return float64 [queries]: the first measure of a mode minus that of the baseline."""
     measure = MEASURES[0]
     baseline = evaluation.mode(evaluation.baseline)
     return np.subtract(mode.per_query[measure], baseline.per_query[measure], dtype=np.float64)
@@ -100,8 +100,9 @@ def lengths_of_relevant(
     qrels: Mapping[str, Mapping[str, int]],
     lengths: Mapping[str, int],
 ) -> list[int | None]:
-    """Length of each query's first relevant document; where none was found, of the shortest that
-    should have been.
+    """Return the length of each query's first relevant document, in tokens; None if unknown.
+
+    If no relevant document was found, it is the length of the shortest relevant one.
     """
     of: list[int | None] = []
     for query, first in zip(query_ids, mode.first_relevant, strict=True):

@@ -1,4 +1,4 @@
-"""Judged queries in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/<split>.tsv.
+"""Read judged queries in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/<split>.tsv.
 
 BEIR: Thakur et al., "BEIR: A Heterogenous Benchmark for Zero-shot Evaluation of Information
 Retrieval Models", NeurIPS 2021.
@@ -22,44 +22,44 @@ from pipelines.config.sections import absolute_uri
 from pipelines.store.faults import FAULTS, StoreFaultError, fetched
 
 _HEADER = re.compile(r"(?i)score|rel|label|grade|judg")
-"""What the last column of a first line says that is a header."""
+"""A pattern of the last column of a header line."""
 
 Options = Mapping[str, Any]
-"""Options of a store, as fsspec takes them: keys, endpoint."""
+"""Options of a store for fsspec, such as keys and endpoint."""
 
 Rankings = dict[str, dict[str, float]]
-"""Query id -> document id -> score, the best first: order decides, also where scores are equal."""
+"""Query id -> document id -> score, best first. The order is the ranking, also for equal scores."""
 
 Qrels = dict[str, dict[str, int]]
-"""Query id -> document id -> how relevant; 0 and below: judged, and not relevant."""
+"""Query id -> document id -> relevance. 0 and below mean: judged and not relevant."""
 
 
 @dataclass(frozen=True)
 class JudgedQueries:
-    """What an index is evaluated with."""
+    """The queries and judgements that an index is evaluated with."""
 
     queries: dict[str, str]
-    """Query id -> text: exactly the judged ones, in the order of the judgements."""
+    """Query id -> text of the judged queries only, in the order of the judgements."""
     qrels: Qrels
 
     @property
     def judgements(self) -> int:
-        """How many."""
+        """The number of judgements."""
         return sum(map(len, self.qrels.values()))
 
     def relevant(self) -> set[str]:
-        """Documents that some query should find."""
+        """Return the documents that are relevant for at least one query."""
         return {doc for judged in self.qrels.values() for doc, rel in judged.items() if rel > 0}
 
 
 def read_judged(
     queries_uri: str, qrels_uri: str, storage_options: Options | None = None
 ) -> JudgedQueries:
-    """Queries and judgements that belong together; queries without a judgement are left out.
+    """Read queries and their judgements. Queries without a judgement are left out.
 
     Raises:
-        SourceError: a file that cannot be read, or a judged query without a text: a mean over the
-            others would not compare with anyone else's.
+        SourceError: a file cannot be read, or a judged query has no text. A mean over the other
+            queries would not be comparable with published results.
     """
     queries = read_queries(queries_uri, storage_options)
     qrels = read_qrels(qrels_uri, storage_options)
@@ -68,18 +68,18 @@ def read_judged(
         raise SourceError(
             f"{queries_uri}: expected all {len(qrels):,} queries that {qrels_uri} judges, found "
             f"{len(missing):,} missing ({', '.join(missing[:3])}{', ...' * (len(missing) > 3)}).",
-            "Add them, or take their judgements out of a copy of the file.",
+            "Add them, or use a copy of the judgements without these queries.",
         )
     return JudgedQueries({query: queries[query] for query in qrels}, qrels)
 
 
 def read_queries(uri: str, storage_options: Options | None = None) -> dict[str, str]:
-    """Query id -> text, of JSON lines with `_id` (string or integer) and `text`.
+    """Read query id -> text from JSON lines with `_id` (string or integer) and `text`.
 
-    A local path or URI; also compressed; other fields are ignored.
+    `uri`: a local path or URI, possibly compressed. Other fields are ignored.
 
     Raises:
-        SourceError: it cannot be read; a line of another kind; an id twice.
+        SourceError: the file cannot be read, has an invalid line, or has an id twice.
     """
     queries: dict[str, str] = {}
     for number, line in numbered_lines(uri, storage_options):
@@ -94,13 +94,13 @@ def read_queries(uri: str, storage_options: Options | None = None) -> dict[str, 
 
 
 def read_qrels(uri: str, storage_options: Options | None = None) -> Qrels:
-    """Judgements: BEIR's TSV (query-id, corpus-id, score) with or without its header line, or
-    TREC's four columns (query, 0, document, relevance) between white space.
+    """Read judgements from `uri`, a local path or URI, possibly compressed.
 
-    A local path or URI; also compressed.
+    Formats: BEIR's TSV (query-id, corpus-id, score), with or without a header line, and TREC's
+    four columns (query, 0, document, relevance), separated by white space.
 
     Raises:
-        SourceError: it cannot be read; a line of another kind; two judgements that disagree.
+        SourceError: the file cannot be read, has an invalid line, or has contradictory judgements.
     """
     qrels: Qrels = {}
     for place, (number, line) in enumerate(numbered_lines(uri, storage_options)):
@@ -125,23 +125,23 @@ def read_qrels(uri: str, storage_options: Options | None = None) -> Qrels:
 
 
 def beir_files(folder: str, split: str = "test") -> tuple[str, str]:
-    """Where a BEIR folder has its queries and the judgements of a split."""
+    """Return the URIs of a BEIR folder's queries and of the judgements of a split."""
     base = folder.rstrip("/")
     return f"{base}/queries.jsonl", f"{base}/qrels/{split}.tsv"
 
 
 def unknown_documents(judged: JudgedQueries, doc_ids: Collection[str]) -> set[str]:
-    """Relevant documents that are not among these: nothing that searches them can find all."""
+    """Return the relevant documents that are not among `doc_ids` and so cannot be found."""
     return judged.relevant().difference(doc_ids)
 
 
 def numbered_lines(uri: str, storage_options: Options | None = None) -> Iterator[tuple[int, str]]:
-    """(number from 1, line without its end) of each line that is not blank.
+    """Yield the number, from 1, and the text of each line that is not blank.
 
-    Decompressed by extension (.gz, .bz2, .zst); UTF-8, a byte order mark is no part of it.
+    The file is decompressed by its extension (.gz, .bz2, .zst). A byte order mark is removed.
 
     Raises:
-        SourceError: not there, not readable, not UTF-8.
+        SourceError: the file does not exist, cannot be read, or is not UTF-8.
     """
     content = _content(uri, storage_options or {}).removeprefix(codecs.BOM_UTF8)
     for number, line in enumerate(content.split(b"\n"), start=1):
@@ -164,7 +164,7 @@ def _query(line: str, where: str) -> tuple[str, str]:
         raise SourceError(f"{where}: expected a JSON object, found {type(value).__name__}.")
     query_id: Any = value.get("_id")
     text: Any = value.get("text")
-    if type(query_id) is int:  # which true and false are not
+    if type(query_id) is int:  # not bool, which is a subclass
         query_id = str(query_id)
     for key, found in (("_id", query_id), ("text", text)):
         if not isinstance(found, str):
@@ -181,7 +181,7 @@ def _query(line: str, where: str) -> tuple[str, str]:
 
 
 def _judgement(line: str, where: str) -> tuple[str, str, str]:
-    """Query, document and relevance as they are written; ids between tabs may hold blanks."""
+    """Return query, document and relevance as strings. Tab-separated ids may contain blanks."""
     fields = line.split("\t") if "\t" in line else line.split()
     fields = [field.strip() for field in fields]
     if len(fields) not in (3, 4):
@@ -193,7 +193,7 @@ def _judgement(line: str, where: str) -> tuple[str, str, str]:
 
 
 def number_in(text: str) -> float:
-    """Read a number; NaN where the text is none."""
+    """Return a text as a number, or NaN if it is not one."""
     try:
         return float(text)
     except ValueError:
@@ -201,7 +201,7 @@ def number_in(text: str) -> float:
 
 
 def _content(uri: str, options: Options) -> bytes:
-    """All of it: queries and judgements are small beside their corpus."""
+    """Return the whole file: queries and judgements are small compared with their corpus."""
     place = absolute_uri(uri)
 
     def read() -> bytes:

@@ -1,8 +1,8 @@
-"""Judged queries searched in every mode, and what that finds as measures.
+"""Evaluate an index: search judged queries in every mode and measure the rankings.
 
-    read judged queries -> encode -> search documents -> BM25 beside it -> measure -> compare
+    read judged queries -> encode -> search documents -> add BM25 -> measure -> compare
 
-A document scores as its best passage.
+A document has the score of its best passage.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ BM25 = "bm25"
 
 @dataclasses.dataclass(frozen=True)
 class Evaluated:
-    """An evaluation and what it was made of."""
+    """An evaluation with the judgements and rankings that it was computed from."""
 
     evaluation: Evaluation
     judged: JudgedQueries
@@ -50,10 +50,10 @@ class Evaluated:
 
 
 def judged_files(config: RunConfig) -> tuple[str, str]:
-    """Where queries and judgements are.
+    """Return the URIs of the queries and the judgements.
 
     Raises:
-        ConfigError: the configuration does not say.
+        ConfigError: the configuration does not name them.
     """
     queries, qrels = config.evaluate.queries, config.evaluate.qrels
     if config.source.format == "beir" and len(config.source.uris) == 1:
@@ -62,17 +62,17 @@ def judged_files(config: RunConfig) -> tuple[str, str]:
     if queries is None or qrels is None:
         raise ConfigError(
             f"evaluate.{'qrels' if queries else 'queries'}: expected a file, found none.",
-            "Name it, or use a BEIR dataset (source.format: beir).",
+            "Set this key, or use a BEIR dataset (source.format: beir).",
         )
     return queries, qrels
 
 
 def check_ready(config: RunConfig, modes: Sequence[Mode] = ()) -> None:
-    """What would be wrong with an evaluation, as far as it shows before there is an index.
+    """Check everything that an evaluation needs and that is known before the index exists.
 
     Raises:
-        SourceError: queries or judgements that cannot be read. ConfigError: a package is missing.
-        IndexStateError: one of `modes` is of an output that is not computed.
+        SourceError: queries or judgements cannot be read. ConfigError: a package is missing.
+        IndexStateError: one of `modes` needs an output that is not computed.
     """
     read_judged(*judged_files(config), config.source.storage_options)
     extra("ir_measures")
@@ -83,10 +83,10 @@ def check_ready(config: RunConfig, modes: Sequence[Mode] = ()) -> None:
 
 
 def modes_of(config: RunConfig, index: Index) -> tuple[Mode, ...]:
-    """The modes to search, as configured or all there are.
+    """Return the modes to search: those configured, else all that the index allows.
 
     Raises:
-        IndexStateError: one that the index's vectors do not allow, or it holds scores.
+        IndexStateError: a mode needs vectors that the index lacks, or the index holds scores.
     """
     check_vectors(index.info, index.store.uri)
     outputs = index.info.outputs
@@ -104,12 +104,12 @@ def evaluate(
     bm25: bool,
     second: SecondStage | None = None,
 ) -> Evaluated:
-    """Search `index` for the configured judged queries.
+    """Search `index` for the configured judged queries and measure the rankings.
 
     Raises:
-        SourceError: queries or judgements that cannot be read. ConfigError: a package is missing,
-            or memory. IndexStateError: the model's vectors are of another space. ModelError: no
-            such reranker.
+        SourceError: queries or judgements cannot be read. ConfigError: a package is missing, or
+            memory is too small. IndexStateError: the model and the index are of different spaces.
+            ModelError: no such reranker.
     """
     files = judged_files(config)
     judged = read_judged(*files, config.source.storage_options)
@@ -181,13 +181,13 @@ def _settings(config: RunConfig, second: SecondStage | None) -> dict[str, dict[s
 
 
 def lengths_of(index: Index, documents: set[str]) -> dict[str, int]:
-    """Tokens of some documents, all of their passages."""
+    """Return the number of tokens of each of these documents, over all their passages."""
     found = index.documents(pa.array(sorted(documents), pa.string()))
     return dict(zip(found["doc_id"].to_pylist(), found["n_tokens"].to_pylist(), strict=True))
 
 
 def texts_of(index: Index, documents: set[str]) -> dict[str, str]:
-    """Title and first passage of some documents; none of an index without texts."""
+    """Return title and first passage of these documents; nothing if the index has no texts."""
     if "text" not in index.schema.names or not documents:
         return {}
     places = index.documents(pa.array(sorted(documents), pa.string()))

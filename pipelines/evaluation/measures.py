@@ -1,7 +1,7 @@
-"""Measures of rankings, query by query, how sure their means are, and whether one is better.
+"""Measure rankings per query, and compute confidence intervals and significance tests.
 
 The measures are BEIR's (Thakur et al., NeurIPS 2021), computed by ir-measures (MacAvaney et al.,
-ECIR 2022), whose nDCG, recall and AP are trec_eval's.
+ECIR 2022), which uses trec_eval for nDCG, recall and AP.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _NEEDED_BY = {"eval": "evaluation", "notebooks": "notebooks"}
 
 
 def extra(module: str, name: Literal["eval", "notebooks"] = "eval") -> Any:
-    """The imported module, of the extra `name`.
+    """Import a module that the package extra `name` installs.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: the module is not installed.
     """
     try:
         return importlib.import_module(module)
@@ -35,29 +35,29 @@ def extra(module: str, name: Literal["eval", "notebooks"] = "eval") -> Any:
 
 
 MEASURES = ("nDCG@10", "R@100", "RR@10", "AP")
-"""In ir-measures' notation; the first is the one that BEIR compares by."""
+"""The measures in the notation of ir-measures. The first is the main measure of BEIR."""
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 PERMUTATIONS = 10_000
 _SEED = 0
-_BLOCK = 1 << 20  # values at once
+_BLOCK = 1 << 20  # values resampled at once, to limit memory
 _TIE = 1e-9
 
 
 @dataclass(frozen=True)
 class PerQuery:
-    """What each query got."""
+    """The measures of each query."""
 
     query_ids: tuple[str, ...]
-    """Sorted."""
+    """Ids of the queries, sorted."""
     values: Mapping[str, np.ndarray]
-    """Measure -> float64[queries], aligned to `query_ids`."""
+    """Measure -> float64 [queries], in the order of `query_ids`."""
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over queries, and the interval that it would be in for other queries like these."""
+    """A mean over queries, with its confidence interval."""
 
     mean: float
     low: float
@@ -66,16 +66,16 @@ class Mean:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two systems on the same queries by one measure."""
+    """The comparison of two systems on the same queries by one measure."""
 
     difference: float
-    """Mean of the second less mean of the first."""
+    """The mean of the second system minus the mean of the first."""
     p: float
-    """How probable a difference at least so large, either way, is between equals."""
+    """The two-sided p value: probability of at least this difference between equal systems."""
     p_holm: float
-    """The same, corrected for how many systems were compared at once."""
+    """The p value, corrected for the number of systems compared."""
     wins: int
-    """Queries on which the second is better."""
+    """The number of queries on which the second system is better."""
     losses: int
     ties: int
 
@@ -85,10 +85,10 @@ Compared = dict[str, dict[str, Comparison]]
 
 
 def measure(qrels: Qrels, rankings: Rankings) -> PerQuery:
-    """Every measure for every judged query; one without results counts 0, others are left out.
+    """Return every measure of every judged query. Judged queries without results count as 0.
 
-    The order of a ranking decides, not its scores. Relevance below 0 counts as 0. AP is of the
-    ranking as deep as it is: of a search's first 1,000 it is what is usually published.
+    Queries without judgements are left out. The order of a ranking counts, not its scores.
+    Relevance below 0 counts as 0. AP uses the whole ranking; published values use 1,000 results.
 
     Raises:
         ConfigError: ir-measures is not installed.
@@ -101,7 +101,7 @@ def measure(qrels: Qrels, rankings: Rankings) -> PerQuery:
         query: {document: max(relevance, 0) for document, relevance in documents.items()}
         for query, documents in qrels.items()
     }
-    # Scores that fall by 1: trec_eval would break ties by document id, not as the search did.
+    # Use scores that fall by 1, because trec_eval breaks ties by document id, unlike the search.
     run = {
         query: {document: float(-rank) for rank, document in enumerate(rankings[query])}
         for query in query_ids
@@ -113,9 +113,9 @@ def measure(qrels: Qrels, rankings: Rankings) -> PerQuery:
 
 
 def without_identical_ids(rankings: Rankings) -> Rankings:
-    """Drop each document with its query's id.
+    """Remove the document whose id equals the query's id from each ranking.
 
-    BEIR does so for ArguAna and Quora, whose queries are documents of the corpus.
+    BEIR does this for ArguAna and Quora, whose queries are documents of the corpus.
     """
     return {
         query: {document: score for document, score in ranking.items() if document != query}
@@ -124,7 +124,7 @@ def without_identical_ids(rankings: Rankings) -> Rankings:
 
 
 def first_relevant(qrels: Qrels, rankings: Rankings) -> dict[str, tuple[int, str] | None]:
-    """Query -> rank, from 1, and id of its first relevant document; None where none was found."""
+    """Return rank, from 1, and id of each query's first relevant document; None if not found."""
     first: dict[str, tuple[int, str] | None] = {}
     for query, judged in qrels.items():
         found = enumerate(rankings.get(query, ()), start=1)
@@ -133,10 +133,10 @@ def first_relevant(qrels: Qrels, rankings: Rankings) -> dict[str, tuple[int, str
 
 
 def mean_of(per_query: PerQuery, name: str, *, resamples: int = RESAMPLES) -> Mean:
-    """A measure's mean with its 95 % bootstrap percentile interval.
+    """Return the mean of a measure with its 95 % bootstrap percentile interval.
 
     Queries are drawn with replacement (Sakai, "Evaluating evaluation metrics based on the
-    bootstrap", SIGIR 2006); seeded: the same values give the same interval.
+    bootstrap", SIGIR 2006). The seed is fixed: the same values give the same interval.
 
     Raises:
         ConfigError: SciPy is not installed.
@@ -154,7 +154,7 @@ def mean_of(per_query: PerQuery, name: str, *, resamples: int = RESAMPLES) -> Me
 
 
 def compare(first: PerQuery, second: PerQuery) -> dict[str, Comparison]:
-    """The second against the first, by measure.
+    """Compare the second system with the first by each measure.
 
     Raises:
         ConfigError: they answered different queries.
@@ -163,22 +163,22 @@ def compare(first: PerQuery, second: PerQuery) -> dict[str, Comparison]:
 
 
 def compare_all(baseline: PerQuery, others: Mapping[str, PerQuery]) -> Compared:
-    """Compare each with the baseline; corrected as `compare_pairs` does.
+    """Compare each system with the baseline. p values are corrected as in `compare_pairs`.
 
     Raises:
-        ConfigError: one answered other queries than the baseline.
+        ConfigError: a system answered other queries than the baseline.
     """
     return compare_pairs({name: (baseline, other) for name, other in others.items()})
 
 
 def compare_pairs(pairs: Mapping[str, tuple[PerQuery, PerQuery]]) -> Compared:
-    """Compare the second of each pair with its first.
+    """Compare the second system of each pair with the first.
 
-    For each measure p values are corrected over the names by Holm's procedure (Holm, "A simple
+    For each measure, p values are corrected over the pairs by Holm's procedure (Holm, "A simple
     sequentially rejective multiple test procedure", 1979).
 
     Raises:
-        ConfigError: the two of a pair answered different queries.
+        ConfigError: the systems of a pair answered different queries.
     """
     found: Compared = {name: {} for name in pairs}
     for name, (first, second) in pairs.items():
@@ -201,12 +201,12 @@ def compare_pairs(pairs: Mapping[str, tuple[PerQuery, PerQuery]]) -> Compared:
 
 
 def permutation_p(differences: np.ndarray) -> float:
-    """Two-sided p of a paired randomisation test on the mean of `differences` (float[queries]).
+    """Return the two-sided p of a paired randomisation test of the mean of float [queries].
 
-    Between equals the sign of each query's difference is chance (Smucker, Allan and Carterette, "A
-    comparison of statistical significance tests for information retrieval evaluation", CIKM 2007).
-    All signs where there are at most 10,000 ways, else 10,000 drawn with a fixed seed, the observed
-    one counted among them (so that p is never 0).
+    If the systems are equal, the sign of each difference is random (Smucker, Allan and Carterette,
+    "A comparison of statistical significance tests for information retrieval evaluation", CIKM
+    2007). Tests all sign patterns if there are at most 10,000, else 10,000 random ones with a fixed
+    seed. The observed pattern is counted too, so p is never 0.
 
     Raises:
         ConfigError: SciPy is not installed.
@@ -222,7 +222,7 @@ def permutation_p(differences: np.ndarray) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The same p values, corrected for there being several; in their order."""
+    """Return the p values, in their order, corrected for multiple tests by Holm's procedure."""
     order = np.argsort(p_values)
     factors = np.arange(len(p_values), 0, -1)
     corrected = np.empty(len(p_values))

@@ -1,4 +1,4 @@
-"""The encoder as MTEB drives one, so that its retrieval tasks judge the very vectors of an index.
+"""Adapt the encoder to MTEB, so that MTEB's retrieval tasks measure the vectors of an index.
 
     import mteb
     from pipelines.evaluation.mteb_encoder import load_mteb_encoder
@@ -6,7 +6,7 @@
     model = load_mteb_encoder(ModelConfig(name="BAAI/bge-m3"))
     mteb.evaluate(model, mteb.get_tasks(tasks=["SciFact"]))
 
-MTEB: Muennighoff et al., "MTEB: Massive Text Embedding Benchmark", EACL 2023. Loads torch.
+MTEB: Muennighoff et al., "MTEB: Massive Text Embedding Benchmark", EACL 2023. Imports torch.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _NO_NAME = re.compile(r"[^\w.-]+")
 
 
 class MtebEncoder:
-    """Dense vectors through mteb's EncoderProtocol (version 2); similarity is cosine.
+    """An encoder of dense vectors for mteb's EncoderProtocol (version 2), with cosine similarity.
 
-    Queries get the encoder's own query instruction, whatever a task suggests. Documents get their
-    title and a newline before the text, as with `chunk.title_prefix`. What is neither (of tasks
-    other than retrieval) is encoded as passages are.
+    Queries get the encoder's own instruction and ignore that of the task. Documents get their title
+    and a newline before the text, as with `chunk.title_prefix`. Texts of tasks other than retrieval
+    are encoded as passages.
     """
 
     def __init__(self, encoder: Encoder, name: str | None = None) -> None:
-        """`name`: of the results, as organisation/model; when not given: the model's.
+        """`name`: the name of the results, as organisation/model; default: the model's name.
 
         Raises:
             ConfigError: mteb is not installed, or the encoder gives no dense vectors.
@@ -51,13 +51,12 @@ class MtebEncoder:
     def encode(
         self, inputs: Iterable[Mapping[str, Any]], *, prompt_type: Any = None, **_: Any
     ) -> np.ndarray:
-        """float32[texts, dim] of batches of `text`; of documents: of `title` and `body`.
+        """Return float32 [texts, dim] for batches with `text`, or with `title` and `body`.
 
-        `prompt_type`: "query" for queries. All texts are one call: the encoder makes its own
-        batches.
+        `prompt_type`: "query" for queries. The encoder makes its own batches from all texts.
 
         Raises:
-            EncodeError: a text whose vector is not finite.
+            EncodeError: the vector of a text is not finite.
         """
         texts = [text for batch in inputs for text in _texts(batch)]
         is_query = getattr(prompt_type, "value", prompt_type) == "query"
@@ -66,16 +65,16 @@ class MtebEncoder:
         return np.asarray(values, np.float32).reshape(-1, self.encoder.info.dim)
 
     def similarity(self, first: Any, second: Any) -> Any:
-        """Cosines of all pairs, [first, second]."""
+        """Return the cosines of all pairs, [first, second]."""
         return extra("mteb.similarity_functions").cos_sim(first, second)
 
     def similarity_pairwise(self, first: Any, second: Any) -> Any:
-        """Cosines of the pairs in one place, [pairs]."""
+        """Return the cosines of rows at the same position, [pairs]."""
         return extra("mteb.similarity_functions").pairwise_cos_sim(first, second)
 
 
 def load_mteb_encoder(config: ModelConfig, name: str | None = None) -> MtebEncoder:
-    """A model, loaded for its dense vectors only.
+    """Load a model for dense vectors only.
 
     Raises:
         ConfigError: mteb is not installed.
@@ -94,7 +93,7 @@ def _texts(batch: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _model_meta(encoder: Encoder, name: str) -> Any:
-    """What mteb keeps results under: also the space, which lengths and instructions decide."""
+    """Return the key of mteb's results. Its space fingerprint covers lengths and instructions."""
     info = encoder.info
     if not _HUB_NAME.fullmatch(name):
         name = "packvec/" + _NO_NAME.sub("-", name).strip("-")

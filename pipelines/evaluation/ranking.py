@@ -1,6 +1,6 @@
-"""Judged queries, searched in every mode, and read again by a reranker.
+"""Search judged queries in every mode, and optionally rerank the results.
 
-encode -> search documents -> (rerank the best of them)
+encode -> search documents -> (rerank the best documents)
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from pipelines.search.opening import open_searcher
 from pipelines.search.searcher import Searcher, outputs_for
 from pipelines.search.space import check_same_space, read_space
 
-_QUERIES = 1_024  # their vectors are in memory
+_QUERIES = 1_024  # queries whose vectors are in memory at once
 
 
 @dataclasses.dataclass(frozen=True)
 class SecondStage:
-    """A reranker over the documents of hybrid, or of the first mode where that is not searched."""
+    """A reranker of the documents that hybrid, or without hybrid the first mode, finds."""
 
     config: RerankerConfig
     top: int
-    """How many documents of each query it reads, each by its best passage."""
+    """The number of documents per query that it scores, each by its best passage."""
 
 
 def rank_judged(
@@ -42,13 +42,13 @@ def rank_judged(
     modes: tuple[Mode, ...],
     second: SecondStage | None = None,
 ) -> tuple[dict[str, Rankings], dict[str, float]]:
-    """What each mode finds, a document as its best passage; and the seconds that took.
+    """Return each mode's rankings of documents, and the seconds that each step took.
 
     Raises:
-        IndexStateError: the model's vectors are of another space, or no texts for a reranker.
-        ConfigError: memory. ModelError: no such model.
+        IndexStateError: the model and the index are of different spaces, or a reranker has no
+            texts. ConfigError: memory is too small. ModelError: no such model.
     """
-    # Late: torch, which a gate without measures never needs.
+    # Imported late because they load torch, which a gate without measures never needs.
     from actors.encoder import load_encoder
     from actors.reranker import load_reranker
 
@@ -103,7 +103,7 @@ def _search(
 
 
 def _with_rest(best: Sequence[Hit], before: Iterable[str]) -> dict[str, float]:
-    """Put the first stage's other documents after those in the reranker's order."""
+    """Return the reranked documents, followed by the other documents of the first stage."""
     ranking = {hit.passage["doc_id"]: hit.score for hit in best}
     least = min(ranking.values(), default=0.0)
     rest = [document for document in before if document not in ranking]
@@ -112,7 +112,7 @@ def _with_rest(best: Sequence[Hit], before: Iterable[str]) -> dict[str, float]:
 
 @contextmanager
 def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Add to `seconds` how long the block takes."""
+    """Add the duration of the `with` block to `seconds[name]`."""
     began = time.perf_counter()
     yield
     seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began

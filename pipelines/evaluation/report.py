@@ -1,9 +1,9 @@
-"""eval.html: an evaluation as one page, with what the numbers hide: which queries, and why.
+"""Write eval.html: an evaluation as one page, with the queries behind its numbers.
 
     seen = look_at("out/evaluation/eval.json")
     seen.summary()
 
-`look_at` gives the same pieces to notebooks.
+`look_at` gives the sections of the page to notebooks.
 """
 
 from __future__ import annotations
@@ -47,20 +47,20 @@ _CHARACTERS = 200
 
 @dataclass(frozen=True)
 class Documents:
-    """What the page says of documents; ids that are not in it are shown as ids."""
+    """Texts and lengths of documents. The page shows documents without a text by their id."""
 
     texts: Mapping[str, str] = field(default_factory=dict)
-    """Document -> its text, or the beginning: of those that `documents_shown` names."""
+    """Document id -> text, or its beginning, for the documents of `documents_shown`."""
     lengths: Mapping[str, int] = field(default_factory=dict)
-    """Document -> tokens of its passages: of the relevant ones."""
+    """Document id -> tokens of its passages, for relevant documents."""
 
 
 def evaluation_page(
     evaluation: Evaluation, judged: JudgedQueries, documents: Documents | None = None
 ) -> str:
-    """The page: loads nothing, light and dark, texts escaped.
+    """Return the page as HTML that loads nothing, has a light and a dark theme, and escapes texts.
 
-    `judged`: what it was evaluated with.
+    `judged`: the judged queries of the evaluation.
     """
     documents = documents or Documents()
     look = EvaluationLook(evaluation)
@@ -79,7 +79,7 @@ def evaluation_page(
 
 
 def documents_shown(evaluation: Evaluation, judged: JudgedQueries) -> set[str]:
-    """Documents whose texts the page shows."""
+    """Return the ids of the documents whose texts the page shows."""
     best = _best(evaluation)
     better, worse = _changed(evaluation, best) if best else ([], [])
     shown: set[str] = set()
@@ -91,23 +91,23 @@ def documents_shown(evaluation: Evaluation, judged: JudgedQueries) -> set[str]:
 
 
 def look_at(uri: str, storage_options: Options | None = None) -> EvaluationLook:
-    """An evaluation; `storage_options` also of its dataset and its index.
+    """Read an evaluation. `storage_options` also apply to its dataset and its index.
 
     Raises:
-        SourceError: not there, or not an evaluation that this version can read.
+        SourceError: the file does not exist, or this version cannot read it.
     """
     return EvaluationLook(read_evaluation(uri, storage_options), storage_options)
 
 
 @dataclass(frozen=True)
 class EvaluationLook:
-    """Pieces of eval.html; a Note where there is nothing to show."""
+    """The sections of eval.html. A section without content is a Note."""
 
     evaluation: Evaluation
     storage_options: Options | None = None
 
     def summary(self) -> Section:
-        """What was asked and searched, and every mode's measures."""
+        """Return the facts of dataset and index, and the measures of every mode."""
         evaluation = self.evaluation
         index, dataset = evaluation.index, evaluation.dataset
         facts = [
@@ -135,22 +135,22 @@ class EvaluationLook:
         return Section("", unknown_said(dataset), [Facts(facts), table, *charts])
 
     def gains(self) -> Section | Note:
-        """Every other mode against the baseline, query by query."""
+        """Return a chart per mode that compares it with the baseline query by query."""
         baseline = self.evaluation.baseline
         others = [mode for mode in self.evaluation.modes if mode.against_baseline]
         if not others:
-            return Note(f"{baseline} is the only mode: it is compared with nothing.")
+            return Note(f"{baseline} is the only mode, so there is no comparison.")
         return Section(
             f"Gains and losses against {baseline}",
-            "Modes that are as good in the mean may answer different queries well: then a mixture "
-            "of them may be better than each.",
+            "Modes with equal means may be good at different queries. A combination of them may "
+            "then be better than each one.",
             [gains_chart(self.evaluation, mode) for mode in others],
         )
 
     def lengths(self) -> Section | Note:
-        """How long documents are that modes find early, late and not at all.
+        """Return charts of the lengths of documents that modes find early, late and not at all.
 
-        Reads the judgements and the ledger of the index, where they still are.
+        Reads the judgements and the ledger of the index, if they still exist.
         """
         dataset, facts = self.evaluation.dataset, self.evaluation.index
         try:
@@ -158,24 +158,24 @@ class EvaluationLook:
             index = open_index(facts.uri, self.storage_options, generation=facts.generation)
             tokens = lengths_of(index, judged.relevant())
         except EmbedError as error:
-            return Note(f"Lengths of documents are not known: {error.message}")
+            return Note(f"Lengths of documents are unknown: {error.message}")
         return _lengths(self.evaluation, judged, tokens)
 
     def against(self, before: str | None) -> Section | Note:
-        """This evaluation against one of the same queries before it: its eval.json.
+        """Compare this evaluation with an earlier one of the same queries, the eval.json `before`.
 
         Raises:
             SourceError: it cannot be read. ConfigError: no mode in common, or other queries.
         """
         if before is None:
-            return Note("No evaluation before this one is named.")
+            return Note("No earlier evaluation is given.")
         other, measure = read_evaluation(before, self.storage_options), MEASURES[0]
         compared = compare_evaluations(other, self.evaluation)
         charts = []
         for name, of in compared.items():
             now, then = (each.per_query(name).values[measure] for each in (self.evaluation, other))
             if (now != then).any():
-                charts.append(changes_chart(f"{name}: after less before", now - then, of[measure]))
+                charts.append(changes_chart(f"{name}: after minus before", now - then, of[measure]))
         said = [
             f"{when}: generation {each.index.generation} of {each.index.uri}, {each.index.model}, "
             f"{each.started}."
@@ -189,18 +189,18 @@ class EvaluationLook:
 def _lengths(
     evaluation: Evaluation, judged: JudgedQueries, tokens: Mapping[str, int]
 ) -> Section | Note:
-    """How long documents are that modes find; `tokens`: document -> its tokens, where known."""
+    """Return charts of the lengths of found documents. `tokens`: known lengths by document id."""
     charts = [
         lengths_chart(mode, lengths_of_relevant(mode, evaluation.query_ids, judged.qrels, tokens))
         for mode in evaluation.modes
     ]
     drawn = [chart for chart in charts if chart]
     if not drawn:
-        return Note("Lengths of documents are not known: the index has no relevant one.")
+        return Note("Lengths of documents are unknown: the index has no relevant documents.")
     return Section(
         "Length of the first relevant document, by its rank",
-        "Median and quartiles, in tokens; below the rank, how many queries. Where long documents "
-        "are found late or not at all, shorter passages may help.",
+        "Median and quartiles, in tokens. The number below a rank is the number of queries. If "
+        "long documents are found late or not at all, shorter passages may help.",
         drawn,
     )
 
@@ -209,7 +209,7 @@ def _queries(
     evaluation: Evaluation, judged: JudgedQueries, documents: Documents
 ) -> Iterable[Section]:
     base, best = evaluation.mode(evaluation.baseline), _best(evaluation)
-    looks: list[tuple[str, list[int], ModeResult]] = []  # heading, queries, who was wrong
+    looks: list[tuple[str, list[int], ModeResult]] = []  # heading, queries, worse mode
     if best:
         better, worse = _changed(evaluation, best)
         looks.append((f"Where {best.name} is better than {base.name} by most", better, base))
@@ -235,13 +235,13 @@ def _queries(
 
 
 def _best(evaluation: Evaluation) -> ModeResult | None:
-    """The mode, other than the baseline, with the highest mean."""
+    """Return the mode, other than the baseline, with the highest mean."""
     others = [mode for mode in evaluation.modes if mode.name != evaluation.baseline]
     return max(others, key=lambda mode: mode.measures[MEASURES[0]].mean, default=None)
 
 
 def _changed(evaluation: Evaluation, mode: ModeResult) -> tuple[list[int], list[int]]:
-    """Queries with the largest gains over the baseline, and those with the largest losses."""
+    """Return the queries with the largest gains over the baseline, and with the largest losses."""
     change = differences(evaluation, mode)
     order = np.argsort(change, kind="stable")
     worse = [int(row) for row in order if change[row] < 0][:_SHOWN]
@@ -254,7 +254,7 @@ def _worst(evaluation: Evaluation) -> list[int]:
 
 
 def _relevant(query: str, judged: JudgedQueries) -> list[str]:
-    """The most relevant first."""
+    """Return the relevant documents of a query, most relevant first."""
     found = [(-rel, doc) for doc, rel in judged.qrels.get(query, {}).items() if rel > 0]
     return [doc for _, doc in sorted(found)]
 

@@ -1,6 +1,6 @@
-"""An evaluation as a record and as tables in a terminal.
+"""Define the record of an evaluation, and show it as tables in a terminal.
 
-The keys of eval.json are the fields here. Lists of numbers are aligned to `query_ids`.
+The fields are the keys of eval.json. Lists of numbers are in the order of `query_ids`.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ from pipelines.index.records import JsonRecord
 
 
 class ModeResult(JsonRecord):
-    """One way to search, or a run of another system."""
+    """The results of one mode of search, or of a run of another system."""
 
     name: str
     """dense, sparse, colbert, hybrid, rrf, bm25, or the name of a run."""
     settings: dict[str, Any] = Field(default_factory=dict)
-    """What it was set to: weights, k1, tokenisation."""
+    """Settings of the mode, such as weights, k1 or the tokenisation."""
     measures: dict[str, Mean]
-    """Measure -> mean over the queries with the interval it is in."""
+    """Measure -> mean over the queries with its confidence interval."""
     against_baseline: dict[str, Comparison] = Field(default_factory=dict)
-    """Measure -> this mode against the baseline; empty for the baseline."""
+    """Measure -> comparison of this mode with the baseline; empty for the baseline."""
     per_query: dict[str, list[float]]
-    """Measure -> what each query got."""
+    """Measure -> value of each query."""
     first_relevant: list[tuple[int, str] | None]
-    """Rank, from 1, and id of each query's first relevant document; null where none was found."""
+    """Rank, from 1, and id of each query's first relevant document; null if none was found."""
     top: list[str | None]
-    """Each query's first document; null where none was found."""
+    """The best document of each query; null if none was found."""
 
 
 class IndexFacts(JsonRecord):
-    """What was searched."""
+    """The index that was searched."""
 
     uri: str
     generation: int
@@ -67,21 +67,21 @@ class IndexFacts(JsonRecord):
 
 
 class DatasetFacts(JsonRecord):
-    """What was asked."""
+    """The judged queries that were searched for."""
 
     queries: str
-    """Where they are."""
+    """The URI of the queries."""
     qrels: str
     judged_queries: int
     judgements: int
     relevant_documents: int
-    """That some query should find."""
+    """The number of documents that are relevant for at least one query."""
     unknown_documents: int
-    """Of these, not in the index: no mode can find them."""
+    """The number of relevant documents that are not in the index. No mode can find them."""
 
     @classmethod
     def of(cls, judged: JudgedQueries, queries: str, qrels: str, unknown: int) -> DatasetFacts:
-        """Counted; `unknown`: relevant documents that are not in the index."""
+        """Count judged queries. `unknown`: the number of relevant documents not in the index."""
         return cls(
             queries=queries,
             qrels=qrels,
@@ -93,29 +93,29 @@ class DatasetFacts(JsonRecord):
 
 
 class Evaluation(JsonRecord):
-    """All modes on one index and one dataset."""
+    """The results of all modes on one index and one dataset."""
 
     format_version: Literal[1] = 1
     started: str
-    """ISO 8601, UTC."""
+    """The start time, ISO 8601 in UTC."""
     index: IndexFacts
     dataset: DatasetFacts
     baseline: str
     """The mode that the others are compared with."""
     ignore_identical_ids: bool = False
-    """A document with its query's id was no result."""
+    """Whether documents with the id of the query were removed from the rankings."""
     confidence: float = CONFIDENCE
     resamples: int = RESAMPLES
     permutations: int = PERMUTATIONS
     seconds: dict[str, float] = Field(default_factory=dict)
-    """What took time, for all queries: encode, search (all modes share its passes), bm25."""
+    """The seconds per step for all queries: encode, search (all modes share its passes), bm25."""
     versions: dict[str, str] = Field(default_factory=dict)
     query_ids: list[str]
-    """Sorted."""
+    """Ids of the judged queries, sorted."""
     modes: list[ModeResult]
 
     def mode(self, name: str) -> ModeResult:
-        """One of them.
+        """Return the results of a mode.
 
         Raises:
             ConfigError: no such mode.
@@ -126,7 +126,7 @@ class Evaluation(JsonRecord):
         return found[name]
 
     def per_query(self, name: str) -> PerQuery:
-        """What each query got in a mode."""
+        """Return the measures of each query in a mode."""
         found = self.mode(name).per_query
         return PerQuery(tuple(self.query_ids), {name: np.array(found[name]) for name in MEASURES})
 
@@ -139,7 +139,7 @@ def evaluate_modes(
     ignore_identical_ids: bool = False,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[ModeResult]:
-    """Every mode measured, and compared with the baseline; in the order of `rankings`.
+    """Measure every mode and compare it with the baseline. Keeps the order of `rankings`.
 
     Raises:
         ConfigError: no such baseline, or ir-measures is not installed.
@@ -169,9 +169,9 @@ def evaluate_modes(
 
 
 def compare_evaluations(before: Evaluation, after: Evaluation) -> Compared:
-    """The modes that both have, the second against the first.
+    """Compare the modes that both evaluations have, `after` with `before`.
 
-    For each measure p values are corrected over the modes.
+    For each measure, p values are corrected over the modes.
 
     Raises:
         ConfigError: no mode in common, or other queries.
@@ -183,22 +183,22 @@ def compare_evaluations(before: Evaluation, after: Evaluation) -> Compared:
 
 
 def read_evaluation(uri: str, storage_options: Options | None = None) -> Evaluation:
-    """An eval.json, of this machine or anywhere fsspec reads.
+    """Read an eval.json from a local path or any URI of fsspec.
 
     Raises:
-        SourceError: not there, or not an evaluation that this version can read.
+        SourceError: the file does not exist, or this version cannot read it.
     """
     text = "\n".join(line for _, line in numbered_lines(uri, storage_options))
     try:
         return Evaluation.model_validate_json(text)
     except ValidationError as error:
         raise SourceError(
-            describe_invalid(error, uri), "Evaluate the index again, with this version."
+            describe_invalid(error, uri), "Evaluate the index again with this version."
         ) from None
 
 
 def table(evaluation: Evaluation) -> Table:
-    """Every mode with its measures, their intervals, and p against the baseline."""
+    """Return a table of every mode's measures, intervals and p against the baseline."""
     rows = []
     for mode in evaluation.modes:
         cells = [
@@ -209,11 +209,11 @@ def table(evaluation: Evaluation) -> Table:
 
 
 COMPARED = ("mode", "measure", "before", "after", "difference", "p", "won/lost/tied")
-"""What `comparison_rows` gives."""
+"""The columns of `comparison_rows`."""
 
 
 def comparison_table(before: Evaluation, after: Evaluation) -> Table:
-    """Every mode that both have, by every measure: the second against the first.
+    """Return a table that compares the modes of both evaluations by every measure.
 
     Raises:
         ConfigError: no mode in common, or other queries.
@@ -224,7 +224,7 @@ def comparison_table(before: Evaluation, after: Evaluation) -> Table:
 
 
 def _grid(header: Sequence[str], rows: list[list[str]], caption: str, *, names: int) -> Table:
-    """Lay out rows of so many names, then numbers."""
+    """Return a table in which the first `names` columns are names and the others numbers."""
     shown = Table(box=box.SIMPLE, caption=caption, caption_justify="left")
     for i, name in enumerate(header):
         shown.add_column(name, no_wrap=True, justify="left" if i < names else "right")
@@ -234,7 +234,7 @@ def _grid(header: Sequence[str], rows: list[list[str]], caption: str, *, names: 
 
 
 def comparison_rows(before: Evaluation, after: Evaluation, compared: Compared) -> list[list[str]]:
-    """Show what `compare_evaluations` found: of COMPARED, a row a measure of each mode."""
+    """Format `compare_evaluations` as rows of COMPARED, one per mode and measure."""
     rows = []
     for mode, by_measure in compared.items():
         for i, (name, of) in enumerate(by_measure.items()):
@@ -253,7 +253,7 @@ def comparison_rows(before: Evaluation, after: Evaluation, compared: Compared) -
 
 
 def explained(evaluation: Evaluation) -> str:
-    """What intervals and p mean."""
+    """Return a caption that explains intervals and p."""
     return (
         f"Mean of {len(evaluation.query_ids):,} queries and its {evaluation.confidence:.0%} "
         f"bootstrap interval. p: {MEASURES[0]} against {evaluation.baseline}, "
@@ -262,7 +262,7 @@ def explained(evaluation: Evaluation) -> str:
 
 
 def unknown_said(dataset: DatasetFacts) -> str:
-    """That relevant documents are not in the index; nothing where all are."""
+    """Return a warning about relevant documents that are not in the index; empty if all are."""
     if not dataset.unknown_documents:
         return ""
     return (
@@ -272,22 +272,22 @@ def unknown_said(dataset: DatasetFacts) -> str:
 
 
 def test_named(comparisons: int) -> str:
-    """Which test p values are of."""
+    """Return the name of the test that gives the p values."""
     corrected = ", Holm-corrected" if comparisons > 1 else ""
     return f"paired permutation test ({PERMUTATIONS:,}){corrected}"
 
 
 def interval(mean: Mean) -> str:
-    """Its bounds."""
+    """Format the bounds of a confidence interval."""
     return f"{mean.low:.3f}–{mean.high:.3f}"
 
 
 def p_against_baseline(mode: ModeResult) -> str:
-    """Show p of the first measure; nothing for the baseline."""
+    """Format p of the first measure; empty for the baseline."""
     against = mode.against_baseline.get(MEASURES[0])
     return in_words(against.p_holm) if against else ""
 
 
 def in_words(p: float) -> str:
-    """A p value in three digits."""
+    """Format a p value with three decimals."""
     return "<0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,4 +1,4 @@
-"""TREC run files, which every evaluation tool reads; other systems' runs beside an evaluation."""
+"""Read and write TREC run files, and add other systems' runs to an evaluation."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _RUNS = (".run", ".trec", ".txt")
 
 
 def write_run(path: Path, rankings: Rankings, tag: str) -> None:
-    """One line a document: query, Q0, document, rank from 1, score, tag.
+    """Write a run, one line per document: query, Q0, document, rank from 1, score, tag.
 
-    Tools sort by score and break ties by document id, so each score is written as a float32 below
-    the one before it: where the search's are equal, a step below. Columns are between tabs: white
-    space to every reader, and ids with blanks come back through `read_trec_run`.
+    Tools sort by score and break ties by document id. Each score is therefore written as a float32
+    below the score before it, by one step if the search's scores are equal. Tabs separate columns:
+    every reader takes them as white space, and `read_trec_run` can read ids with blanks.
     """
     lines = []
     for query, ranking in rankings.items():
@@ -43,12 +43,10 @@ def write_run(path: Path, rankings: Rankings, tag: str) -> None:
 
 
 def read_trec_run(uri: str, storage_options: Options | None = None) -> Rankings:
-    """A run of any system, by score; where scores are equal by the rank it says.
-
-    A local path or URI; also compressed.
+    """Read a run from a local path or URI, possibly compressed; sort it by score, then by rank.
 
     Raises:
-        SourceError: it cannot be read; a line of another kind; a document twice for one query.
+        SourceError: the file cannot be read, has an invalid line, or a document twice for a query.
     """
     found: dict[str, dict[str, tuple[float, float]]] = {}
     for number, line in numbered_lines(uri, storage_options):
@@ -70,18 +68,18 @@ def read_trec_run(uri: str, storage_options: Options | None = None) -> Rankings:
 
 @dataclass(frozen=True)
 class Against:
-    """Files that --against names."""
+    """The contents of the files that --against names."""
 
     evaluations: list[Evaluation]
     runs: Mapping[str, Rankings]
-    """By file name."""
+    """Runs by file name, without extension."""
 
 
 def read_against(uris: Sequence[str], judged: JudgedQueries) -> Against:
-    """Read them, and see that they are of these queries.
+    """Read files for --against, and check that they are of the queries of `judged`.
 
     Raises:
-        ConfigError: another kind of file, or other queries. SourceError: it cannot be read.
+        ConfigError: an unknown file type, or other queries. SourceError: a file cannot be read.
     """
     evaluations, runs = [], dict[str, Rankings]()
     for uri in uris:
@@ -104,7 +102,7 @@ def read_against(uris: Sequence[str], judged: JudgedQueries) -> Against:
 
 
 def with_runs(found: Evaluated, runs: Mapping[str, Rankings]) -> Evaluated:
-    """The evaluation with other systems' runs beside the modes."""
+    """Return the evaluation with the runs of other systems added as modes."""
     if not runs:
         return found
     named = {(f"{n} (file)" if n in found.rankings else n): run for n, run in runs.items()}
@@ -121,7 +119,7 @@ def with_runs(found: Evaluated, runs: Mapping[str, Rankings]) -> Evaluated:
 
 
 def _row(line: str, where: str) -> tuple[str, str, float, float]:
-    """Query, document, score, rank."""
+    """Return query, document, score and rank."""
     fields = line.split("\t") if "\t" in line else line.split()
     if len(fields) != 6:
         raise SourceError(f"{where}: expected {_COLUMNS}, found {len(fields)} columns.")
@@ -137,5 +135,5 @@ def _row(line: str, where: str) -> tuple[str, str, float, float]:
 def _check(uri: str, others: set[str], expected: str) -> None:
     if others:
         raise ConfigError(
-            f"--against: expected {expected} in {uri}, found others ({min(others)!r}, ...)."
+            f"--against: expected {expected} in {uri}, found other queries ({min(others)!r}, ...)."
         )

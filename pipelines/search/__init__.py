@@ -1,4 +1,4 @@
-"""Exact search over an index: shards, merging, answers.
+"""Exact search in an index: load shards, search them, merge their rankings, show the answers.
 
-`searcher` and `shards` load neither torch nor Ray; `shard_host` holds the vectors.
+`searcher` and `shards` import neither torch nor Ray; `shard_host` holds the vectors.
 """

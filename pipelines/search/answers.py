@@ -1,4 +1,4 @@
-"""Ranked rows as answers: what was found for each query, its scores, its text."""
+"""Turn ranked rows into answers: hits with scores and columns, optionally reranked or printed."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ if TYPE_CHECKING:
 
 
 DEFAULT_RERANK_TOP = 100
-"""Hits that a reranker reads of each query."""
+"""Default number of hits per query that a reranker scores."""
 RERANK = "rerank"
-"""What a reranker's scores are called."""
+"""The name of a reranker's scores."""
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One passage that was found."""
+    """A passage that was found for a query."""
 
     rank: int
-    """From 1."""
+    """The rank among the hits of the query, from 1."""
     score: float
-    """By the mode that was asked for."""
+    """The score by the requested mode."""
     scores: dict[str, float]
-    """By each output, and by a reranker that has ordered them."""
+    """The score by each output, and by the reranker if there was one."""
     row: int
-    """Of the searcher."""
+    """The row number of the passage in the searcher."""
     passage: dict[str, Any]
-    """Columns of the index that are no vectors."""
+    """Columns of the index, without vectors."""
 
     def to_json(self) -> dict[str, Any]:
-        """Rank and scores before the passage's columns; none of these hides one of those."""
+        """Return rank and scores, then the columns. A column never replaces a rank or score."""
         own = {"rank": self.rank, "score": self.score, "scores": self.scores}
         return own | self.passage | own
 
@@ -63,7 +63,7 @@ def find(
     unit: Level = "passage",
     columns: Sequence[str] | None = None,
 ) -> list[list[Hit]]:
-    """The best of each query, best first; documents as the passage that answers best.
+    """Return the `top` hits of each query, best first. A document appears as its best passage.
 
     `queries`: an encoder's columns. Raises as `Searcher.search`.
     """
@@ -73,7 +73,7 @@ def find(
     if unit == "document" and len(row_M):
         row_M = searcher.best_passages(queries, mode, query_M, row_M)
     parts = searcher.score(queries, query_M, row_M)
-    # Not asked for no column at all: a table without any has no rows either.
+    # A table without columns has no rows either, so do not take one.
     bare = columns is not None and not columns
     passages = [{} for _ in row_M] if bare else searcher.take(row_M, columns).to_pylist()
     found: list[list[Hit]] = [[] for _ in range(len(queries))]
@@ -92,11 +92,11 @@ def find(
 
 _EXCERPT = 320
 _ELLIPSIS = "…"
-_WORDS = 64  # of a query that are looked for in a text: each is a pass over it
+_WORDS = 64  # words of a query searched for in a text; each takes one pass over the text
 
 
 def answers_text(query: str, hits: Sequence[Hit], *, whole: bool) -> Group:
-    """What was found for one query; whole passages, or an excerpt of each."""
+    """Return the hits of one query for a terminal, as whole passages or as excerpts."""
     lines: list[Text | Padding] = [Text(printable(query), style="bold")]
     if not hits:
         lines.append(Padding(Text("nothing found", style="dim"), (0, 0, 0, 4)))
@@ -112,12 +112,12 @@ def answers_text(query: str, hits: Sequence[Hit], *, whole: bool) -> Group:
 
 
 def printable(text: str) -> str:
-    """On one line, and nothing in it that a terminal would obey."""
+    """Return a text on one line, without control characters that a terminal would interpret."""
     return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split())
 
 
 def excerpt(text: str, query: str, width: int) -> str:
-    """The `width` characters of a text that hold most of a query's words, cut between words."""
+    """Return about `width` characters of a text with most of the query's words, cut at blanks."""
     if len(text) <= width:
         return text
     words = _words(query)
@@ -149,21 +149,21 @@ def _head(hit: Hit) -> Text:
 
 
 def _words(query: str) -> list[re.Pattern[str]]:
-    """Patterns of the words of more than two letters, each once.
+    """Return patterns of the distinct words of at least three letters.
 
-    In scripts without spaces a word is what is between marks.
+    In scripts without spaces, a run of letters between punctuation marks counts as a word.
     """
     words = dict.fromkeys(re.findall(r"\w{3,}", query))
     return [re.compile(rf"(?i)\b{re.escape(word)}\b") for word in islice(words, _WORDS)]
 
 
 def check_can_rerank(config: RerankerConfig, *, has_texts: bool) -> None:
-    """What would stop a reranker, as far as it shows before anything is searched.
+    """Check, before a search, that its hits can be reranked.
 
-    `has_texts`: the index holds its passages' texts.
+    `has_texts`: the index stores the texts of its passages.
 
     Raises:
-        ModelError: no such reranker. IndexStateError: no texts.
+        ModelError: no such reranker. IndexStateError: the index has no texts.
     """
     resolve_reranker(config)
     if not has_texts:
@@ -180,12 +180,12 @@ def rerank(
     *,
     title_prefix: bool,
 ) -> list[list[Hit]]:
-    """The hits of each query by the reranker's score, best first; equal scores as they were.
+    """Return the hits of each query sorted by the reranker's score; ties keep their order.
 
-    `title_prefix`: passages are read with their titles before them, as the encoder read them.
+    `title_prefix`: put the title before the text, as the encoder did.
 
     Raises:
-        EncodeError: a pair that cannot be scored.
+        EncodeError: a pair cannot be scored.
     """
     pairs = [
         (query, _text(hit, title_prefix))
@@ -193,11 +193,11 @@ def rerank(
         for hit in hits
     ]
     scores = reranker.score(pairs)
-    if scores.ndim > 1:  # of several layers: the last one has seen most
+    if scores.ndim > 1:  # one score per layer: take that of the last layer
         scores = scores[:, -1]
     found = []
     ends = np.cumsum([len(hits) for hits in answers])
-    # Of no query at all there still is one part, an empty one.
+    # Without queries, np.split still returns one empty part.
     for hits, own in zip(answers, np.split(scores, ends[:-1]), strict=False):
         order = np.argsort(-own, kind="stable")
         found.append(

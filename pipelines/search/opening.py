@@ -1,4 +1,4 @@
-"""Loading the shards of an index: in this process, or as actors of a Ray cluster.
+"""Load the shards of an index, in this process or as actors of a Ray cluster.
 
 with open_searcher(index, ("dense", "sparse"), config.search, config.ray) as searcher: ...
 """
@@ -23,14 +23,14 @@ from pipelines.search.shards import check, cpus_of, n_shards, request
 def open_searcher(
     index: Index, outputs: Sequence[Output], search: SearchConfig, ray: RayConfig
 ) -> Iterator[Searcher]:
-    """A searcher for as long as it is needed; of the generation that `index` reads.
+    """Open a searcher of the generation that `index` reads, and close it after the `with` block.
 
-    On Ray where a cluster is named (`ray.address`, RAY_ADDRESS) or shards are asked for, else in
-    this process.
+    Shards are Ray actors if a cluster is configured (`ray.address`, RAY_ADDRESS) or `search.shards`
+    is set. Otherwise one shard is loaded into this process.
 
     Raises:
-        ConfigError: it does not fit the memory there is, or there is no cluster. IndexStateError,
-            StorageError: the index cannot be read, or is local on several machines.
+        ConfigError: memory is too small, or there is no cluster. IndexStateError, StorageError:
+            the index cannot be read, or is local while the cluster has several machines.
     """
     if not (search.shards or ray.address or os.environ.get("RAY_ADDRESS")):
         check(index, outputs, search, 1)
@@ -56,7 +56,7 @@ def open_searcher(
 
 
 class _Here(ShardCalls):
-    """A shard of this process."""
+    """A shard in this process."""
 
     def __init__(self, request: ShardRequest) -> None:
         from pipelines.search.shard_host import ShardHost  # late: torch
@@ -79,7 +79,7 @@ class _Actor(ShardCalls):
             "num_cpus": cpus,
             "num_gpus": search.gpus_per_shard,
             "scheduling_strategy": "SPREAD",
-            "max_concurrency": 4,  # a search, and looking up rows meanwhile
+            "max_concurrency": 4,  # so that rows can be looked up during a search
         }
         self._actor = (
             ray.remote(ShardHost).options(**options).remote(replace(request, threads=cpus))

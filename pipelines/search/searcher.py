@@ -1,12 +1,12 @@
-"""Asks all shards of an index at once, and makes one ranking of their answers.
+"""Search all shards of an index in parallel and merge their rankings.
 
     with open_searcher(index, outputs, config.search, config.ray) as searcher:
         _, rows_QK = searcher.search(encoder.encode_queries(texts), ["hybrid"], 10)["hybrid"]
         searcher.take(rows_QK[0], ["title", "text"])
 
-Exact: every live passage is scored, unless `search.candidates` says otherwise. Rows are numbered
-over all shards, in the order of the index's parts. Shape suffixes: Q queries, K best rows, M pairs,
-N rows.
+The search is exact: it scores every live passage, unless `search.candidates` is set. Row numbers
+count over all shards, in the order of the parts of the index. Shape suffixes: Q queries, K best
+rows, M pairs, N rows.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ from actors.search.fusion import (
 from pipelines.config.sections import Mode, SearchConfig
 
 MODES: tuple[Mode, ...] = get_args(Mode)
-"""One output, their weighted mean, or reciprocal rank fusion of them."""
+"""The ways to rank: by one output, by their weighted mean, or by reciprocal rank fusion."""
 
 
 class ShardDownError(Exception):
-    """A shard that died, or does not answer in time."""
+    """Raised when a shard has died or does not answer in time."""
 
 
 class ShardCalls(Protocol):
-    """One shard, wherever it is."""
+    """A connection to one shard, in this process or in another."""
 
     def start(self, method: str, *args: Any, **named: Any) -> Callable[[], Any]:
-        """Begin a call of its `ShardHost`; the result is waited for by calling what comes back."""
+        """Start a call of a `ShardHost` method. The returned function waits for the result."""
 
 
 class Searcher:
-    """All rows of a generation; made by `open_searcher`. Safe to share between threads."""
+    """A thread-safe search over all rows of a generation. `open_searcher` creates it."""
 
     def __init__(
         self, shards: Sequence[ShardCalls], outputs: Sequence[Output], config: SearchConfig
     ) -> None:
-        """Waits until every shard is loaded."""
+        """Connect to the shards, and wait until all of them are loaded."""
         self._shards = shards
         self.outputs = tuple(outputs)
         self.config = config
@@ -61,16 +61,16 @@ class Searcher:
 
     @property
     def rows(self) -> int:
-        """Live passages."""
+        """The number of live passages."""
         return int(self._firsts[-1])
 
     @property
     def shards(self) -> int:
-        """How many share them."""
+        """The number of shards."""
         return len(self._shards)
 
     def with_weights(self, weights: Weights) -> Searcher:
-        """The same rows, with these weights in hybrid."""
+        """Return a searcher of the same rows with other weights for hybrid."""
         other = copy.copy(self)
         other.config = self.config.model_copy(update={"weights": weights})
         return other
@@ -78,12 +78,12 @@ class Searcher:
     def search(
         self, queries: pa.Table, modes: Sequence[Mode], top: int, *, unit: Level = "passage"
     ) -> dict[Mode, Best]:
-        """The best rows of each query by each mode; documents as their first rows.
+        """Return the best rows of each query by each mode. A document is given by its first row.
 
-        `queries`: an encoder's columns, with those outputs.
+        `queries`: an encoder's columns, with the outputs that the modes need.
 
         Raises:
-            IndexStateError: a mode of an output that is not searched.
+            IndexStateError: a mode needs an output that is not searched.
         """
         outputs_for(modes, self.outputs, self.config)
         top = min(top, max(self.rows, 1))
@@ -99,7 +99,7 @@ class Searcher:
         return {mode: _first(ranked[mode], top) for mode in modes}
 
     def score(self, queries: pa.Table, query_M: np.ndarray, row_M: np.ndarray) -> pa.Table:
-        """Scores of pairs: float32 [M] for each output; and the rows of the pair's document."""
+        """Return float32 [M] scores per output, and the bounds `first`, `stop` of each document."""
         table = self._by_shard(
             row_M,
             lambda shard, own, rows: shard.start("score", queries, query_M[own], rows),
@@ -113,7 +113,7 @@ class Searcher:
     def take(
         self, row_N: np.ndarray, columns: Sequence[str] | None = None, *, vectors: bool = False
     ) -> pa.Table:
-        """These rows of the index, in this order; all that is no vector when not told."""
+        """Return these rows, in this order. `columns` defaults to all columns without vectors."""
         return self._by_shard(
             row_N, lambda shard, _, rows: shard.start("take", rows, columns, vectors)
         )
@@ -121,9 +121,9 @@ class Searcher:
     def best_passages(
         self, queries: pa.Table, mode: Mode, query_M: np.ndarray, row_M: np.ndarray
     ) -> np.ndarray:
-        """int64 [M]: of the document a row is of, the passage that answers the query best.
+        """Return int64 [M], the row of the best passage of the document that contains each row.
 
-        rrf, which ranks and does not score, takes the weighted mean.
+        With rrf, which gives ranks and no scores, the weighted mean decides.
         """
         documents = self.score(queries, query_M, row_M)
         first, stop = documents["first"].to_numpy(), documents["stop"].to_numpy()
@@ -151,7 +151,7 @@ class Searcher:
     def _among_candidates(
         self, queries: pa.Table, modes: Sequence[Mode], top: int, unit: Level
     ) -> dict[Mode, Best]:
-        """ColBERT only of what dense and sparse find; all modes that need it among these."""
+        """Rank by all other modes only the candidates that dense and sparse search find."""
         plain = [mode for mode in modes if mode in ("dense", "sparse")]
         found = self._rank(queries, plain, top, unit)
         others = [mode for mode in modes if mode not in plain]
@@ -160,7 +160,7 @@ class Searcher:
         cheap = [output for output in self.outputs if output != "colbert"]
         if not cheap:
             raise IndexStateError(
-                "search.candidates: expected dense or sparse vectors to find them by, found none."
+                "search.candidates: expected dense or sparse vectors to find them, found none."
             )
         assert self.config.candidates is not None
         best = self._rank(queries, cheap, self.config.candidates, "passage")
@@ -194,7 +194,7 @@ class Searcher:
     def _by_shard(
         self, row_N: np.ndarray, start: Callable[[ShardCalls, np.ndarray, np.ndarray], Any]
     ) -> pa.Table:
-        """Ask each shard for what it has of row_N, by place and its own number; in this order."""
+        """Call `start(shard, positions in row_N, own rows)` per shard; keep the order of row_N."""
         at = self._shard_of(row_N)
         owns, waits = [], []
         for number in np.unique(at) if len(row_N) else [0]:
@@ -221,7 +221,7 @@ def _best_rows(
     top: int,
     positive: bool = False,
 ) -> Best:
-    """Of pairs in which a row may come more than once: each as its best."""
+    """Return the best rows of pairs in which a row may occur several times, by its best score."""
     order = np.lexsort((-score_M, row_M, query_M))
     query_M, row_M, score_M = query_M[order], row_M[order], score_M[order]
     pairs = np.stack([query_M, row_M], axis=1)
@@ -234,10 +234,10 @@ def _best_rows(
 def outputs_for(
     modes: Sequence[Mode], outputs: Sequence[str], config: SearchConfig
 ) -> tuple[Output, ...]:
-    """The outputs that modes need, of those an index has.
+    """Return those `outputs` of an index that the modes need.
 
     Raises:
-        IndexStateError: it has not what a mode is named after, or nothing with a weight.
+        IndexStateError: the index lacks the output of a mode, or all weights of hybrid are 0.
     """
     has: tuple[Output, ...] = tuple(output for output in OUTPUTS if output in outputs)
     several = ("hybrid", "rrf") if len(has) > 1 else ()
@@ -245,15 +245,15 @@ def outputs_for(
         if mode not in MODES or (mode in OUTPUTS and mode not in has):
             raise IndexStateError(
                 f"mode: expected one of {', '.join([*has, *several])}, got {mode}.",
-                "The index has no other vectors." if mode in MODES else "",
+                "The index has no vectors for it." if mode in MODES else "",
             )
     weight = dict(zip(OUTPUTS, config.weights, strict=True))
     if "hybrid" in modes and not any(weight[output] for output in has):
         raise IndexStateError(
-            f"search.weights: expected a weight other than 0 for {' or '.join(has)}, of which the "
-            f"index has vectors, got {list(config.weights)}."
+            f"search.weights: expected a weight other than 0 for {' or '.join(has)}, the vectors "
+            f"of the index, got {list(config.weights)}."
         )
-    # Candidates are found by what is cheap, also where ColBERT alone ranks them.
+    # Dense and sparse vectors find the candidates, even if only ColBERT ranks them.
     combined = any(mode not in OUTPUTS for mode in modes) or (
         config.candidates is not None and "colbert" in modes
     )

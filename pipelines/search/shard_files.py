@@ -1,10 +1,10 @@
-"""The live rows of some parts as Arrow files of this machine, which are mapped, not read.
+"""Cache the live rows of parts as local Arrow files, which processes map into memory.
 
     files = ShardFiles(index, parts, folder)
-    files.open("dense")      # pyarrow.Table, a chunk a block
+    files.open(["dense"])    # {"dense": pyarrow.Table}, one chunk per block
 
-Parquet cannot be mapped: rows are decoded once, when a generation is first searched here, and found
-again by every later process. One file an output, so that a dense search never touches ColBERT.
+Parquet cannot be mapped. Rows are therefore decoded once, when a generation is first searched on a
+machine. Each output has its own file, so that a dense search never reads ColBERT vectors.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from pipelines.index.parts import Part
 from pipelines.index.reader import Index
 
 _ROWS = 8_192
-_TOKENS = 262_144  # of ColBERT vectors, 512 MB at 1,024 dimensions: a block is written at once
+_TOKENS = 262_144  # per block, which is written at once: 512 MB of ColBERT at 1,024 dimensions
 
 
 def in_blocks(
     tables: Iterable[pa.Table], rows: int = _ROWS, tokens: int = _TOKENS
 ) -> Iterator[pa.RecordBatch]:
-    """Rows with `doc_id` and `n_tokens`, cut between documents; a longer document is a block.
+    """Cut rows with `doc_id` and `n_tokens` into blocks at document boundaries.
 
-    A block has at most so many rows and so many tokens.
+    A block has at most `rows` rows and `tokens` tokens. A larger document is a block of its own.
     """
     waiting: list[pa.Table] = []
     for table in tables:
@@ -56,7 +56,7 @@ def in_blocks(
 
 
 def _stops(table: pa.Table, rows: int, tokens: int) -> list[int]:
-    """Where blocks end; the last one, of which more rows may follow, at the end of the table."""
+    """Return the end of each block. The last block may continue in the next table."""
     ids = table["doc_id"].combine_chunks()
     changes = pc.not_equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
     ends = np.append(np.flatnonzero(changes) + 1, len(ids))
@@ -72,13 +72,13 @@ def _stops(table: pa.Table, rows: int, tokens: int) -> list[int]:
 
 
 def _one_batch(table: pa.Table) -> pa.RecordBatch:
-    """One batch: an Arrow file is mapped batch by batch."""
+    """Return a table as one batch, because an Arrow file is mapped batch by batch."""
     return table.combine_chunks().to_batches()[0]
 
 
 _LAYOUT = 1
 ROWS = "rows"
-"""The file of everything that is no vector."""
+"""The file of all columns except vectors."""
 _NOT_SHOWN = ("passage_hash", *OUTPUTS)
 _CUT_BY = ("doc_id", "n_tokens")
 _FORGET_SECONDS = 24 * 3600
@@ -86,26 +86,26 @@ _FORGET_SECONDS = 24 * 3600
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRequest:
-    """Which rows a shard has."""
+    """The description of a shard: its rows, its outputs and where it keeps files."""
 
     uri: str
     storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
     generation: int
     number: int
     shards: int
-    """Of so many; there may be fewer, where the index has fewer parts."""
+    """The requested number of shards. There are fewer if the index has fewer parts."""
     outputs: tuple[Output, ...]
     folder: str | None = None
-    """Where mapped files are kept on its machine."""
+    """The folder of mapped files on the shard's machine; None for the default cache."""
     threads: int | None = None
-    """That it scores with; as many as torch has when not given."""
+    """The number of threads for scoring; None for torch's default."""
 
 
 class ShardFiles:
-    """Files of one shard of one generation."""
+    """The local files of one shard of one generation."""
 
     def __init__(self, index: Index, parts: Sequence[Part], folder: Path) -> None:
-        """`parts`: some of the index's, in its order."""
+        """`parts`: parts of the index, in its order."""
         self._index, self._parts = index, parts
         own = hashlib.sha256(index.store.uri.encode()).hexdigest()[:16]
         state = [
@@ -118,12 +118,12 @@ class ShardFiles:
         self._folder = self._generation / name
 
     def open(self, names: Sequence[str]) -> dict[str, pa.Table]:
-        """ROWS or outputs: each a mapped table, the same rows in the same chunks.
+        """Return a mapped table for each name, ROWS or an output, with the same rows and chunks.
 
         Raises:
-            StorageError: the disk is full or may not be written, or a part is gone.
+            StorageError: the disk is full or read-only, or a part is missing.
         """
-        with suppress(OSError):  # a disk that may only be read will do where the files are there
+        with suppress(OSError):  # a read-only disk is enough if the files exist
             os.utime(self._generation)
         found = self._mapped(names)
         if len(found) == len(names):
@@ -138,9 +138,9 @@ class ShardFiles:
         except OSError as error:
             self._check_parts()
             raise StorageError(
-                f"search.folder: expected a folder to keep vectors in at {self._folder}, found "
+                f"search.folder: expected a writable folder for vectors at {self._folder}, found "
                 f"{error.strerror or error}.",
-                "Free or name another place: --set search.folder=..., or XDG_CACHE_HOME.",
+                "Free space, or choose another folder: --set search.folder=..., or XDG_CACHE_HOME.",
             ) from error
         return self._mapped(names)
 
@@ -148,7 +148,7 @@ class ShardFiles:
         return self._folder / f"{name}.arrow"
 
     def _mapped(self, names: Sequence[str]) -> dict[str, pa.Table]:
-        """Map the files that are there, but none that its writer did not live to finish."""
+        """Map the existing files, except those whose writer died before it finished them."""
         found = {}
         for name in names:
             with (
@@ -181,21 +181,21 @@ class ShardFiles:
                     writer.write_batch(block.select(kept[name]))
         for name, path in making.items():
             with path.open("rb") as file:
-                os.fsync(file.fileno())  # a name must not outlive what it names
+                os.fsync(file.fileno())  # the content must be durable before the final name is
             path.replace(self._path(name))
 
     def _check_parts(self) -> None:
-        """Whether what failed was the index, and not the folder here."""
+        """Raise if the error came from a missing part, and not from the local folder."""
         store = self._index.store
         for path in (part.path for part in self._index.parts):
             if not store.exists(path):
                 raise StorageError(
                     f"{store.url(path)}: expected a part of the index, found none.",
-                    "python -m pipelines.verify_index says what else is missing.",
+                    "List all missing files with python -m pipelines.verify_index.",
                 )
 
     def _forget_old_generations(self) -> None:
-        """Those that nobody searched here for a day; a process that mapped a file keeps it."""
+        """Delete generations unused for a day. A process that has mapped a file keeps it."""
         for other in self._generation.parent.iterdir():
             age = time.time() - other.stat().st_mtime
             if other != self._generation and age > _FORGET_SECONDS:
@@ -203,12 +203,12 @@ class ShardFiles:
 
 
 def shards_of(parts: Sequence[Part], shards: int) -> list[list[Part]]:
-    """Parts with live rows in so many runs of about as many rows; fewer where there are fewer."""
+    """Divide the parts with live rows into at most `shards` groups of about equally many rows."""
     live = [(part, sum(stop - first for first, stop in part.live)) for part in parts]
     live = [(part, rows) for part, rows in live if rows]
     total, found, seen = sum(rows for _, rows in live), [list[Part]() for _ in range(shards)], 0
     for part, rows in live:
-        # By its middle, so that neither the first nor the last shard gets all that is left over.
+        # The middle of the part decides, so that no shard systematically gets the remainders.
         found[min(int((seen + rows / 2) * shards / total), shards - 1)].append(part)
         seen += rows
     return [shard for shard in found if shard] or [[]]

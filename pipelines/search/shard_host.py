@@ -1,6 +1,6 @@
-"""What holds a shard: in this process, as a Ray actor, or as a Ray Serve deployment. No Ray here.
+"""Host a shard in this process, as a Ray actor, or as a Ray Serve deployment. Does not import Ray.
 
-Rows are the shard's own, from 0. Everything that goes in and out is numpy or Arrow.
+Row numbers start at 0 in each shard. Arguments and results are numpy arrays or Arrow tables.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from pipelines.search.shard_files import ROWS, ShardFiles, ShardRequest, shards_
 
 
 class ShardHost:
-    """A loaded shard."""
+    """A loaded shard with the columns of its rows."""
 
     def __init__(self, request: ShardRequest) -> None:
-        """Map its rows; on a GPU where there is one and they fit.
+        """Map the rows, and copy their vectors to a GPU if there is one and they fit.
 
         Raises:
-            IndexStateError, StorageError: the index cannot be read, or the disk here is full.
+            IndexStateError, StorageError: the index cannot be read, or the local disk is full.
         """
         if request.threads:
             torch.set_num_threads(request.threads)
@@ -42,23 +42,23 @@ class ShardHost:
         self._shard = Shard(self._rows["doc_id"], vectors, device=_device(vectors))
 
     def n_rows(self) -> int:
-        """How many it has; also the sign that it is loaded."""
+        """Return the number of rows. An answer also means that the shard is loaded."""
         return len(self._shard)
 
     def rank(
         self, queries: pa.Table, by: Collection[Ranking], top: int, **how: Any
     ) -> dict[Ranking, Best]:
-        """`Shard.rank`."""
+        """Call `Shard.rank`."""
         return self._shard.rank(queries, by, top, **how)
 
     def score(self, queries: pa.Table, query_M: np.ndarray, row_M: np.ndarray) -> pa.Table:
-        """`Shard.score`, and the first and the stop row of each row's document."""
+        """Return `Shard.score` with `first` and `stop`, the bounds of each row's document."""
         table = self._shard.score(queries, query_M, row_M)
         first, stop = self._shard.document_rows(row_M).T
         return table.append_column("first", pa.array(first)).append_column("stop", pa.array(stop))
 
     def take(self, row_N: np.ndarray, columns: Sequence[str] | None, vectors: bool) -> pa.Table:
-        """These rows, in this order: columns of the index, with its vectors or without."""
+        """Return columns of these rows, in this order, with or without vectors."""
         rows = self._rows if columns is None else self._rows.select(columns)
         if vectors:
             for name in self._vectors.column_names:
@@ -67,7 +67,7 @@ class ShardHost:
 
 
 def _device(vectors: dict[Output, pa.ChunkedArray]) -> str:
-    """The GPU this process sees, if dense and ColBERT vectors fit beside what is there."""
+    """Return "cuda" if this process sees a GPU and dense and ColBERT vectors fit, else "cpu"."""
     if not torch.cuda.is_available():
         return "cpu"
     free, _ = torch.cuda.mem_get_info()

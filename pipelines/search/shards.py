@@ -1,6 +1,6 @@
-"""How an index is spread over shards, and whether their vectors fit the memory there is.
+"""Divide an index into shards, and estimate from its manifests whether they fit into memory.
 
-Estimated from manifests, before anything is loaded. Loads neither torch nor Ray.
+Runs before anything is loaded. Imports neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from pipelines.search.shard_files import ShardRequest, shards_of
 from pipelines.terminal.text import byte_count
 
 _VALUE_BYTES = {"float16": 2, "float32": 4}
-# A weight is an id and a value in the mapped file, a row and a value in the inverted index.
+# A sparse weight: id and value in the mapped file, row and value in the inverted index.
 _WEIGHT_BYTES = 16
-_WORKING_BYTES = 512 << 20  # scores of a block, a block as float32
+_WORKING_BYTES = 512 << 20  # the scores of a block, and the block as float32
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of vectors."""
+    """The memory that the vectors of an index take, in bytes."""
 
     by_output: dict[Output, int]
 
     @property
     def bytes(self) -> int:
-        """All of them, and room to work."""
+        """The sum, including working memory."""
         return sum(self.by_output.values()) + _WORKING_BYTES
 
     def __str__(self) -> str:
@@ -40,21 +40,21 @@ class Need:
 
 
 def needed(index: Index, outputs: Sequence[Output]) -> Need:
-    """For all live rows; tokens as many a passage as the generations have on average."""
+    """Return the memory for all live rows, assuming the average tokens per passage of the index."""
     info, rows = index.info, index.passages
     value = _VALUE_BYTES[info.vector_dtype]
     counted = sum(manifest.counts.passages for manifest in index.chain)
     tokens = rows * sum(manifest.counts.tokens for manifest in index.chain) // max(counted, 1)
     each = {
         "dense": rows * info.model.dim * value,
-        "sparse": tokens * _WEIGHT_BYTES,  # at most: a token counts once a passage
+        "sparse": tokens * _WEIGHT_BYTES,  # an upper bound: a repeated token has one weight
         "colbert": tokens * (info.model.colbert_dim or 0) * value,
     }
     return Need({output: each[output] for output in outputs})
 
 
 def free_bytes() -> int:
-    """Memory a process may still take here: the machine's, or its container's if that is less."""
+    """Return the memory that is still free on this machine or, if less, in its container."""
     free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
@@ -63,7 +63,7 @@ def free_bytes() -> int:
     group = Path("/sys/fs/cgroup")
     limit, used = group / "memory.max", group / "memory.current"
     if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":
-        # Files that are cached count as used there, and are given up when memory is asked for.
+        # Cached files count as used, but the kernel releases them on demand.
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         free = min(free, int(most) - int(used.read_text()) + int(stat.get("file", 0)))
     return free
@@ -72,7 +72,7 @@ def free_bytes() -> int:
 def request(
     index: Index, outputs: Sequence[Output], search: SearchConfig, number: int, shards: int
 ) -> ShardRequest:
-    """What shard `number` of so many is told."""
+    """Return the request for shard `number` of `shards`."""
     return ShardRequest(
         uri=index.store.uri,
         storage_options=index.store.options,
@@ -85,17 +85,17 @@ def request(
 
 
 def n_shards(index: Index, wanted: int) -> int:
-    """How many shards there will be: an index of few parts makes fewer."""
+    """Return the number of shards, which is less than `wanted` if the index has fewer parts."""
     return len(shards_of(index.parts, wanted))
 
 
 def check(index: Index, outputs: Sequence[Output], search: SearchConfig, machines: int) -> None:
-    """Refuse what this machine, one of `machines` that share the rows, cannot hold.
+    """Check that this machine can hold its share of the rows, which `machines` divide.
 
-    ColBERT vectors of candidates are only looked up, and not counted.
+    With `search.candidates`, ColBERT vectors are only looked up and therefore not counted.
 
     Raises:
-        ConfigError: with both numbers.
+        ConfigError: memory is too small.
     """
     scanned = [output for output in outputs if output != "colbert" or not search.candidates]
     need, limit = needed(index, scanned), search.max_memory_bytes
@@ -106,12 +106,12 @@ def check(index: Index, outputs: Sequence[Output], search: SearchConfig, machine
         what = "search.max_memory_bytes allows" if limit is not None else "is free"
         raise ConfigError(
             f"{index.store.uri}: expected {byte_count(share)} of memory on {where} to search it, "
-            f"found {byte_count(may_have)}, which {what}; all of it takes {need}.",
+            f"found {byte_count(may_have)}, which {what}; the whole index takes {need}.",
             "Search fewer outputs (--mode dense), set search.candidates so that ColBERT is only "
-            "looked up, or spread it over more machines (ray.address, search.shards).",
+            "looked up, or use more machines (ray.address, search.shards).",
         )
 
 
 def cpus_of(search: SearchConfig) -> int:
-    """Half of a machine's: its other half encodes queries, and reads."""
+    """Return the CPUs per shard. The default is half of a machine's; the rest encodes and reads."""
     return search.cpus_per_shard or max((os.cpu_count() or 1) // 2, 1)

@@ -1,4 +1,4 @@
-"""That vectors and an index share one space: what differs is named, before anything is compared."""
+"""Check, before a search, that the vectors of a model and of an index share one space."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class IndexSpace:
-    """What an index says of its vectors."""
+    """The description of the vector space of an index."""
 
     uri: str
     manifest: Manifest
     run: RunConfig
-    """Of the run that made it; without secrets."""
+    """The configuration of the run that wrote the generation, without secrets."""
     parts: Mapping[str, Any]
-    """What its space fingerprint is the hash of."""
+    """The values whose hash is the space fingerprint."""
 
 
 def read_space(
     uri: str, storage_options: Mapping[str, Any] | None = None, generation: int | None = None
 ) -> IndexSpace:
-    """The live generation's, or one by its number.
+    """Read the space of a generation, by default of the live one.
 
     Raises:
-        IndexStateError: nothing is committed there, or scores. StorageError: it cannot be read.
+        IndexStateError: no generation, or the index holds scores. StorageError: it is unreadable.
     """
     store = open_store(uri, storage_options)
     if generation is None:
@@ -53,7 +53,7 @@ def read_space(
     if generation is None:
         raise IndexStateError(
             f"index.uri: expected a committed index at {uri}, found none.",
-            "Run python -m pipelines.embed_corpus first, or leave index out.",
+            "Run python -m pipelines.embed_corpus first, or remove index from the configuration.",
         )
     manifest = read_manifest(store, generation)
     check_vectors(manifest, uri)
@@ -67,12 +67,12 @@ def read_space(
 
 
 def check_same_space(space: IndexSpace, model: ModelConfig, dtype: str | None = None) -> None:
-    """Compare what a model computes with what is in the index.
+    """Check that vectors of `model` may be compared with those of the index.
 
-    `dtype` is what it computes in, where that is known; another one than the index's is warned of.
+    `dtype`: the dtype the model computes in, if known. Logs a warning if the index has another.
 
     Raises:
-        IndexStateError: their vectors may not be compared; it names what differs.
+        IndexStateError: the spaces differ; the message names the settings.
     """
     parts = space_parts(model, resolve_model(model))
     ours, theirs = fingerprint(parts), space.manifest.space_fingerprint
@@ -83,13 +83,13 @@ def check_same_space(space: IndexSpace, model: ModelConfig, dtype: str | None = 
             f"index {space.uri}: expected the space of its vectors ({theirs}, "
             f"{space.manifest.model.name}), found {ours} ({model.name}); they differ in "
             f"{', '.join(names[:_SHOWN])}{more}.",
-            "Use the index's own model, which the endpoint does when model is left out; if this is "
-            "it, its files have changed since.",
+            "Use the model of the index (an endpoint does by default). If it is the same model, "
+            "its files have changed since.",
         )
     dtypes = space.manifest.model.dtypes
     if dtype and dtype not in dtypes:
         logger.warning(
-            "index %s was computed in %s, queries are in %s: vectors differ a little.",
+            "index %s was computed in %s, queries are in %s: the vectors will differ slightly.",
             space.uri,
             ", ".join(dtypes),
             dtype,
@@ -97,7 +97,7 @@ def check_same_space(space: IndexSpace, model: ModelConfig, dtype: str | None = 
 
 
 def space_of(index: ServedIndex) -> IndexSpace:
-    """What the served index says of its vectors. Raises as `read_space`."""
+    """Read the space of the served index. Raises as `read_space`."""
     return read_space(index.uri, index.storage_options, index.generation)
 
 
@@ -107,7 +107,7 @@ def model_to_load(
     chunk: ChunkConfig | None,
     index: ServedIndex | None,
 ) -> tuple[ModelConfig, ChunkConfig | None]:
-    """The model with its outputs, and the chunker, which puts titles; the index's where None.
+    """Return the model with its outputs, and the chunker. None defaults to that of the index.
 
     Raises:
         IndexStateError: as `read_space`.
@@ -117,23 +117,23 @@ def model_to_load(
         chunk = chunk or run.chunk
         if model is None:
             model, outputs = run.model, outputs or run.outputs
-    assert model is not None  # callers give a model or an index
+    assert model is not None  # callers pass a model or an index
     return dataclasses.replace(model, outputs=outputs or model.outputs), chunk
 
 
 def searched_index(
     wanted: ServedIndex, given: Sequence[Output]
 ) -> tuple[Index, tuple[Output, ...]]:
-    """The index to search, and those of its outputs for which queries have vectors (`given`).
+    """Return the index, and those of its outputs that are also in `given`, the queries' outputs.
 
     Raises:
-        IndexStateError: no index, or it has vectors of none of these outputs.
+        IndexStateError: no index, or it has none of these outputs.
     """
     index = open_index(wanted.uri, wanted.storage_options, generation=wanted.generation)
     outputs = tuple(o for o in OUTPUTS if o in given and o in index.info.outputs)
     if not outputs:
         raise IndexStateError(
-            f"outputs: expected some of {', '.join(index.info.outputs)}, of which {wanted.uri} has "
-            f"vectors, got {', '.join(given)}."
+            f"outputs: expected some of {', '.join(index.info.outputs)}, the vectors in "
+            f"{wanted.uri}, got {', '.join(given)}."
         )
     return index, outputs
