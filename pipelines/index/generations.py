@@ -58,7 +58,9 @@ def read_manifest(store: Store, generation: int) -> Manifest:
         return Manifest.model_validate(raw)
     except ValidationError as error:
         reason = " ".join(str(error).split())
-        raise IndexStateError(f"{store.url(path)}: not a manifest ({reason:.200}).") from None
+        raise IndexStateError(
+            f"{store.url(path)}: expected a manifest, found an invalid file ({reason:.200})."
+        ) from None
 
 
 def read_chain(store: Store, generation: int) -> list[Manifest]:
