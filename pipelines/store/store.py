@@ -66,7 +66,7 @@ def open_store(uri: str, storage_options: Mapping[str, Any] | None = None) -> St
         fsspec.get_filesystem_class(scheme)
     except ImportError as error:
         raise StorageError(
-            f"{uri}: expected an installed driver for {scheme}://, found none ({error}).",
+            f"{uri}: expected the driver for {scheme}://, found it not installed ({error}).",
             f"pip install '{_PACKAGES[scheme]}'",
         ) from error
     return Store(uri.rstrip("/"), dict(storage_options or {}))
