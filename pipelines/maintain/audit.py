@@ -114,7 +114,7 @@ def read_committed(store: Store, problems: Problems) -> dict[int, Generation]:
             problems.add(path, "a publication", f"something else ({error.errors()[0]['msg']})")
         else:
             if number not in numbers:
-                problems.add(path, f"generation {number} to be there", "no manifest of it")
+                problems.add(path, f"generation {number} to exist", "no manifest")
     read = {number: _manifest(store, number, problems) for number in numbers}
     manifests = {number: manifest for number, manifest in read.items() if manifest}
     for manifest in manifests.values():
