@@ -115,7 +115,7 @@ def publications(store: Store) -> dict[int, int]:
             found[number] = Publication.model_validate_json(content).generation
         except ValidationError as error:
             raise IndexStateError(
-                f"{store.url(path)}: expected a publication, found something else "
+                f"{store.url(path)}: expected a publication, found an invalid file "
                 f"({error.errors()[0]['msg']})."
             ) from None
     return found

@@ -105,7 +105,7 @@ class Owner(JsonRecord):
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to write an index, until another run takes it over."""
+    """The right to write to an index, until another run takes it over."""
 
     store: Store
     epoch: int

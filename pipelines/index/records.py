@@ -55,7 +55,7 @@ class SliceTimes(JsonRecord):
     """Times of one slice; slices that an actor processes concurrently overlap."""
 
     began: float
-    """Start and end, in Unix seconds."""
+    """Unix time of the start; `ended` is that of the end."""
     ended: float
     encode: float
     """Seconds in which the slice held the encoder, which one slice of an actor holds at a time."""
@@ -73,7 +73,7 @@ class Done(JsonRecord):
     unit: int
     first_document: int
     documents: int
-    """Input rows of the slice, rejects included."""
+    """Input rows of the slice, including rejects."""
     last: bool
     """Whether the slice is the last of its unit."""
     unreadable: bool = False

@@ -111,7 +111,7 @@ def read_committed(store: Store, problems: Problems) -> dict[int, Generation]:
         try:
             number = Publication.model_validate_json(content).generation
         except ValidationError as error:
-            problems.add(path, "a publication", f"something else ({error.errors()[0]['msg']})")
+            problems.add(path, "a publication", f"an invalid file ({error.errors()[0]['msg']})")
         else:
             if number not in numbers:
                 problems.add(path, f"generation {number} to exist", "no manifest")
