@@ -69,7 +69,7 @@ class VectorCheck:
             if name in table.column_names:
                 column = table[name].combine_chunks()
                 if nulls := _nulls(column):
-                    self._findings.add(f"no null in {name}", rows, f"or a later one: {nulls:,} nulls")
+                    self._findings.add(f"no null in {name}", rows, f"or later: {nulls:,} nulls")
                 else:
                     getattr(self, f"_{name}")(column, table, rows)
 
