@@ -335,7 +335,7 @@ def test_changes_since_a_removed_generation_say_how_to_go_on(history, left):
     text = caught.value.message
     assert text.startswith(f"generation 2 of {history.store.uri} was removed (vacuumed): ")
     there = {"nothing": "4", "a child": "2, 4"}.get(left, "1, 2, 4")
-    assert text.endswith(f"; there are {there}.")
+    assert text.endswith(f"; existing generations: {there}.")
     assert "index.to_table()" in caught.value.remedy
     assert "changes(since=4)" in caught.value.remedy
     assert caught.value.exit_code == 2
@@ -345,7 +345,7 @@ def test_changes_since_a_removed_generation_say_how_to_go_on(history, left):
 def test_changes_since_what_never_was_are_refused(history, since):
     history.add({"a": A})
     history.add({"b": B}, parent=1)
-    with pytest.raises(IndexStateError, match=f"a generation up to 2 .*, got {since}"):
+    with pytest.raises(IndexStateError, match=f"a generation from 1 to 2 .*, got {since}"):
         changes(history, since)
 
 

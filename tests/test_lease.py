@@ -374,5 +374,5 @@ class OverwritingStore(Store):
 
 def test_hold_lease_store_that_overwrites_is_refused(tmp_path):
     store = OverwritingStore(str(tmp_path))
-    with pytest.raises(StorageError, match="creates exclusively"):
+    with pytest.raises(StorageError, match="creates files exclusively"):
         hold_lease(store, "run-a").__enter__()

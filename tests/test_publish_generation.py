@@ -178,7 +178,7 @@ def test_publish_generation_beside_another_publisher_one_is_told(history, monkey
     result = cli(history, 1)
     assert result.exit_code == 2
     said = " ".join(result.stderr.split())
-    assert "another writer published while this one did; generation 3 is live. Run again." in said
+    assert "another writer published at the same time; generation 3 is live. Run again." in said
     assert publications(history.store) == {1: 1, 2: 2, 3: 3}
 
 

@@ -564,7 +564,7 @@ def test_reindex_cli_dry_run_says_what_would_be_read_and_changes_nothing(
         assert result.exit_code == 0
         return result.output
 
-    assert said() == "nothing to do: generation 1 is what its source is\n"
+    assert said() == "nothing to do: generation 1 matches its source\n"
     corpus.change("a", lambda rows: rows[1:])
     (corpus.folder / "b.parquet").unlink()
     assert said().startswith("1 of 2 files would be read (")

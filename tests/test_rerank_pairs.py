@@ -330,7 +330,7 @@ def test_scores_that_are_no_numbers_are_found_by_deep_verification(
     monkeypatch.setattr(PairScorer, "stream", spoilt)
     rerank_pairs(config)
     (line,) = verify(open_store(config.index.uri), deep=True).problems.lines()
-    assert "finite numbers in score, found otherwise 5 times" in line
+    assert "finite numbers in score, found 5 exceptions" in line
 
 
 @pytest.mark.parametrize(

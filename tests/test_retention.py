@@ -276,7 +276,7 @@ def test_sweep_reader_of_a_removed_generation_is_told(history):
     assert "expected generation 2, found none: it was removed, or never committed" in str(
         caught.value
     )
-    assert "generations there are: 3, 4, 5, 6." in str(caught.value)
+    assert "existing generations: 3, 4, 5, 6." in str(caught.value)
     assert caught.value.exit_code == 2
 
 

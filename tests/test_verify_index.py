@@ -411,16 +411,16 @@ def column(name: str, value: object) -> Callable[[pa.Table], pa.Table]:
 
 
 PARTS = {
-    "passage_id of another": (column("passage_id", "d0#0"), "passage_id as the ledger has it"),
+    "passage_id of another": (column("passage_id", "d0#0"), "passage_id as in the ledger"),
     "passage_id null": (column("passage_id", None), "a passage_id in every row"),
-    "doc_id of another": (column("doc_id", "d0"), "doc_id as the ledger has it"),
+    "doc_id of another": (column("doc_id", "d0"), "doc_id as in the ledger"),
     "doc_id null": (column("doc_id", None), "a doc_id in every row"),
-    "passage_no": (column("passage_no", 5), "passage_no as the ledger has it"),
+    "passage_no": (column("passage_no", 5), "passage_no as in the ledger"),
     "n_tokens": (column("n_tokens", 5), "as many tokens of a document as the ledger says"),
     "truncated": (column("truncated", True), "0 truncated (its counts), found 1 in its files"),
     "rows swapped": (
         lambda t: t.take([1, 0, *range(2, t.num_rows)]),
-        "passage_id as the ledger has it",
+        "passage_id as in the ledger",
     ),
     "a row more": (
         lambda t: pa.concat_tables([t, t.slice(0, 1)]),
@@ -459,7 +459,7 @@ PARTS = {
     "colbert too long": (vector("colbert", 0.9), "colbert vectors of unit length"),
     "colbert one less": (
         lambda t: with_row(t, 2, colbert=t["colbert"][2].as_py()[1:]),
-        "a colbert vector for each token but the first",
+        "a colbert vector for each token except the first",
     ),
     "colbert null inside": (
         lambda t: with_row(t, 2, colbert=[None, *t["colbert"][2].as_py()[1:]]),
@@ -483,7 +483,7 @@ def test_verify_deep_wrong_rows_are_a_problem(index, damage):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda v: v[1:], "a colbert vector for each token but the first"),
+        (lambda v: v[1:], "a colbert vector for each token except the first"),
         (lambda v: [b"\x00\x7c" * 64, *v[1:]], "finite numbers in colbert"),
         (lambda v: [b"\x00\x3c" * 64, *v[1:]], "colbert vectors of unit length"),
     ],
@@ -494,7 +494,7 @@ def test_verify_deep_colbert_as_bytes_wrong_is_a_problem(whole_bytes, tmp_path, 
     part = largest(index, "parts")
     rewrite(index, "parts", part, lambda t: with_row(t, 2, colbert=change(t["colbert"][2].as_py())))
     (line,) = problems(index, deep=True)
-    assert line.startswith(f"{part}: expected {expected}, found otherwise 1 times, first: row 2 ")
+    assert line.startswith(f"{part}: expected {expected}, found 1 exceptions, first: row 2 ")
 
 
 def test_verify_deep_colbert_stored_otherwise_than_the_manifest_says_is_a_problem(index):
@@ -538,7 +538,7 @@ LEDGERS = {
     "no rows": (at_row(1, n_rows=0), "rows of its own for each document of the ledger"),
     "beyond the end": (at_row(1, n_rows=10**6), "rows of its own for each document of the ledger"),
     "before the start": (at_row(1, first_row=-1), "rows of its own for each document of the"),
-    "doc_id": (at_row(1, doc_id="other"), "doc_id as the ledger has it"),
+    "doc_id": (at_row(1, doc_id="other"), "doc_id as in the ledger"),
     "null": (at_row(1, doc_id=None), "a value in every field"),
     "part": (at_row(1, part="data/other.parquet"), "parts of generation 1, found data/other"),
     "a document less": (lambda t: t.slice(1), "a document of the ledger for every live row"),

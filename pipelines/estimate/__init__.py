@@ -1,4 +1,4 @@
-"""The expected size and duration of a run, and the question before a large one.
+"""Estimates the size and duration of a run, and asks before a large one.
 
-Measures a sample of the corpus; starts nothing.
+The estimate measures a sample of the corpus and starts no encoder.
 """

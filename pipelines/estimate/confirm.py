@@ -1,4 +1,4 @@
-"""Ask before a run writes very much."""
+"""Asks for confirmation before a run that would write more than the limit."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from pipelines.terminal.cli import LogFormat
 from pipelines.terminal.progress import Progress
 from pipelines.terminal.text import byte_count
 
-# More than people's corpora have; what is above the bound is looked at closely, no more.
+# Upper bounds for usual corpora; a run above `most_bytes` is only estimated more precisely.
 _DECOMPRESSED = 20
 _BYTES_A_DOCUMENT = 8
-_COLUMN_BYTES = 200  # of a passage's columns beside text, metadata and vectors
+_COLUMN_BYTES = 200  # per passage, for columns other than text, metadata and vectors
 _SPARSE_BYTES = 8
 
 
 def most_bytes(config: RunConfig, files: ModelFiles, units: Sequence[Unit]) -> float:
-    """What the run could write at most, by the sizes of its files alone.
+    """Return an upper bound of what a run writes, from the sizes of its files alone.
 
-    Every byte a token, every passage half full.
+    It assumes that every byte is a token and that every passage is half full.
     """
     sizes = {piece.file: piece.file.size for unit in units for piece in unit.pieces}
     if any(size < 0 for size in sizes.values()):
@@ -55,22 +55,22 @@ def most_bytes(config: RunConfig, files: ModelFiles, units: Sequence[Unit]) -> f
     dim = min(config.model.truncate_dim or hidden, hidden)
     of_token = _SPARSE_BYTES * ("sparse" in config.outputs)
     if "colbert" in config.outputs:
-        # Two bytes a weight at least. To read the head itself would take torch, and seconds.
+        # A weight has at least two bytes. Reading the head would need torch, and seconds.
         rows = files.heads["colbert"].stat().st_size // (2 * hidden)
         of_token += min(rows, config.model.truncate_dim or rows) * width
     of_passage = dim * width * ("dense" in config.outputs) + _COLUMN_BYTES
-    # Metadata comes again with each passage of a document; it is not in the bound.
+    # Metadata, which each passage repeats, is not in the bound.
     return tokens * of_token + passages * of_passage + 2 * text
 
 
 @dataclass(frozen=True)
 class Permit:
-    """Asked once, before a new plan is pinned; a run that goes on was agreed to before."""
+    """The way a large run is confirmed: once, before its plan is stored."""
 
     yes: bool = False
-    """Whatever it writes."""
+    """Whether runs of any size are allowed."""
     ask: Callable[[str], bool] | None = None
-    """Puts a question to a person; None where there is none to answer."""
+    """Asks a person a question; None if nobody can answer."""
 
     def check(
         self,
@@ -80,10 +80,10 @@ class Permit:
         units: Sequence[Unit],
         progress: Progress,
     ) -> None:
-        """Return if the run may write what it will. Small runs are not looked at closely.
+        """Return if the run may start. The size of small runs is not estimated.
 
         Raises:
-            ConfigError: it would write more than `confirm_bytes`, and nobody agrees.
+            ConfigError: the run would write more than `confirm_bytes`, and nobody confirmed it.
         """
         limit = config.confirm_bytes
         if self.yes or limit is None or most_bytes(config, files, units) <= limit:
@@ -96,23 +96,23 @@ class Permit:
         if self.ask is None:
             raise ConfigError(
                 f"this run would write about {size}, more than confirm_bytes ({most}) allows "
-                "unasked.",
+                "without confirmation.",
                 "Look at --dry-run, then add --yes or raise confirm_bytes.",
             )
         with progress.paused():
             if not self.ask(f"{estimate.to_text()}\nMore than {most} (confirm_bytes). Start?"):
-                raise ConfigError(f"not started: about {size} were not confirmed.")
+                raise ConfigError(f"not started: writing about {size} was not confirmed.")
 
 
 def dry_run(
     config: RunConfig, tokens_per_second: float | None, actors: int | None, form: LogFormat
 ) -> str:
-    """The estimate as text or as one JSON object; starts no Ray, no encoder, and writes nothing.
+    """Return the estimate as text or as one JSON object; starts no Ray and no encoder.
 
-    `tokens_per_second`: of one actor; what was measured on this machine when not given.
+    `tokens_per_second`: the speed of one actor; by default, as measured on this machine.
 
     Raises:
-        EmbedError: what would also keep the run from starting: no such model, file or column.
+        EmbedError: the run could not start, for example because the model does not exist.
     """
     config = config.with_absolute_paths()
     source = Source(config.source)

@@ -1,7 +1,7 @@
-"""What a run will be, before it is one: passages, tokens, bytes and hours, from a sample.
+"""Estimates passages, tokens, bytes and hours of a run from a sample of its documents.
 
-The real chunker and tokenizer over some documents, scaled up by the length of texts, which is known
-of far more. No encoder, no Ray.
+The real chunker and tokenizer process some documents. The result is scaled up by text lengths,
+which are known for many more documents. No encoder and no Ray are needed.
 """
 
 from __future__ import annotations
@@ -32,59 +32,59 @@ from pipelines.source.units import Unit
 from pipelines.store.files import scratch_folder
 from pipelines.terminal.text import describe
 
-_LONGEST = 32_768  # characters of a document: the rest of it is taken to be like them
+_LONGEST = 32_768  # characters of a document; the rest is assumed to be similar
 _BYTES_PER_TOKEN = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """The size of a run."""
+    """The estimated size and duration of a run."""
 
     units: int
     slices: int
     documents: int
-    """Input rows, rejects included."""
+    """Input rows, including rejects."""
     passages: int
     tokens: int
-    """Special tokens included."""
+    """Tokens, including special tokens."""
     truncated: int
-    """Passages of which the model sees less than the text."""
+    """Passages whose text is too long for the model."""
     rejects: dict[str, int]
-    """Documents by code; duplicate ids are not looked for."""
+    """Rejected documents by code; duplicate ids are not detected."""
     bytes: dict[str, int]
-    """Of parts, by column group: text, columns (all that are no vectors), dense, sparse, colbert.
-    The ledger and a generation's tables are not counted: some 100 bytes a document."""
+    """Bytes of parts by column group: text, dense, sparse, colbert, and columns (all others). The
+    ledger and the tables of the generation, about 100 bytes per document, are not counted."""
     exact: tuple[str, ...]
-    """The fields above that are no estimates."""
+    """Names of the fields above that are exact."""
     actors: int
     tokens_per_second: float | None
-    """Of one actor; None where nothing is known."""
+    """Speed of one actor; None if unknown."""
     speed_from: str
-    """Where that number comes from."""
+    """Origin of `tokens_per_second`."""
     documents_sampled: int
-    """Those that were tokenised."""
+    """Number of tokenised documents."""
     units_sampled: int
     notes: tuple[str, ...]
-    """What there is to know besides."""
+    """Remarks for people."""
 
     @property
     def total_bytes(self) -> int:
-        """Of all parts."""
+        """The size of all parts."""
         return sum(self.bytes.values())
 
     @property
     def hours(self) -> float | None:
-        """Of encoding; to start and to commit come on top."""
+        """The duration of encoding, without start and commit."""
         if self.tokens_per_second is None:
             return None
         return self.tokens / (self.tokens_per_second * self.actors) / 3600
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return the fields as plain data."""
         return asdict(self) | {"total_bytes": self.total_bytes, "hours": self.hours}
 
     def to_text(self) -> str:
-        """Lines for people."""
+        """Return lines for people."""
         return describe(self.to_json())
 
 
@@ -98,16 +98,16 @@ def estimate_run(
     actors: int | None = None,
     budget: Budget | None = None,
 ) -> Estimate:
-    """Sample the units: seconds, whatever the size of the corpus. A small one is counted instead.
+    """Estimate a run from a sample of its units, within seconds. A small corpus is counted.
 
-    `speed`: of one actor, where known; `actors`: those of `config.ray` when not given, else 1.
+    `speed`: the speed of one actor, if known; `actors`: by default as in `config.ray`, else 1.
 
     Raises:
-        ConfigError: passages that the model cannot hold.
+        ConfigError: the model cannot hold such passages.
         SourceError: a file changed since it was listed, or the store fails.
     """
     budget = budget or Budget()
-    # Of a document that is not divided, no more than this can be seen (actors/tokens/tokenizer.py).
+    # Without chunking, the tokenizer reads only this much (actors/tokens/tokenizer.py).
     longest = _LONGEST if config.chunk.by == "tokens" else 16 * files.max_length
     sample = take_sample(config.source, source, units, budget, longest)
     block, weights, is_all = _tokenise(config, files, sample, budget)
@@ -143,7 +143,7 @@ def estimate_run(
 
 
 def about_documents(config: AnyRunConfig, source: Source, units: Sequence[Unit]) -> int:
-    """How many documents there are, more or less: from a small sample, in about a second.
+    """Return the approximate number of documents, from a small sample, in about a second.
 
     Raises:
         SourceError: a file changed since it was listed, or the store fails.
@@ -155,10 +155,10 @@ def about_documents(config: AnyRunConfig, source: Source, units: Sequence[Unit])
 def _tokenise(
     config: RunConfig, files: ModelFiles, sample: CorpusSample, budget: Budget
 ) -> tuple[DocumentBlock, np.ndarray, bool]:
-    """Chunk and tokenise documents at equal distances among all that were read.
+    """Chunk and tokenise documents evenly spaced among those that were read.
 
-    Returns them, how many documents of the corpus each is worth, and whether nothing is an
-    estimate: all are there, all of each, and no id comes twice.
+    Returns the block, the number of documents of the corpus that each represents, and whether the
+    block is the whole corpus: all documents, uncut, without duplicate ids.
     """
     lengths, weights = sample.lengths, sample.weights
     texts = sample.documents.table["text"]
@@ -168,7 +168,7 @@ def _tokenise(
     else:
         measure = np.minimum(lengths, _BYTES_PER_TOKEN * files.max_length)
         grown = np.ones(len(lengths))
-        # What is cut off says nothing of what is left: documents count, not their bytes.
+        # Text beyond the cut is irrelevant, so weights count documents, not bytes.
         weights = weights * (sample.total_documents / max(weights.sum(), 1.0))
     affordable = int(budget.text_bytes / max(kept.mean(), 1)) + 1 if len(kept) else 0
     count = min(len(lengths), budget.documents, affordable)
@@ -187,8 +187,8 @@ def _tokenise(
 
 
 def _slices(config: RunConfig, units: Sequence[Unit], sample: CorpusSample, tokens: int) -> int:
-    """A unit makes one slice at least, and one more at each limit."""
-    known = np.array([unit.documents for unit in units], np.float64)  # None: nan
+    """Return the number of slices: at least one per unit, and one more at each limit."""
+    known = np.array([unit.documents for unit in units], np.float64)  # None becomes nan
     by_documents = np.where(np.isnan(known), sample.shares * sample.total_documents, known)
     limits = by_documents / config.slice.documents, sample.shares * tokens / config.slice_max_tokens
     return int(np.maximum(np.ceil(np.maximum(*limits)), 1).sum())
@@ -197,25 +197,25 @@ def _slices(config: RunConfig, units: Sequence[Unit], sample: CorpusSample, toke
 def _notes(config: RunConfig, sample: CorpusSample) -> Iterator[str]:
     if config.source.columns.id is None:
         yield (
-            "ids: from file name and position; a document that moves counts as a new one when "
-            "re-indexing"
+            "ids: from file name and position; re-indexing treats a document that moves as a new "
+            "one"
         )
     if not len(sample.lengths):
-        yield "no document could be read: nothing is known of them"
+        yield "no document could be read: their size is unknown"
     if sample.units_of_unknown_size:
         n = f"{sample.units_of_unknown_size:,}"
-        yield f"the size of {n} units is a guess: their server does not say"
+        yield f"the size of {n} units is a guess: their server does not report it"
 
 
-_WRITTEN_BYTES = 32 << 20  # of vectors: several row groups, as in a part
+_WRITTEN_BYTES = 32 << 20  # bytes of vectors: several row groups, as in a part
 
 
 def _output_bytes(
     config: RunConfig, files: ModelFiles, sampled: pa.Table, slices: int, passages: int, tokens: int
 ) -> dict[str, int]:
-    """The bytes of so many passages by column group, from some that the real writer wrote.
+    """Return the bytes of `passages` by column group, scaled up from a file of some of them.
 
-    `sampled`: with `input_ids`.
+    `sampled`: passages with the column `input_ids`.
     """
     if not sampled.num_rows:
         return {}
@@ -253,7 +253,7 @@ def _output_bytes(
 def _vectors(
     config: RunConfig, files: ModelFiles, passages: pa.Table, dim: int, colbert: int
 ) -> pa.Table:
-    """Columns as large as real ones. Only sparse ones are compressed: they have real ids."""
+    """Return columns of realistic size. Sparse ones are compressed, so they have real ids."""
     lengths, dtype = passages["n_tokens"].to_numpy(), config.model.vector_dtype
     columns: dict[str, pa.Array] = {}
     if "dense" in config.outputs:
@@ -261,7 +261,7 @@ def _vectors(
     if "sparse" in config.outputs:
         ids = passages[TOKENS_COLUMN].combine_chunks().flatten().to_numpy()
         weights = np.random.default_rng(0).random(len(ids), dtype=np.float32) + np.float32(1e-3)
-        # Weights that are computed in half precision compress better.
+        # Weights computed in half precision compress better.
         kept = {"float16": 10, "bfloat16": 7}.get(config.model.dtype, 23)
         weights = (weights.view(np.uint32) >> (23 - kept) << (23 - kept)).view(np.float32)
         non_lexical = np.array(sorted(non_lexical_ids(files.folder)), dtype=np.int32)

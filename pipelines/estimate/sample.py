@@ -1,7 +1,7 @@
-"""A sample of a corpus: documents from places spread over it, and how much of it they are.
+"""Samples a corpus: documents from places spread over it, and the share they represent.
 
-Reading is cheap and tokenising dear: more documents are read, so that their lengths are known, than
-will be tokenised. Knows nothing of passages and tokens.
+More documents are read, to know their lengths, than are tokenised, because tokenising is slower.
+This module works on documents and bytes; it does not use passages or tokens.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ from pipelines.source.source import Source
 from pipelines.source.units import FileRange, Unit
 
 _PLACES = 32
-_MOST_PLACES = 256  # of small files; each is a request or two to a store
+_MOST_PLACES = 256  # for small files; each costs one or two requests
 _FEWEST_PLACES = 4
 _THREADS = 16
-_UNKNOWN_BYTES = 64 << 20  # a guess; what a server does not say of any file
+_UNKNOWN_BYTES = 64 << 20  # a guess if the server reports no file size
 _LONGEST_BEGINNING = 64 << 20
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is looked at; about so much, since documents are read whole."""
+    """The approximate limits of a sample; documents are always read whole."""
 
     documents: int = 2_000
-    """Tokenised."""
+    """Documents to tokenise."""
     text_bytes: int = 3_000_000
-    """Of text tokenised."""
+    """Bytes of text to tokenise."""
     read_bytes: int = 8 << 20
-    """Of files, as they are stored."""
+    """Stored bytes of files to read."""
     fetched_bytes: int = 256 << 20
-    """Of Parquet's row groups, which are fetched whole whatever is read of them."""
+    """Stored bytes of Parquet row groups, which are always fetched whole."""
 
 
 @dataclass(frozen=True)
@@ -60,29 +60,29 @@ class CorpusSample:
     """The documents that were read, in plan order."""
 
     documents: DocumentBatch
-    """Their texts are cut at `longest` characters."""
+    """The documents, with texts cut at `longest` characters."""
     lengths: np.ndarray
-    """int64: bytes of each document's whole text; 0 where there is none."""
+    """int64: bytes of each document's uncut text, 0 without text."""
     weights: np.ndarray
-    """float64: how many documents of the corpus each stands for."""
+    """float64: number of documents of the corpus that each document represents."""
     total_documents: int
-    """In the corpus."""
+    """Number of documents in the corpus."""
     is_counted: bool
-    """That is no estimate."""
+    """Whether `total_documents` is exact."""
     shares: np.ndarray
-    """float64: of each unit in the corpus, by stored bytes."""
+    """float64: share of each unit in the corpus, by stored bytes."""
     units_read: int
     units_of_unknown_size: int
     is_whole: bool
-    """It is the corpus."""
+    """Whether the sample is the whole corpus."""
 
 
 def take_sample(
     config: SourceConfig, source: Source, units: Sequence[Unit], budget: Budget, longest: int
 ) -> CorpusSample:
-    """Read from 32 places (up to 256 small files) evenly spread over the corpus.
+    """Read documents at 32 places (up to 256 for small files) evenly spread over the corpus.
 
-    What is within the budget is read whole. What is damaged is left out.
+    A corpus within the budget is read whole. Damaged documents are left out.
 
     Raises:
         SourceError: a file changed since it was listed, or the store fails.
@@ -95,7 +95,7 @@ def take_sample(
     is_unknown = sizes < 0
     guess = _UNKNOWN_BYTES if is_unknown.all() else sizes[~is_unknown].mean()
     sizes = np.where(is_unknown, guess, sizes)
-    # Where files do not tell, as many as the limit were read already to be counted.
+    # A small limit was already counted by reading if files do not store their number of documents.
     is_small = config.limit is not None and config.limit <= budget.documents
     is_whole = len(files) <= _MOST_PLACES and (is_small or sizes.sum() <= budget.read_bytes)
     if is_whole:
@@ -110,7 +110,7 @@ def take_sample(
     counts = [unit.documents for unit in units]
     total = len(weights) if is_whole else None if None in counts else sum(filter(None, counts))
     if total is not None and units[0].pieces[0].documents is None and len(weights):
-        weights *= total / weights.sum()  # cut by a limit: sizes are those of whole units
+        weights *= total / weights.sum()  # a limit cuts units, but their sizes are uncut
     batches = [batch for read, _ in found for batch in read.batches]
     return CorpusSample(
         documents=_joined([source.no_documents(units[0]), *batches]),
@@ -126,7 +126,7 @@ def take_sample(
 
 
 def _stored_bytes(files: Sequence[tuple[Unit, FileRange]]) -> np.ndarray:
-    """float64: of each piece, as far as it belongs to the run; below 0 where nobody says."""
+    """Return float64: stored bytes of each piece within the run, negative if unknown."""
     if files and files[0][0].format == "parquet":
         rows = {piece.file: piece.stop for _, piece in files}
         return np.array([p.file.size * (unit.documents or 0) / rows[p.file] for unit, p in files])
@@ -134,26 +134,26 @@ def _stored_bytes(files: Sequence[tuple[Unit, FileRange]]) -> np.ndarray:
 
 
 def _alone(unit: Unit, piece: FileRange) -> Unit:
-    """Of several text files, the one."""
+    """Return a unit with only one of its text files; other units are returned unchanged."""
     return replace(unit, pieces=(piece,), documents=1) if unit.format == "text" else unit
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where to read; in bytes as they are stored."""
+    """A place to read at; all sizes are stored bytes."""
 
     unit: Unit
     size: float
     stands_for: float
-    """So much of the corpus."""
+    """Bytes of the corpus that the place represents."""
     most: float
-    """To read, from the beginning."""
+    """Bytes to read, from the beginning of the unit."""
 
 
 def _places(
     access: Access, files: Sequence[tuple[Unit, FileRange]], sizes: np.ndarray, budget: Budget
 ) -> Iterator[_Place]:
-    """At equal distances in bytes."""
+    """Yield places at equal distances in bytes."""
     mean = max(float(sizes.mean()), 1.0)
     count = int(np.clip(budget.read_bytes / mean, _PLACES, _MOST_PLACES))
     if files[0][0].format == "parquet":
@@ -175,7 +175,7 @@ def _places(
 
 
 def _has_lines(unit: Unit, access: Access) -> bool:
-    """It can be read from any byte on."""
+    """Return whether a file can be read from any byte on."""
     file = unit.pieces[0].file
     is_plain = unit.format in ("jsonl", "beir", "lines") and not compression_of(file.path)
     return is_plain and file.size > 0 and access.gives_ranges(file)
@@ -183,23 +183,23 @@ def _has_lines(unit: Unit, access: Access) -> bool:
 
 @dataclass
 class _Read:
-    """What came from one place."""
+    """The documents read at one place."""
 
     batches: list[DocumentBatch]
     lengths: list[int]
-    """Bytes of each text."""
+    """Bytes of each uncut text."""
     is_broken: bool = False
-    """The unit cannot be read beyond."""
+    """Whether the rest of the unit is unreadable."""
 
 
 class _Reader:
-    """Reads places of one source."""
+    """A reader of places of one source."""
 
     def __init__(self, config: SourceConfig, source: Source, access: Access, longest: int) -> None:
         self._config, self._source, self._access, self._longest = config, source, access, longest
 
     def read(self, place: _Place) -> tuple[_Read, float]:
-        """The documents there, and how many of the corpus each stands for."""
+        """Return the documents of a place, and how many documents of the corpus each represents."""
         if place.most >= place.size or place.unit.format == "text":
             found, share = self._collect(self._source.read(place.unit)), 1.0
         elif place.unit.format == "parquet":
@@ -210,21 +210,21 @@ class _Reader:
         return found, place.stands_for / size if size else 1.0
 
     def _first_rows(self, place: _Place) -> tuple[_Read, float]:
-        """Of a row group, and their share in it."""
+        """Return the first documents of a row group, and their share in it."""
         piece, rows = place.unit.pieces[0], place.unit.documents or 0
         batches = int(rows * place.most / place.size / BATCH_DOCUMENTS) + 1
         found = self._collect(islice(self._source.read(place.unit), batches))
         n = len(found.lengths)
         chunks = text_sizes(self._access, piece.file, self._config.columns.text)
         chunk = chunks[piece.row_group or 0]
-        if n == rows or chunk.is_dictionary:  # there repeated texts take nothing
+        if n == rows or chunk.is_dictionary:  # in a dictionary, repeated texts need no space
             return found, n / rows
-        # Bytes, not rows, say how far this went: lengths may change from the first row to the last.
+        # The share counts bytes, not rows, because lengths may change within the row group.
         encoded = chunk.encoded * rows / (piece.documents or 1)
         return found, (sum(found.lengths) + 4 * n) / encoded
 
     def _beginning(self, place: _Place, most: int) -> tuple[_Read, float]:
-        """Of a file that can only be read from its first byte on: further where that is nothing."""
+        """Return the first documents of a file and their share; reads further if there are none."""
         store = _Beginnings(self._access.fs, most)
         reader = FORMATS[place.unit.format].make(self._config)
         found = self._collect(reader.read(Access(store), place.unit.pieces[0]))
@@ -232,14 +232,14 @@ class _Reader:
             return found, 1.0
         if not found.lengths:
             return self._beginning(place, 8 * most) if most < _LONGEST_BEGINNING else (found, 0.0)
-        # The document that is torn at the end is lost: as much of one as a place taken at random
-        # lies behind its beginning (the inspection paradox).
+        # The last document is cut off and lost: on average half of the document at a random place
+        # (the inspection paradox).
         lengths = np.array(found.lengths) + 1.0
         lost = lengths @ lengths / lengths.sum() / 2
         return found, most / place.size * lengths.sum() / (lengths.sum() + lost)
 
     def _collect(self, documents: Iterable[DocumentBatch]) -> _Read:
-        """All of them; texts are cut, so that memory is bounded."""
+        """Collect all documents, with cut texts to bound memory."""
         found = _Read([], [])
         try:
             for batch in documents:
@@ -249,7 +249,7 @@ class _Reader:
                 found.lengths.extend(pc.fill_null(pc.binary_length(text), 0).to_pylist())
         except UnreadableUnitError:
             found.is_broken = True
-        except (OSError, pa.ArrowException) as error:  # of a file's beginning
+        except (OSError, pa.ArrowException) as error:  # from the beginning of a cut file
             if isinstance(error, OSError) and not is_damage(error):
                 raise
             found.is_broken = True
@@ -257,7 +257,7 @@ class _Reader:
 
 
 class _Beginnings:
-    """A store in which every file is damaged after its first bytes: what is torn is no record."""
+    """A file system in which every file is damaged after its first bytes."""
 
     protocol = "file"
 
@@ -266,8 +266,8 @@ class _Beginnings:
         self._fs, self._most = fs, most
 
     def open(self, path: str, mode: str) -> io.IOBase:
-        """The first bytes."""
-        if is_http(self._fs):  # not every server gives a range
+        """Open the first bytes of a file."""
+        if is_http(self._fs):  # not every server supports ranges
             with self._fs.open(path, mode, block_size=0) as stream:
                 data = io.BufferedReader(stream).read(self._most + 1)
         else:
@@ -277,7 +277,7 @@ class _Beginnings:
 
 
 class _Torn(io.RawIOBase):
-    """Ends with an error, as damaged bytes do (`is_damage`)."""
+    """A file that ends with an error, like a damaged one (`is_damage`)."""
 
     def __init__(self, data: bytes) -> None:
         self._data = io.BytesIO(data)
@@ -293,7 +293,7 @@ class _Torn(io.RawIOBase):
 
 
 def _joined(batches: Sequence[DocumentBatch]) -> DocumentBatch:
-    """As one; one at least."""
+    """Concatenate batches, of which there is at least one."""
     starts = np.cumsum([0, *(batch.table.num_rows for batch in batches)]).tolist()
     faults = {
         start + row: fault

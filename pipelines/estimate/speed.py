@@ -1,6 +1,6 @@
-"""How fast one encoder actor was on this machine, remembered between runs.
+"""Remembers the speed of one encoder actor on this machine between runs.
 
-A small JSON file in the user's cache: a convenience, so that whatever is wrong with it is ignored.
+It is stored in a small JSON file in the user's cache. A damaged file is ignored.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from typing import Any
 from pipelines.config.run import RunConfig
 from pipelines.store.files import put_local
 
-_MOST = 100  # machines and models
+_MOST = 100  # remembered configurations
 
 
 @dataclass(frozen=True)
 class RememberedSpeed:
-    """Tokens a second of one actor."""
+    """The speed of one actor, in tokens per second."""
 
     tokens_per_second: float
     origin: str
-    """For people: "measured on cuda", "given"."""
+    """Where the number comes from, for people: "given" or "measured here on cuda"."""
 
 
 def remember_speed(config: RunConfig, tokens_per_second: float, device: str) -> None:
-    """Keep what one actor did, for a configuration that encodes alike on this machine."""
+    """Store the speed of one actor, for configurations with equal `_key`."""
     if not 0 < tokens_per_second < math.inf:
         return
     known = _read()
     key = _key(config)
-    known.pop(key, None)  # the newest is last
+    known.pop(key, None)  # the newest entry comes last
     known[key] = {"tokens_per_second": float(tokens_per_second), "device": device}
     kept = dict(list(known.items())[-_MOST:])
-    with suppress(OSError):  # no home, no room: nothing that should stop a run
+    with suppress(OSError):  # a missing home or a full disk must not stop a run
         put_local(_path(), json.dumps(kept, indent=1).encode(), exclusive=False)
 
 
 def recall_speed(config: RunConfig) -> RememberedSpeed | None:
-    """What `remember_speed` kept, None where nothing fits."""
+    """Return what `remember_speed` stored for this configuration, or None."""
     found = _read().get(_key(config))
     if not isinstance(found, dict):
         return None
@@ -54,7 +54,7 @@ def recall_speed(config: RunConfig) -> RememberedSpeed | None:
 
 
 def _key(config: RunConfig) -> str:
-    """What decides an actor's speed, less the length of the passages."""
+    """Return what determines the speed of an actor, except the length of passages."""
     model = config.with_absolute_paths().model
     parts = {
         "host": socket.gethostname(),

@@ -1,9 +1,9 @@
-"""The index format: paths, schemas, records, parts, generations, and reading them.
+"""Defines the index format (paths, schemas, records, parts, generations) and reads it.
 
     index = open_index("out/quickstart")
     index.to_table(columns=["doc_id", "dense"])
 
-Writes nothing but what a caller hands over; decides nothing about what a run does.
+Contains no run logic: it writes only what a caller passes to it.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What changed between two generations: for whoever keeps a copy of an index, such as a store.
+"""Computes what changed between two generations, to update a copy such as a vector store.
 
     changes = open_index("s3://vectors/wiki").changes(since=12)
     changes.deleted              # doc_id, passage_id
     changes.upserts()            # rows of new and changed documents
 
-Where the newer generation comes from the older one, the ledgers and deletions of those in between
-say it, and nothing else is read. Else, as after a roll back, the two ledgers are compared.
+If the newer generation descends from the older one, only the ledgers and deletions of the
+generations in between are read. Otherwise, as after a rollback, the two ledgers are compared.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ from pipelines.index.view import View
 
 DELETED_SCHEMA = pa.schema([("doc_id", pa.string()), ("passage_id", pa.string())])
 _TOUCHED_SCHEMA = pa.schema([("doc_id", pa.string()), ("was", pa.int64()), ("now", pa.int64())])
-"""Of a document its rows in the older and in the newer view; 0: it is not in it."""
+"""The number of rows of a document in the older and in the newer view; 0 if it is absent."""
 
 _BATCH_ROWS = 4096
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What makes of the rows of generation `since` those of `index`.
+    """The changes that turn the rows of generation `since` into those of `index`.
 
-    Iterating gives what to delete, then what to upsert (all columns), batch by batch.
+    Iteration yields batches of passages to delete, then batches of rows to upsert (all columns).
     """
 
     index: View
     since: int
     deleted: pa.Table
-    """DELETED_SCHEMA: passages that are not there any more."""
+    """DELETED_SCHEMA: passages that no longer exist."""
     documents: pa.Table
-    """LEDGER_SCHEMA: the new and the changed documents. Every passage of these is upserted, also
-    where only metadata was edited."""
+    """LEDGER_SCHEMA: the new and the changed documents. All passages of a changed document are
+    upserted, even if only its metadata was edited."""
 
     def upserts(self, columns: Sequence[str] | None = None) -> pa.RecordBatchReader:
-        """Rows of `documents`, read as they are asked for.
+        """Return the passages of `documents`; batches are read when the caller asks for them.
 
         Raises:
-            IndexStateError: no such column.
+            IndexStateError: a column does not exist.
         """
         return self.index.rows_of(self.documents, columns)
 
@@ -63,10 +63,10 @@ class Changes:
 
 
 def changes_since(index: View, since: int) -> Changes:
-    """The changes from generation `since` of the same store to what `index` reads.
+    """Return the changes from generation `since` of the same index to the generation of `index`.
 
     Raises:
-        IndexStateError: there is no such generation, or not any more.
+        IndexStateError: the generation never existed, or it was removed.
     """
     added = _generations_after(index, since)
     found = None if added is None else _said_by(index, added)
@@ -77,10 +77,10 @@ def changes_since(index: View, since: int) -> Changes:
 
 
 def _generations_after(index: View, since: int) -> list[Manifest] | None:
-    """What was added to `since` to make the generation of `index`, the newest first.
+    """Return the generations that lead from `since` to `index`, the newest first.
 
-    None: that is not how it was made, or what would tell is gone. Generations that only rewrite
-    are left out: their view is that of the one they rewrote.
+    Returns None if `index` does not descend from `since`, or if a manifest on the way is missing.
+    Compacted generations are left out, because they hold the view of the generation they rewrite.
     """
     store, known = index.store, {manifest.generation: manifest for manifest in index.chain}
 
@@ -90,7 +90,7 @@ def _generations_after(index: View, since: int) -> list[Manifest] | None:
         return None
 
     def rewritten_by(manifest: Manifest | None) -> int | None:
-        """The generation that this one rewrites; None: none, or it stores the rows otherwise."""
+        """Return the generation this one rewrites in the same columns, or None."""
         if manifest is None or manifest.compacts is None:
             return None
         source = read(manifest.compacts)
@@ -115,9 +115,9 @@ def _generations_after(index: View, since: int) -> list[Manifest] | None:
 
 
 def _said_by(index: View, added: list[Manifest]) -> tuple[pa.Table, pa.Table] | None:
-    """Touched documents (_TOUCHED_SCHEMA), and the ledger of those to upsert.
+    """Return the touched documents (_TOUCHED_SCHEMA), and the ledger of those to upsert.
 
-    None: a file of a generation that only led here is gone.
+    Returns None if a file is missing whose generation is no longer an ancestor of `index`.
     """
     keys = ["part", "first_row"]
     events, ledgers = [_TOUCHED_SCHEMA.empty_table()], [LEDGER_SCHEMA.empty_table()]
@@ -132,13 +132,13 @@ def _said_by(index: View, added: list[Manifest]) -> tuple[pa.Table, pa.Table] | 
             if manifest.generation in mine:
                 raise
             return None
-        deletions = deletions.filter(pc.invert(own))  # `documents` has left its own ones out
+        deletions = deletions.filter(pc.invert(own))  # `documents` already leaves out its own ones
         was = [deletions["doc_id"], deletions["n_rows"], pa.repeat(0, deletions.num_rows)]
         now = [ledger["doc_id"], pa.repeat(0, ledger.num_rows), ledger["n_rows"].cast(pa.int64())]
         events += [pa.table(columns, schema=_TOUCHED_SCHEMA) for columns in (was, now)]
         masked.append(deletions.select(keys))
         ledgers.append(ledger)
-    # A document's first event says what it was in the older view, its last one what it is now.
+    # The first event of a document has its rows in the older view, the last one those of now.
     touched = pa.concat_tables(events).group_by("doc_id", use_threads=False)
     touched = touched.aggregate([("was", "first"), ("now", "last")])
     touched = touched.rename_columns({"was_first": "was", "now_last": "now"})
@@ -150,7 +150,7 @@ def _said_by(index: View, added: list[Manifest]) -> tuple[pa.Table, pa.Table] | 
 
 
 def _compared(before: View, index: View) -> tuple[pa.Table, pa.Table]:
-    """As `_said_by`, of any two generations."""
+    """Return what `_said_by` returns, by comparing the ledgers of any two generations."""
     try:
         old = before.documents().select(["doc_id", "doc_hash", "n_rows"])
     except FileNotFoundError:
@@ -170,14 +170,14 @@ def _compared(before: View, index: View) -> tuple[pa.Table, pa.Table]:
 
 
 def _open(number: int, index: View) -> View:
-    """Another generation of the same store."""
+    """Open another generation of the same store."""
     store = index.store
     there = committed_generations(store)
     highest = max(*there, index.info.generation, *publications(store).values())
     if not 1 <= number <= highest:
         raise IndexStateError(
-            f"{store.uri}: expected a generation up to {highest} to tell the changes since, got "
-            f"{number}."
+            f"{store.uri}: expected a generation from 1 to {highest} to compute changes from, "
+            f"got {number}."
         )
     chain: list[Manifest] = []
     at: int | None = number
@@ -193,14 +193,14 @@ def _removed(number: int, index: View) -> IndexStateError:
     there = committed_generations(index.store)
     now = index.info.generation
     return IndexStateError(
-        f"generation {number} of {index.store.uri} was removed (vacuumed): what changed since "
-        f"cannot be told; there are {', '.join(map(str, there))}.",
-        f"Rebuild the store from index.to_table(), then keep up with changes(since={now}).",
+        f"generation {number} of {index.store.uri} was removed (vacuumed): changes since it "
+        f"cannot be computed; existing generations: {', '.join(map(str, there))}.",
+        f"Rebuild your copy from index.to_table(), then update it with changes(since={now}).",
     )
 
 
 def _deleted(touched: pa.Table) -> pa.Table:
-    """Passages beyond the end of each document as it is now; none is left of those that went."""
+    """Return the passages that each document has lost; a deleted document has lost all."""
     touched = touched.filter(pc.greater(touched["was"], touched["now"]))
     now = touched["now"].to_numpy()
     n = touched["was"].to_numpy() - now

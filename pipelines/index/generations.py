@@ -1,7 +1,7 @@
-"""Committed generations: finding, reading and publishing them.
+"""Finds, reads, commits and publishes generations.
 
-A generation exists when its manifest does; the highest publication says which one is live.
-Nothing here trusts a directory listing for data: listings only find manifests and publications.
+A generation exists if its manifest exists; the publication with the highest number names the live
+one. Directory listings are used to find manifests and publications, never to find data.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _SHOWN = 10
 
 
 class Publication(BaseModel):
-    """Which generation is live from now on; publishing an older one is a roll-back."""
+    """The record that makes a generation live; publishing an older one is a rollback."""
 
     generation: int
 
 
 def read_manifest(store: Store, generation: int) -> Manifest:
-    """One generation's manifest.
+    """Read the manifest of a generation.
 
     Raises:
-        IndexStateError: there is none, or a newer version of this project wrote it.
+        IndexStateError: it does not exist or cannot be read, or it has another format version.
     """
     path = manifest_path(generation)
     try:
@@ -44,7 +44,7 @@ def read_manifest(store: Store, generation: int) -> Manifest:
     except FileNotFoundError:
         raise IndexStateError(
             f"{store.url(path)}: expected generation {generation}, found none: it was removed, or "
-            f"never committed; generations there are: {_those_there_are(store)}."
+            f"never committed; existing generations: {_those_there_are(store)}."
         ) from None
     except ValueError as error:
         raise IndexStateError(f"{store.url(path)}: expected JSON, found: {error}.") from None
@@ -58,11 +58,13 @@ def read_manifest(store: Store, generation: int) -> Manifest:
         return Manifest.model_validate(raw)
     except ValidationError as error:
         reason = " ".join(str(error).split())
-        raise IndexStateError(f"{store.url(path)}: not a manifest ({reason:.200}).") from None
+        raise IndexStateError(
+            f"{store.url(path)}: expected a manifest, found an invalid file ({reason:.200})."
+        ) from None
 
 
 def read_chain(store: Store, generation: int) -> list[Manifest]:
-    """A generation's manifest and its ancestors', the newest first."""
+    """Read the manifests of a generation and its ancestors, the newest first."""
     chain = [read_manifest(store, generation)]
     while (parent := chain[-1].parent) is not None:
         chain.append(read_manifest(store, parent))
@@ -70,21 +72,21 @@ def read_chain(store: Store, generation: int) -> list[Manifest]:
 
 
 def highest_generation(store: Store) -> int:
-    """The newest committed generation, 0 when there is none."""
+    """Return the number of the newest committed generation, 0 if there is none."""
     return next(_committed(store), 0)
 
 
 def committed_generations(store: Store) -> list[int]:
-    """The numbers of all that are there, in order; fewer than were made where some are removed."""
+    """Return the numbers of all existing generations, ascending."""
     return sorted(_committed(store))
 
 
 def _committed(store: Store) -> Iterator[int]:
-    """The newest first."""
+    """Yield the numbers of all existing generations, the newest first."""
     names = (path.rsplit("/", 1)[-1] for path in store.list_folders("generations"))
     numbers = (int(name) for name in names if name.isdecimal())
     for number in sorted(numbers, reverse=True):
-        if store.exists(manifest_path(number)):  # a folder may hold a dead committer's tables
+        if store.exists(manifest_path(number)):  # a crash before the commit leaves tables only
             yield number
 
 
@@ -94,16 +96,16 @@ def _those_there_are(store: Store) -> str:
 
 
 def publication_files(store: Store) -> dict[int, str]:
-    """Publication number -> path."""
+    """Return publication number -> path."""
     fields = ((path, publication_path.match(path)) for path in store.list("publications"))
     return {int(found["number"]): path for path, found in fields if found}
 
 
 def publications(store: Store) -> dict[int, int]:
-    """Publication number -> generation.
+    """Return publication number -> generation.
 
     Raises:
-        IndexStateError: one of them is none.
+        IndexStateError: one of the files is not a publication.
     """
     paths = publication_files(store)
     contents = store.read_many(paths.values())
@@ -113,27 +115,27 @@ def publications(store: Store) -> dict[int, int]:
             found[number] = Publication.model_validate_json(content).generation
         except ValidationError as error:
             raise IndexStateError(
-                f"{store.url(path)}: expected a publication, found something else "
+                f"{store.url(path)}: expected a publication, found an invalid file "
                 f"({error.errors()[0]['msg']})."
             ) from None
     return found
 
 
 def live_of(published: Mapping[int, int]) -> int | None:
-    """The generation that the highest of these publications names, None without any."""
+    """Return the generation that the highest publication names, None if there is none."""
     return published[max(published)] if published else None
 
 
 def live_generation(store: Store) -> int | None:
-    """The generation readers see, None before the first publication."""
+    """Return the live generation, None before the first publication."""
     return live_of(publications(store))
 
 
 def require_live(store: Store) -> int:
-    """The generation readers see.
+    """Return the live generation.
 
     Raises:
-        IndexStateError: nothing was published yet.
+        IndexStateError: nothing has been published yet.
     """
     live = live_generation(store)
     if live is None:
@@ -142,7 +144,7 @@ def require_live(store: Store) -> int:
 
 
 def nothing_committed(store: Store) -> IndexStateError:
-    """The error of a store without an index."""
+    """Return the error for a store without a committed index."""
     return IndexStateError(
         f"{store.uri}: expected a committed index, found none.",
         "Run python -m pipelines.embed_corpus first; an interrupted run commits at its end.",
@@ -150,40 +152,40 @@ def nothing_committed(store: Store) -> IndexStateError:
 
 
 def committed_by(store: Store, run_id: str, after: int = 0) -> Manifest | None:
-    """The generation above `after` that a run has committed, published or not."""
+    """Return the generation above `after` that a run has committed, published or not."""
     newer = takewhile(lambda number: number > after, _committed(store))
     manifests = (read_manifest(store, number) for number in newer)
     return next((manifest for manifest in manifests if manifest.run_id == run_id), None)
 
 
 def publish(store: Store, generation: int, over: int | None = None) -> None:
-    """Make a generation the live one; `over`: only if that one is live now.
+    """Make a generation live; with `over`, only if generation `over` is live now.
 
     Raises:
-        GateError: another one is live. IndexStateError: another writer published at this moment.
+        GateError: `over` is not live. IndexStateError: another writer published at the same time.
     """
     published = publications(store)
     live = live_of(published)
     if over is not None and live != over:
         raise GateError(
             f"{store.uri}: generation {live} was published while generation {generation}, which "
-            f"adds to {over}, was made.",
-            "It is committed, and not live. Run again, or publish it: "
+            f"adds to {over}, was being made.",
+            "The new generation is committed, but not live. Run again, or publish it: "
             f"python -m pipelines.publish_generation {store.uri} {generation}",
         )
     publish_next(store, generation, published)
 
 
 def publish_next(store: Store, generation: int, published: Mapping[int, int]) -> None:
-    """Make a generation the live one, if the publications are still those.
+    """Make a generation live if the publications are still `published`.
 
     Raises:
-        IndexStateError: there are more by now.
+        IndexStateError: another writer has published meanwhile.
     """
     content = Publication(generation=generation).model_dump_json().encode()
     if not store.create_exclusive(publication_path(max(published, default=0) + 1), content):
         raise IndexStateError(
-            f"{store.uri}: another writer published while this one did; generation "
+            f"{store.uri}: another writer published at the same time; generation "
             f"{live_generation(store)} is live.",
             "Run again.",
         )
@@ -203,7 +205,7 @@ def write_tables(
     deletions: pa.Table,
     unchanged: Sequence[FileRecord] = (),
 ) -> Tables:
-    """The tables of a generation, under names that are `nonce`'s own."""
+    """Write the tables of a generation; `nonce` makes their file names unique."""
 
     def put(name: str, table: pa.Table) -> TableRecord:
         path = table_path(number, name, nonce)
@@ -219,10 +221,10 @@ def write_tables(
 
 
 def create_manifest(store: Store, manifest: Manifest) -> Manifest:
-    """Commit a generation: create its manifest, exclusively. Returns the one that is there now.
+    """Commit a generation: create its manifest exclusively. Returns the manifest that now exists.
 
     Raises:
-        IndexStateError: another run has committed a generation of this number.
+        IndexStateError: another run has committed a generation with this number.
     """
     path = manifest_path(manifest.generation)
     if store.create_exclusive(path, manifest.to_bytes()):
@@ -230,14 +232,14 @@ def create_manifest(store: Store, manifest: Manifest) -> Manifest:
     winner = read_manifest(store, manifest.generation)
     if winner.run_id != manifest.run_id:
         raise IndexStateError(
-            f"{store.url(path)}: run {winner.run_id} committed while this one did.",
-            "Nothing of it was changed; run again to see what differs.",
+            f"{store.url(path)}: run {winner.run_id} committed this generation first.",
+            "That generation was not changed; run again to see what differs.",
         )
     return winner
 
 
 def software_versions() -> dict[str, str]:
-    """Of what writes, for a manifest."""
+    """Return the versions of Python and the main packages, for a manifest."""
     return {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
 
 
@@ -253,13 +255,13 @@ def _version(package: str) -> str:
 
 
 def check_vectors(manifest: Manifest, uri: str) -> None:
-    """Whether a generation can be searched at all.
+    """Check that a generation holds vectors, which can be searched.
 
     Raises:
-        IndexStateError: it holds scores of pairs.
+        IndexStateError: the generation holds scores of pairs.
     """
     if SCORE in manifest.outputs:
         raise IndexStateError(
             f"{uri}: expected an index of vectors, found scores of pairs.",
-            "open_index(uri) reads them; they are neither searched nor re-indexed.",
+            "Read the scores with open_index(uri); they cannot be searched or re-indexed.",
         )

@@ -1,4 +1,4 @@
-"""Where the files of an index lie: one template for each path, which builds and recognises it.
+"""Defines the path of every file of an index: one template both builds and recognises a path.
 
     path = manifest_path(7)                 "generations/000007/manifest.json"
     recognise(path)                         ("manifest", {"number": "000007"})
@@ -27,11 +27,11 @@ _FIELDS = {
     "state": ("json|beat|released", ""),
     "target": (r"(?:.*/)?\.[^/]+", ""),
 }
-"""Field of a template -> what it may be, and how a value is written."""
+"""Field of a template -> (regular expression of its values, format of a value)."""
 
 
 class PathTemplate:
-    """The path of one kind of file. Called with the values of its fields, in their order."""
+    """The path of one kind of file. Call it with the values of its fields, in order."""
 
     def __init__(self, kind: str, template: str) -> None:
         self.kind, self._template = kind, template
@@ -43,13 +43,13 @@ class PathTemplate:
         )
 
     def __call__(self, *values: str | int) -> str:
-        """The path."""
+        """Return the path."""
         pairs = zip(self.fields, values, strict=True)
         written = {name: format(value, _FIELDS[name][1]) for name, value in pairs}
         return self._template.format(**written)
 
     def match(self, path: str) -> dict[str, str] | None:
-        """The fields of a path of this kind, None for another path."""
+        """Return the fields of a path of this kind, None for any other path."""
         found = self._pattern.fullmatch(path)
         return found.groupdict() if found else None
 
@@ -57,11 +57,11 @@ class PathTemplate:
 plan_path = PathTemplate("plan", "runs/{run}/plan.json")
 units_path = PathTemplate("plan", "runs/{run}/units.parquet")
 done_path = PathTemplate("done", "runs/{run}/done/{unit}-{first}.json")
-"""The commit of one slice."""
+"""The done record of one slice."""
 unreadable_path = PathTemplate("done", "runs/{run}/done/{unit}-{first}.unreadable.json")
-"""The record that a unit could not be read from some document on."""
+"""The done record of a unit that cannot be read from document `first` on."""
 digest_path = PathTemplate("journal", "runs/{run}/digests/{entry}.jsonl.gz")
-"""Copies of some hundred done records."""
+"""Copies of several hundred done records in one file."""
 words_path = PathTemplate("journal", "runs/{run}/words/{session}-{entry}.json")
 """The entry of one encoding process in the crash journal."""
 reading_path = PathTemplate("journal", "runs/{run}/readings/{session}-{unit}/{entry}")
@@ -83,7 +83,7 @@ _OF_RUN = re.compile(rf"(?:runs|{_FIELDS['rows'][0]})/({_FIELDS['run'][0]})/.+")
 
 
 def recognise(path: str) -> tuple[str, dict[str, str]] | None:
-    """Kind and fields of a file of an index, None for a path that no template has."""
+    """Return the kind and the fields of a path, None if no template matches it."""
     for template in TEMPLATES:
         if (fields := template.match(path)) is not None:
             return template.kind, fields
@@ -91,41 +91,41 @@ def recognise(path: str) -> tuple[str, dict[str, str]] | None:
 
 
 def run_of(path: str) -> str | None:
-    """The run whose folders a file lies in, whatever it is."""
+    """Return the run in whose folders a path lies, None for any other path."""
     found = _OF_RUN.fullmatch(path)
     return found[1] if found else None
 
 
 def slice_name(unit: int, first_document: int) -> str:
-    """The name of a slice: its unit and its first document."""
+    """Return the name of a slice: its unit and its first document."""
     return f"{unit:06d}-{first_document:010d}"
 
 
 def new_nonce() -> str:
-    """A random part of a file name, so that no two writers share a file."""
+    """Return a random part for a file name, so that no two writers use the same file."""
     return secrets.token_hex(6)
 
 
 def done_folder(run_id: str) -> str:
-    """Folder of a run's done records."""
+    """Return the folder of a run's done records."""
     return f"runs/{run_id}/done"
 
 
 def done_prefix(run_id: str, unit: int) -> str:
-    """What the paths of one unit's done records begin with."""
+    """Return the common prefix of the paths of one unit's done records."""
     return f"{done_folder(run_id)}/{unit:06d}-"
 
 
 def digests_folder(run_id: str) -> str:
-    """Folder of copies of a run's done records."""
+    """Return the folder with copies of a run's done records."""
     return f"runs/{run_id}/digests"
 
 
 def words_folder(run_id: str) -> str:
-    """Folder of the crash journal of a run's encoding processes."""
+    """Return the folder of the crash journal of a run's encoding processes."""
     return f"runs/{run_id}/words"
 
 
 def readings_folder(run_id: str, session: str, unit: int) -> str:
-    """Folder with a file for each attempt of a session to read a unit."""
+    """Return the folder with one file for each attempt of a session to read a unit."""
     return f"runs/{run_id}/readings/{session}-{unit:06d}"

@@ -1,17 +1,18 @@
-"""One writer per index: a lease on the store, a heartbeat while it is held.
+"""Ensures one writer per index: a lease on the store, and a heartbeat while it is held.
 
     with hold_lease(store, run_id) as lease:
         ...
         lease.check()
         store.create_exclusive(manifest, ...)
 
-    leases/000007.json      who took the lease for the 7th time; created exclusively
-    leases/000007.beat      overwritten by the owner while it lives
-    leases/000007.released  left by the owner at the end
+    leases/000007.json      the owner of epoch 7; created exclusively
+    leases/000007.beat      the heartbeat; overwritten by the owner while it lives
+    leases/000007.released  written by the owner when it ends
 
-A dead owner on this host is replaced at once, any other after a while without a heartbeat, by this
-process's monotonic clock: wall clocks of two machines are never compared. The lease spares work; it
-is the exclusive creation of the manifest that keeps the index whole. Knows nothing of runs.
+The lease of a dead process on this host is taken over at once. Any other lease is taken over when
+no heartbeat was seen for a while by this process's monotonic clock; wall clocks of two machines are
+never compared. The lease only avoids wasted work: the exclusive creation of the manifest protects
+the index.
 """
 
 from __future__ import annotations
@@ -36,37 +37,37 @@ from pipelines.store.store import Store
 
 BEAT_SECONDS = 10.0
 EXPIRY_SECONDS = 60.0
-"""Several beats: a hiccup of the store must not look like a death."""
+"""Several times BEAT_SECONDS, so that a short failure of the store does not look like a crash."""
 
 _PROC = Path("/proc")
 _logger = logging.getLogger(__name__)
 
 
 class Owner(JsonRecord):
-    """The process that took a lease, as its lease file says."""
+    """The process that took a lease, as recorded in the lease file."""
 
     host: str
     boot_id: str | None
-    """With `pid_namespace`: where `pid` means something. None where there is no /proc."""
+    """With `pid_namespace`, the scope in which `pid` is valid. None on systems without /proc."""
     pid_namespace: str | None
     pid: int
     process_start: int | None
-    """Clock ticks after boot; tells a process from a later one with its pid."""
+    """Clock ticks after boot; distinguishes a process from a later one with the same pid."""
     run_id: str
     nonce: str
     acquired: AwareDatetime
-    """For people only."""
+    """Time for messages only; it decides nothing."""
 
     @staticmethod
     def this_process(run_id: str, proc: Path = _PROC) -> Owner:
-        """The process that asks."""
+        """Describe the current process as the owner of a lease."""
         boot_id = pid_namespace = process_start = None
         try:
             pid_namespace = str((proc / "self/ns/pid").readlink())
             process_start = _process_stat(os.getpid(), proc)[1]
             boot_id = (proc / "sys/kernel/random/boot_id").read_text().strip()
         except OSError:
-            pass  # not Linux: this owner is known by its heartbeat alone
+            pass  # not Linux: other processes can only watch the heartbeat of this owner
         return Owner(
             host=socket.gethostname(),
             boot_id=boot_id,
@@ -79,16 +80,16 @@ class Owner(JsonRecord):
         )
 
     def is_alive(self, me: Owner) -> bool | None:
-        """Whether the process lives; None where `me`, the observer, cannot see it."""
+        """Return whether the process lives; None if the observer `me` cannot see it."""
         where = (self.host, self.boot_id, self.pid_namespace)
         if None in where or where != (me.host, me.boot_id, me.pid_namespace):
             return None
         try:
-            os.kill(self.pid, 0)  # sees processes that a /proc mounted with hidepid does not show
+            os.kill(self.pid, 0)  # finds processes that /proc hides when mounted with hidepid
         except ProcessLookupError:
             return False
         except PermissionError:
-            pass  # it is there, and someone else's
+            pass  # the process exists and belongs to another user
         try:
             state, start = _process_stat(self.pid, _PROC)
         except OSError:
@@ -96,7 +97,7 @@ class Owner(JsonRecord):
         return state not in "ZX" and start == self.process_start
 
     def describe(self) -> str:
-        """Who and since when, for a message."""
+        """Describe the owner and its age, for a message."""
         seconds = (datetime.now(UTC) - self.acquired).total_seconds()
         age = timedelta(seconds=max(0, int(seconds)))
         return f"run {self.run_id} on {self.host} (pid {self.pid}), started {age} ago"
@@ -104,23 +105,23 @@ class Owner(JsonRecord):
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to write an index, until another run takes it over."""
+    """The right to write to an index, until another run takes it over."""
 
     store: Store
     epoch: int
 
     def check(self) -> None:
-        """Make sure that the lease still is this run's. Call it just before the commit.
+        """Check that this run still holds the lease. Call it just before the commit.
 
         Raises:
-            LeaseHeldError: another run has taken it over.
+            LeaseHeldError: another run has taken over the lease.
         """
         newest = _newest_epoch(self.store)
         if newest != self.epoch:
             raise LeaseHeldError(
                 f"{self.store.url('leases')}: expected this run's lease, epoch {self.epoch}, to be "
                 f"the newest, found epoch {newest}: another run took over epoch {self.epoch}.",
-                "Nothing was committed. See why this run was silent for so long, then start again.",
+                "Nothing was committed. Find out why this run sent no heartbeat, then restart it.",
             )
 
 
@@ -134,15 +135,14 @@ def hold_lease(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Lease]:
-    """Take the lease of an index, keep it alive in a thread, release it at the end.
+    """Take the lease of an index, renew it in a thread, and release it at the end.
 
-    Returns at once, or, where the last owner is on another machine and left no release, after
-    watching its heartbeat for up to `expiry_seconds` of `clock` (monotonic), with `sleep` between.
+    The heartbeat of an owner on another machine that has not released the lease is first watched
+    for up to `expiry_seconds` of `clock` (monotonic), with `sleep` in between.
 
     Raises:
-        LeaseHeldError: another run holds it.
-        IndexStateError: a lease file that is none.
-        StorageError: the store cannot be used, or does not create exclusively.
+        LeaseHeldError: another run holds the lease. IndexStateError: a lease file is invalid.
+        StorageError: the store cannot be used, or does not create files exclusively.
     """
     epoch = _Taking(store, run_id, beat_seconds, expiry_seconds, clock, sleep).take()
     stop = threading.Event()
@@ -154,7 +154,7 @@ def hold_lease(
         yield Lease(store, epoch)
     finally:
         stop.set()
-        beat.join(beat_seconds)  # a beat that hangs must not keep the run from ending
+        beat.join(beat_seconds)  # a write that hangs must not keep the run from ending
         _write(store, lease_path(epoch, "released"), datetime.now(UTC).isoformat())
 
 
@@ -168,7 +168,7 @@ class _Taking:
     sleep: Callable[[float], None]
 
     def take(self) -> int:
-        """The epoch this process now owns."""
+        """Take the lease; returns the new epoch."""
         me = Owner.this_process(self.run_id)
         while True:
             newest = _newest_epoch(self.store)
@@ -176,19 +176,19 @@ class _Taking:
                 self._wait_for_end(newest, me)
             path = lease_path(newest + 1, "json")
             if not self.store.create_exclusive(path, me.to_bytes()):
-                continue  # another run was faster: look again
+                continue  # another run was faster: check its lease
             probe = me.model_copy(update={"nonce": new_nonce()})
-            # Some stores that speak S3 ignore the condition and overwrite.
+            # Some S3-compatible stores ignore the condition and overwrite the file.
             if self.store.create_exclusive(path, probe.to_bytes()):
                 raise StorageError(
-                    f"{self.store.uri}: expected a store that creates exclusively, "
+                    f"{self.store.uri}: expected a store that creates files exclusively, "
                     "found one that overwrites.",
-                    "Use one with conditional writes (If-None-Match), or a newer version of it.",
+                    "Use a store (or a newer version) with conditional writes (If-None-Match).",
                 )
             return newest + 1
 
     def _wait_for_end(self, epoch: int, me: Owner) -> None:
-        """Return once the owner of an epoch is known to write no more."""
+        """Return as soon as the owner of an epoch is known to have stopped writing."""
         if self.store.exists(lease_path(epoch, "released")):
             return
         path = lease_path(epoch, "json")
@@ -196,9 +196,9 @@ class _Taking:
             owner = Owner.model_validate_json(self.store.read(path))
         except ValidationError as error:
             raise IndexStateError(
-                f"{self.store.url(path)}: expected a lease, found something else "
+                f"{self.store.url(path)}: expected a lease, found an invalid file "
                 f"({error.errors()[0]['msg']}).",
-                "Delete the file if no run is writing this index.",
+                "Delete the file if no run is writing to this index.",
             ) from error
         alive = owner.is_alive(me)
         if alive:
@@ -215,12 +215,12 @@ class _Taking:
         start = now = self.clock()
         while now - start < self.expiry_seconds:
             self.sleep(min(self.beat_seconds / 2, start + self.expiry_seconds - now))
-            now = self.clock()  # before the look: the beat is at least this old
+            now = self.clock()  # before reading: the beat is at least this old
             if self._last_beat(epoch) != before:
                 raise self._held(
                     owner,
                     "has a heartbeat",
-                    f"Wait for it, or stop it there and wait {self.expiry_seconds:g} s",
+                    f"Wait for it, or stop it on its machine and wait {self.expiry_seconds:g} s",
                 )
             if self.store.exists(lease_path(epoch, "released")):
                 return
@@ -247,7 +247,7 @@ def _beat(store: Store, epoch: int, seconds: float, stop: threading.Event) -> No
 
 
 def _write(store: Store, path: str, text: str) -> None:
-    """Write a beat or a release; failing at it costs others a wait, and is no reason to stop."""
+    """Write a heartbeat or a release; a failure only makes others wait, so it is logged."""
     try:
         store.overwrite(path, f"{text}\n".encode())
     except Exception:
@@ -255,13 +255,13 @@ def _write(store: Store, path: str, text: str) -> None:
 
 
 def _newest_epoch(store: Store) -> int:
-    """0 when the lease has never been taken."""
+    """Return the newest epoch, 0 if the lease was never taken."""
     found = (lease_path.match(path) for path in store.list("leases"))
     return max((int(f["epoch"]) for f in found if f and f["state"] == "json"), default=0)
 
 
 def _process_stat(pid: int, proc: Path) -> tuple[str, int]:
-    """(state, start time) of a process: fields 3 and 22 of its stat file, see proc(5)."""
-    # Field 2, the name in parentheses, may hold spaces and parentheses itself.
+    """Return (state, start time) of a process: fields 3 and 22 of its stat file, see proc(5)."""
+    # Field 2, the name in parentheses, may itself contain spaces and parentheses.
     after_name = (proc / str(pid) / "stat").read_text().rpartition(")")[2].split()
     return after_name[0], int(after_name[19])

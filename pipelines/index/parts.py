@@ -1,7 +1,7 @@
-"""Output rows as they are stored: column types, Parquet settings, the two ColBERT storages.
+"""Reads and writes parts: column types, Parquet settings, the two storage types of ColBERT.
 
-Parquet: text is compressed and dictionary-encoded where it repeats; vectors are neither (fp16 is
-noise to a compressor: 8 % smaller at several times the cost).
+Text is compressed, and dictionary-encoded if it repeats. Vectors are neither: compressing fp16
+saves 8 % at several times the cost.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ ColbertStorage = Literal["values", "bytes"]
 
 VECTOR_COLUMNS = ("dense", "sparse", "colbert")
 COMPUTED_COLUMNS = (*VECTOR_COLUMNS, SCORE)
-"""Those that a model gives; a run has some of the vectors, or the score."""
+"""Columns that a model computes; a run has some of the vectors, or the score."""
 
-_ROW_GROUP_BYTES = 8 << 20  # many row groups: writing one of 256 MB peaks at ten times its size
+_ROW_GROUP_BYTES = 8 << 20  # small: writing a row group of 256 MB needs ten times its size
 _REPEATING = ("doc_id", "title")
 
 
 def stored_vectors(vectors: pa.Table, colbert: ColbertStorage) -> pa.Table:
-    """An encoder's columns as a part stores them."""
+    """Convert the columns of an encoder to the types that a part stores."""
     if colbert == "bytes" and "colbert" in vectors.column_names:
         column = colbert_to_bytes(vectors["colbert"].combine_chunks())
         at = vectors.column_names.index("colbert")
@@ -46,21 +46,21 @@ def stored_vectors(vectors: pa.Table, colbert: ColbertStorage) -> pa.Table:
 
 
 def stored_rows(passages: pa.Table, vectors: pa.Table, colbert: ColbertStorage) -> pa.Table:
-    """Passage columns and an encoder's columns as the rows of a part."""
+    """Return passage columns and an encoder's columns as the rows of a part."""
     return side_by_side(passages, stored_vectors(vectors, colbert))
 
 
 def side_by_side(passages: pa.Table, vectors: pa.Table) -> pa.Table:
-    """Passage columns and their stored vectors: the rows of a part."""
+    """Append stored vectors to passage columns."""
     for name in vectors.column_names:
         passages = passages.append_column(vectors.schema.field(name), vectors[name])
     return passages
 
 
 def colbert_to_bytes(column: pa.ListArray) -> pa.ListArray:
-    """List<FixedSizeList<half|float>[d]> as List<FixedSizeBinary>: the same buffer, retyped.
+    """Return List<FixedSizeList<half|float>[d]> as List<FixedSizeBinary> over the same buffer.
 
-    Little-endian, as Arrow's values are on every platform pyarrow supports.
+    The bytes are little-endian, like Arrow's values on every platform that pyarrow supports.
     """
 
     def to_binary(rows: pa.FixedSizeListArray) -> pa.Array:
@@ -74,7 +74,7 @@ def colbert_to_bytes(column: pa.ListArray) -> pa.ListArray:
 
 
 def colbert_from_bytes(column: pa.ListArray, value_type: pa.DataType) -> pa.ListArray:
-    """The inverse of `colbert_to_bytes`."""
+    """Invert `colbert_to_bytes`."""
 
     def to_numbers(rows: pa.FixedSizeBinaryArray) -> pa.Array:
         width = rows.type.byte_width
@@ -92,7 +92,7 @@ def _map_rows(column: pa.ListArray, convert: Callable[[pa.Array], pa.Array]) -> 
 
 
 class PartWriter:
-    """Writes output rows to a local Parquet file, in row groups of bounded size."""
+    """A writer of output rows to a local Parquet file, in row groups of bounded size."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         texts = [field.name for field in schema if pa.types.is_string(field.type)]
@@ -101,7 +101,7 @@ class PartWriter:
             path,
             schema,
             use_dictionary=[name for name in texts if name in _REPEATING],
-            # A minimum and a maximum of vectors' numbers help nobody, and take half of the writing.
+            # Minimum and maximum of vector components are useless and take half of the time.
             write_statistics=[name for name in schema.names if name not in VECTOR_COLUMNS],
             compression=dict.fromkeys(
                 [*texts, "sparse.indices.list.element", "sparse.values.list.element"], "zstd"
@@ -112,7 +112,7 @@ class PartWriter:
         self.rows = 0
 
     def write(self, table: pa.Table) -> None:
-        """Add rows, in order."""
+        """Append rows."""
         if not table.num_rows:
             return
         self._pending.append(table)
@@ -138,12 +138,12 @@ class PartWriter:
 
 
 def describe_file(local: Path, path: str, rows: int) -> FileRecord:
-    """The record of a finished local file that will lie at `path` in the index."""
+    """Return the record of a finished local file that will be stored at `path`."""
     return FileRecord(path=path, rows=rows, bytes=local.stat().st_size, sha256=file_sha256(local))
 
 
 def write_table(store: Store, table: pa.Table, path: str) -> FileRecord:
-    """Put a small table (ledger, rejects, a generation's tables) into the index."""
+    """Write a small table (ledger, rejects, a table of a generation) to the index."""
     with scratch_folder() as scratch:
         local = scratch / "table.parquet"
         pq.write_table(table, local, compression="zstd")
@@ -153,23 +153,23 @@ def write_table(store: Store, table: pa.Table, path: str) -> FileRecord:
 
 
 Ranges = Sequence[tuple[int, int]]
-"""[first, stop) pairs."""
+"""Ranges of rows as pairs [first, stop)."""
 
 _BATCH_ROWS = 4096
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a view, and the rows of it that are masked."""
+    """A part of a view, and which of its rows are deleted."""
 
     path: str
     rows: int
     masked: Ranges
-    """In any order; they may overlap."""
+    """Ranges of deleted rows, in any order; they may overlap."""
 
     @cached_property
     def live(self) -> list[tuple[int, int]]:
-        """Ranges of rows that are not masked, in order."""
+        """Ranges of live rows, ascending."""
         ranges, at = [], 0
         for first, stop in sorted(self.masked):
             if first > at:
@@ -179,11 +179,11 @@ class Part:
 
     @cached_property
     def live_rows(self) -> int:
-        """How many rows are not masked."""
+        """The number of live rows."""
         return sum(stop - first for first, stop in self.live)
 
     def live_mask(self) -> np.ndarray:
-        """bool, by row. Not kept: all parts together may have very many rows."""
+        """Return a bool for each row. It is not cached: an index may have billions of rows."""
         return _row_mask(self.rows, self.live)
 
 
@@ -195,7 +195,7 @@ def _row_mask(rows: int, ranges: Ranges) -> np.ndarray:
 
 
 def rows_by_part(places: Iterable[pa.Table]) -> dict[str, list[tuple[int, int]]]:
-    """The rows that ledgers or deletions name (part, first_row, n_rows), in their order."""
+    """Return part -> ranges of rows, from columns part, first_row and n_rows, in table order."""
     found: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for table in places:
         columns = (table[name].to_pylist() for name in ("part", "first_row", "n_rows"))
@@ -205,7 +205,7 @@ def rows_by_part(places: Iterable[pa.Table]) -> dict[str, list[tuple[int, int]]]
 
 
 def read_rows(store: Store, path: str, ranges: Ranges, names: Sequence[str]) -> Iterator[pa.Table]:
-    """These rows of a part, in their order, these columns of them; some thousand at a time."""
+    """Yield columns `names` of the rows in `ranges`, ascending, a few thousand rows at a time."""
     if not ranges:
         return
     with store.open_input(path) as file:
@@ -226,10 +226,10 @@ def read_rows(store: Store, path: str, ranges: Ranges, names: Sequence[str]) -> 
 
 @contextmanager
 def local_file(store: Store, path: str) -> Iterator[Path]:
-    """The file itself where the store is local, else a copy that is gone at the end.
+    """Yield the path of the file if the store is local, else of a temporary copy.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: the file does not exist.
     """
     if store.is_local:
         yield Path(store.path(path))
@@ -242,10 +242,10 @@ def local_file(store: Store, path: str) -> Iterator[Path]:
 
 @contextmanager
 def checked_file(store: Store, record: FileRecord) -> Iterator[Path]:
-    """`local_file`, its checksum compared first.
+    """Yield `local_file` after comparing its checksum.
 
     Raises:
-        StorageError: it is gone, or its bytes are not those that were committed.
+        StorageError: the file is missing, or its bytes are not those that were committed.
     """
     try:
         with local_file(store, record.path) as local:
@@ -257,11 +257,11 @@ def checked_file(store: Store, record: FileRecord) -> Iterator[Path]:
         found = "no file"
     raise StorageError(
         f"{store.url(record.path)}: expected sha256 {record.sha256}, found {found}.",
-        "python -m pipelines.verify_index --deep lists all that is damaged.",
+        "python -m pipelines.verify_index --deep lists all damaged files.",
     )
 
 
 def read_columns(store: Store, path: str, columns: list[str] | None = None) -> pa.Table:
-    """Some or all columns of a Parquet file of the index."""
+    """Read columns of a Parquet file of the index; all of them if none are named."""
     with store.open_input(path) as file:
         return pq.read_table(file, columns=columns)

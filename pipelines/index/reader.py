@@ -1,10 +1,10 @@
-"""Reading an index: the live view of a generation, as Arrow, as a scanner or as a Ray dataset.
+"""Reads the view of a generation: as an Arrow table, a scanner, a Ray dataset, or SQL for DuckDB.
 
     from pipelines.index import open_index
     index = open_index("s3://vectors/wiki")
     index.to_table(columns=["doc_id", "dense"])
 
-A reader trusts manifests and the tables they name, never a directory listing.
+A reader finds parts by manifests and the tables they name, never by a directory listing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 _ROW = "file_row_number"
-"""What DuckDB calls the row's number within its file; there is no other name for it."""
+"""DuckDB's name for the number of a row within its file; it cannot be changed."""
 _TYPES = {
     pa.string(): "varchar",
     pa.bool_(): "boolean",
@@ -38,10 +38,10 @@ _TYPES = {
 
 
 def view_sql(index: View, schema: pa.Schema) -> str:
-    """The query of these columns of a view; it is one expression, without a semicolon.
+    """Return the SQL query for the columns of `schema`: one expression, without a semicolon.
 
     Raises:
-        IndexStateError: a column is called as one that DuckDB adds.
+        IndexStateError: a column has the name of a column that DuckDB adds.
     """
     columns = [f"passages.{_quoted(name)}" for name in schema.names]
     selected = f"select {', '.join(columns)}"
@@ -56,11 +56,11 @@ def view_sql(index: View, schema: pa.Schema) -> str:
     ]
     if not tables:
         return f"{selected} from {_files(parts)} as passages"
-    taken = {name.lower() for name in index.schema.names}  # to DuckDB Title is title
+    taken = {name.lower() for name in index.schema.names}  # DuckDB ignores case
     if _ROW in taken:
         raise IndexStateError(
-            f"{index.store.uri}: expected no column called {_ROW!r}, which DuckDB adds to rows it "
-            "reads, found one.",
+            f"{index.store.uri}: expected no column called {_ROW!r}, which DuckDB adds to every "
+            "row, found one.",
             "Use index.to_table() or index.scanner().",
         )
     file = "filename"
@@ -68,7 +68,7 @@ def view_sql(index: View, schema: pa.Schema) -> str:
         file += "_"
     path = f"{_literal(index.store.url('.')[:-1])} || part"
     rows = f"unnest(range(first_row, first_row + n_rows)) as {_ROW}"
-    # Row by row, and not by range, so that it is one hash join whatever is masked.
+    # Joins single rows, not ranges, so that DuckDB plans one hash join.
     return (
         f"{selected} from {_files(parts, f', filename = {_literal(file)}, {_ROW} = true')} "
         f"as passages anti join (select {path} as file, {rows} from {_files(tables)}) as masked "
@@ -77,7 +77,7 @@ def view_sql(index: View, schema: pa.Schema) -> str:
 
 
 def _files(urls: list[str], options: str = "") -> str:
-    """Without Hive partitions: a folder called title=x would stand for the column."""
+    """Return a scan without Hive partitions: a folder `title=x` would replace column `title`."""
     listed = ", ".join(_literal(re.sub(r"[*?\[]", r"[\g<0>]", url)) for url in urls)
     return f"read_parquet([{listed}], hive_partitioning = false{options})"
 
@@ -91,7 +91,7 @@ def _literal(text: str) -> str:
 
 
 def _type(stored: pa.DataType) -> str:
-    """DuckDB's name for what a view without parts may have."""
+    """Return DuckDB's name of a type that a view without parts may have."""
     if pa.types.is_list(stored) or pa.types.is_fixed_size_list(stored):
         return f"{_type(stored.value_type)}[]"
     if pa.types.is_struct(stored):
@@ -105,10 +105,10 @@ def open_index(
     *,
     generation: int | None = None,
 ) -> Index:
-    """Open the live generation of an index, or one by its number.
+    """Open the live generation of an index, or the generation with the given number.
 
     Raises:
-        IndexStateError: nothing is committed there, or it is of a newer format.
+        IndexStateError: nothing is published, or the generation is missing or of another format.
     """
     store = open_store(uri, storage_options)
     number = require_live(store) if generation is None else generation
@@ -116,25 +116,25 @@ def open_index(
 
 
 class Index(View):
-    """A generation with its ancestors; made by `open_index`. Rows come in no promised order.
+    """A generation with its ancestors, opened by `open_index`. The order of rows is unspecified.
 
-    It stays what it is, whatever is published later.
+    Later publications do not change it.
     """
 
     def scanner(self, columns: Sequence[str] | None = None) -> ds.Scanner:
-        """A pyarrow scanner over the live rows; only the columns asked for are read."""
+        """Return a pyarrow scanner over the live rows; it reads only `columns`."""
         schema = self.projected(columns)
-        # With threads, a scan that is not read to its end (head) would still hold the Python
-        # generator when the interpreter exits, and abort it. Parquet decoding is threaded anyway.
+        # With threads, an unfinished scan (head) would hold the Python generator when the
+        # interpreter exits, and abort it. Parquet decoding uses threads anyway.
         return ds.Scanner.from_batches(self._batches(schema), schema=schema, use_threads=False)
 
     def to_table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """All live rows in memory."""
+        """Return all live rows in memory."""
         schema = self.projected(columns)
         return pa.Table.from_batches(self._batches(schema), schema=schema)
 
     def to_ray(self, columns: Sequence[str] | None = None) -> ray.data.Dataset:
-        """The live rows as a Ray dataset, one task a part."""
+        """Return the live rows as a Ray dataset, with one task for each part."""
         import ray.data
 
         names = self.projected(columns).names
@@ -145,21 +145,21 @@ class Index(View):
         )
 
     def to_sql(self, columns: Sequence[str] | None = None) -> str:
-        """The query that gives DuckDB the live rows: `duckdb.sql(index.to_sql(["title"]))`.
+        """Return a DuckDB query for the live rows: `duckdb.sql(index.to_sql(["title"]))`.
 
-        It names the parts as they are now, so it is this generation's for ever. ColBERT comes as it
-        is stored: blobs where that is `bytes`.
+        The query names the parts, so it always reads this generation. ColBERT vectors have their
+        stored type: blobs if `colbert_storage` is `bytes`.
 
         Raises:
-            IndexStateError: no such column; or a column is called as one that DuckDB adds.
+            IndexStateError: a column does not exist, or has the name of one that DuckDB adds.
         """
         return view_sql(self, self.projected(columns))
 
     def changes(self, since: int) -> Changes:
-        """What a store that holds the rows of generation `since` needs, to hold those of this one.
+        """Return what turns a copy of generation `since` into a copy of this generation.
 
         Raises:
-            IndexStateError: there is no such generation, or not any more.
+            IndexStateError: the generation never existed, or it was removed.
         """
         return changes_since(self, since)
 
@@ -176,10 +176,10 @@ def _read_part(batch: pa.Table, index: Index, names: list[str]) -> Iterator[pa.T
 
 
 def describe_index(index: Index) -> str:
-    """One line: the generation, and what its view holds; no part is read."""
+    """Describe the generation and its view in one line, without reading a part."""
     info, counts = index.info, index.info.counts
     held = [f"{counts.live_documents:,} documents", f"{index.passages:,} passages"]
-    if not counts.unchanged:  # of rows of its ancestors only the ledgers know
+    if not counts.unchanged:  # only ledgers know the tokens of rows from ancestors
         held.append(f"{counts.tokens:,} tokens")
     live = live_generation(index.store)
     number = f"generation {info.generation}"

@@ -1,4 +1,4 @@
-"""The JSON records of an index on storage. Where they lie: layout.py; tables: schemas.py."""
+"""Defines the JSON records of an index. Their paths: layout.py; the tables: schemas.py."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ FORMAT_VERSION = 1
 
 
 class JsonRecord(BaseModel):
-    """A JSON record; keys it does not know are ignored, so that later versions may add some."""
+    """A JSON record; unknown keys are ignored, so that later versions may add keys."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     def to_bytes(self) -> bytes:
-        """Readable JSON."""
+        """Return indented JSON."""
         return self.model_dump_json(indent=1).encode()
 
 
@@ -29,7 +29,7 @@ class FileRecord(JsonRecord):
 
 
 class MaskedRows(JsonRecord):
-    """Rows of a part that readers must skip."""
+    """A deletion: rows of a part that readers must skip."""
 
     doc_id: str
     part: str
@@ -38,7 +38,7 @@ class MaskedRows(JsonRecord):
 
 
 class EncoderRecord(JsonRecord):
-    """What encoded a slice."""
+    """The encoder that encoded a slice."""
 
     space_fingerprint: str
     dim: int
@@ -52,33 +52,33 @@ class EncoderRecord(JsonRecord):
 
 
 class SliceTimes(JsonRecord):
-    """When a slice was done, and where its time went; slices that an actor has at once overlap."""
+    """Times of one slice; slices that an actor processes concurrently overlap."""
 
     began: float
-    """Unix seconds."""
+    """Unix time of the start; `ended` is that of the end."""
     ended: float
     encode: float
-    """Seconds in which it had the encoder: one slice of an actor at a time."""
+    """Seconds in which the slice held the encoder, which one slice of an actor holds at a time."""
     write: float
-    """Seconds of putting rows together and writing them to a local file."""
+    """Seconds for assembling rows and writing them to a local file."""
     upload: float
-    """Seconds of bringing that file to the index."""
+    """Seconds for uploading that file."""
 
 
 class Done(JsonRecord):
-    """The commit of one slice."""
+    """The done record of one slice."""
 
     run_id: str
     nonce: str
     unit: int
     first_document: int
     documents: int
-    """Input rows of the slice, rejects included."""
+    """Input rows of the slice, including rejects."""
     last: bool
-    """It ends its unit."""
+    """Whether the slice is the last of its unit."""
     unreadable: bool = False
-    """The unit could not be read from here on: tried again on every start, never in the way of a
-    slice that could."""
+    """Whether the unit could not be read from `first_document` on. Every start of the run tries
+    again; this record does not replace that of a slice that could be read."""
     embedded: int
     """Documents with rows in `part`."""
     passages: int
@@ -87,11 +87,11 @@ class Done(JsonRecord):
     reused: int = 0
     """Passages whose vectors come from the index, or from an equal passage of the slice."""
     reused_tokens: int = 0
-    """Of these passages."""
+    """Tokens of the reused passages."""
     unchanged: int = 0
-    """Documents that are in the index as they are."""
+    """Documents that are in the index with the same content."""
     edited: int = 0
-    """Documents that the index had otherwise, and of which a passage was encoded."""
+    """Documents that the index has with other content, and of which a passage was encoded."""
     rejects: dict[str, int]
     masked: list[MaskedRows]
     part: FileRecord | None
@@ -104,17 +104,17 @@ class Done(JsonRecord):
 
     @property
     def next_document(self) -> int:
-        """Where the unit's next slice begins."""
+        """The number of the first document of the unit's next slice."""
         return self.first_document + self.documents
 
     @property
     def encoded_tokens(self) -> int:
-        """Those that went through the model."""
+        """Tokens that the model computed."""
         return self.tokens - self.reused_tokens
 
     @property
     def files(self) -> list[FileRecord]:
-        """What it wrote."""
+        """The files that the slice wrote."""
         files = (self.part, self.ledger, self.reject_file, self.unchanged_file)
         return [file for file in files if file]
 
@@ -123,7 +123,7 @@ RunKind = Literal["embed", "reindex", "compact"]
 
 
 class Plan(JsonRecord):
-    """What a run reads and what it was asked: pinned when it starts."""
+    """The units and the request of a run, stored when the run starts."""
 
     format_version: int = FORMAT_VERSION
     run_id: str
@@ -131,16 +131,16 @@ class Plan(JsonRecord):
     parent: int | None
     request: dict[str, Any]
     listing: str
-    """Hash of the source's files (path, size, etag), also of those beyond a limit."""
+    """Hash of the source's files (path, size, etag), including those beyond a limit."""
     units: int
     documents: int | None
-    """None where only reading tells."""
+    """The number of documents, None if it is known only after reading."""
     config: dict[str, Any]
     created: str
 
 
 class TableRecord(JsonRecord):
-    """A table of a generation."""
+    """A table of a generation, with its checksum."""
 
     path: str
     sha256: str
@@ -152,16 +152,16 @@ class ModelRecord(JsonRecord):
     name: str
     revision: str | None
     dim: int
-    """Of dense vectors; of a reranker: scores of a pair."""
+    """Dimension of dense vectors; for a reranker, the number of scores of a pair."""
     colbert_dim: int | None
     max_length: int
     pooling: str
     dtypes: list[str]
-    """Compute types that were used."""
+    """Compute dtypes that encoders used."""
 
 
 class Counts(JsonRecord):
-    """What a generation holds and did, after masking."""
+    """Numbers of a generation, without the rows that it deletes."""
 
     documents: int
     """Documents in this generation's own parts; earlier ones are counted in `unchanged`."""
@@ -169,23 +169,23 @@ class Counts(JsonRecord):
     tokens: int
     truncated: int
     encoded: int
-    """Passages that the model computed, masked ones included."""
+    """Passages that the model computed, including deleted ones."""
     reused: int = 0
     """Passages whose vectors come from the index, or from an equal passage of the same slice."""
     unchanged: int = 0
     """Documents of earlier generations that stay live."""
     deleted: int = 0
-    """Documents of earlier generations that are gone from the corpus."""
+    """Documents of earlier generations that are no longer in the corpus."""
     replaced: int = 0
     """Documents of earlier generations that have newer rows in this one."""
     edited: int = 0
-    """Replaced documents of which a passage was encoded."""
+    """Replaced documents of which at least one passage was encoded."""
     rejects: dict[str, int]
-    """Code -> rejects of the whole view, those of earlier generations that still hold included."""
+    """Code -> rejects of the whole view, including those of earlier generations that still hold."""
 
     @property
     def live_documents(self) -> int:
-        """Documents of the whole view."""
+        """The number of documents of the whole view."""
         return self.documents + self.unchanged
 
 
@@ -197,15 +197,15 @@ class Tables(JsonRecord):
     rejects: TableRecord
     deletions: TableRecord
     unchanged: TableRecord | None = None
-    """Files of UNCHANGED_SCHEMA; none where nothing was compared."""
+    """Files of UNCHANGED_SCHEMA; None if no unchanged document was recorded."""
 
     def records(self) -> list[TableRecord]:
-        """All that there are."""
+        """Return all tables that exist."""
         return [table for _, table in self if table is not None]
 
 
 class Manifest(JsonRecord):
-    """A committed generation; its existence is the commit of a run."""
+    """A committed generation; creating this record commits the run."""
 
     format_version: int = FORMAT_VERSION
     generation: int
@@ -218,7 +218,7 @@ class Manifest(JsonRecord):
     vector_dtype: str
     colbert_storage: str
     compacts: int | None = None
-    """The generation whose live view this one holds, rewritten; it has no parent then."""
+    """The generation that this one is a compaction of; `parent` is then None."""
     counts: Counts
     started: str
     ended: str

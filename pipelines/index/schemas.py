@@ -1,4 +1,4 @@
-"""Arrow schemas of the files of an index, and the codes of rejects."""
+"""Defines the Arrow schemas of the files of an index, and the codes of rejects."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PASSAGE_SCHEMA = pa.schema(
         ("passage_hash", HASH),
     ]
 )
-"""The output row before its metadata and vectors."""
+"""Columns of an output row before metadata and vectors."""
 LEDGER_SCHEMA = pa.schema(
     [
         ("doc_id", pa.string()),
@@ -53,7 +53,7 @@ REJECTS_SCHEMA = pa.schema(
 UNCHANGED_SCHEMA = pa.schema(
     [("doc_id", pa.string()), ("unit", pa.int32()), ("position", pa.int64())]
 )
-"""Documents that a run read and found as the index has them: where they are now."""
+"""Documents that a run read and found unchanged, with their current place in the source."""
 FILES_SCHEMA = pa.schema(
     [("path", pa.string()), ("rows", pa.int64()), ("bytes", pa.int64()), ("sha256", pa.string())]
 )
@@ -91,10 +91,10 @@ UNITS_SCHEMA = pa.schema(
         ),
     ]
 )
-"""`documents` is null where only reading tells; `wanted` are ranges of documents, null for the end
-of the unit; none at all where the unit is as earlier runs read it: `origins` says which ones, and
-as which unit of theirs. `name` is the file's in derived ids; `start` and `stop` are rows where
-there is a row group, else bytes."""
+"""`documents` is null if it is known only after reading. `wanted` are ranges of documents, with
+null for the end of the unit; an unchanged unit has none, and `origins` names the runs that read it
+and its number in each. `name` is the name of the file in derived ids. `start` and `stop` are rows
+if `row_group` is set, else bytes."""
 
 RejectCode = Literal[
     "null_text",
@@ -109,11 +109,11 @@ RejectCode = Literal[
     "unreadable_unit",
 ]
 FOR_NOW: frozenset[str] = frozenset({"encoder_error", "unreadable_unit"})
-"""Codes that are tried again; every other one is final."""
+"""Codes of rejects that later runs try again; all other codes are final."""
 
 
 def reject_table(rows: Iterable[tuple[str | None, int, int, RejectCode, str]]) -> pa.Table:
-    """(doc_id, unit, position, code, detail) as rows of REJECTS_SCHEMA."""
+    """Return tuples (doc_id, unit, position, code, detail) as rows of REJECTS_SCHEMA."""
     full = [(*row, row[3] not in FOR_NOW) for row in rows]
     columns = zip(*full, strict=True) if full else [()] * len(REJECTS_SCHEMA)
     arrays = [pa.array(c, f.type) for c, f in zip(columns, REJECTS_SCHEMA, strict=True)]
@@ -122,12 +122,12 @@ def reject_table(rows: Iterable[tuple[str | None, int, int, RejectCode, str]]) -
 
 VALUE_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
 UNIT_LENGTH_TOLERANCE = {"float16": 2e-3, "float32": 1e-4}
-"""How far the length of a normalised vector may be from 1, by its stored type. Rounding a number to
-float16 moves it by 2**-11 of itself at most; computing in half precision adds as much again."""
+"""Allowed difference between the length of a normalised vector and 1, by stored type. Rounding to
+float16 has a relative error of at most 2**-11; computing in half precision adds as much again."""
 
 
 def as_numbers(table: pa.Table, info: Manifest) -> pa.Table:
-    """Stored rows with their ColBERT vectors, if any, as numbers."""
+    """Return stored rows with their ColBERT vectors, if any, as numbers."""
     if "colbert" not in table.column_names:
         return table
     column = table["colbert"].combine_chunks()
@@ -138,13 +138,13 @@ def as_numbers(table: pa.Table, info: Manifest) -> pa.Table:
 
 
 def output_type(name: str, info: Manifest, *, stored: bool = True) -> pa.DataType:
-    """The column type of an output; `stored`: in parts, where ColBERT vectors may be bytes."""
+    """Return the column type of an output. In parts (`stored`), ColBERT vectors may be bytes."""
     value, model = VALUE_TYPES.get(info.vector_dtype, pa.null()), info.model
     if name == "dense":
         return pa.list_(value, model.dim)
     if name == "sparse":
         return pa.struct([("indices", pa.list_(pa.int32())), ("values", pa.list_(pa.float32()))])
-    if name == SCORE:  # a number a pair, or one for each layer that scores
+    if name == SCORE:  # one number for each pair, or one for each scoring layer
         return pa.float32() if model.dim == 1 else pa.list_(pa.float32(), model.dim)
     dim = model.colbert_dim or 1
     if stored and info.colbert_storage == "bytes":
@@ -153,11 +153,11 @@ def output_type(name: str, info: Manifest, *, stored: bool = True) -> pa.DataTyp
 
 
 def schema_without_parts(info: Manifest) -> pa.Schema:
-    """Of an index whose every document was rejected; without its metadata columns."""
+    """Return the schema of a view without parts; metadata columns are unknown."""
     chosen = [name for name in COMPUTED_COLUMNS if name in info.outputs]
     columns = [pa.field(name, output_type(name, info, stored=False)) for name in chosen]
     return pa.schema([*PASSAGE_SCHEMA, *columns])
 
 
 LOST_SCHEMA = pa.schema([field for field in LEDGER_SCHEMA if field.name != "doc_hash"])
-"""`part` is null of a document that the run found unchanged: it has no rows to mask."""
+"""Documents with a duplicate id. `part` is null if the run found the document unchanged."""

@@ -1,6 +1,6 @@
-"""The live view of a generation: its manifests, files, deletions, and the rows that are left.
+"""Defines the live view of a generation: manifests, tables, deletions, and the live rows.
 
-`reader.Index` is this with the ways to read it that users know.
+`reader.Index` adds the methods that users call.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from pipelines.store.store import Store
 
 
 class View:
-    """A generation with its ancestors. Rows come in no promised order.
+    """A generation with its ancestors. The order of rows is unspecified.
 
-    It stays what it is, whatever is published later.
+    Later publications do not change it.
     """
 
     def __init__(self, store: Store, chain: Sequence[Manifest]) -> None:
         self.store = store
         self.chain = chain
-        """Manifests: of the generation that is read, then its ancestors'."""
+        """Manifests of the generation and its ancestors, the newest first."""
 
     @property
     def info(self) -> Manifest:
-        """The manifest of the generation that is read."""
+        """The manifest of the generation."""
         return self.chain[0]
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """Columns of the view; ColBERT as numbers, whichever way it is stored."""
+        """Columns of the view; ColBERT vectors are numbers, even if stored as bytes."""
         for path in self.part_paths[:1]:
             with self.store.open_input(path) as file:
                 stored = pq.ParquetFile(file).schema_arrow.empty_table()
@@ -47,25 +47,25 @@ class View:
 
     @property
     def passages(self) -> int:
-        """The number of live rows; reads tables of the generations, and no part."""
+        """The number of live rows, computed without reading a part."""
         return sum(part.live_rows for part in self.parts)
 
     def rows_of(
         self, documents: pa.Table, columns: Sequence[str] | None = None
     ) -> pa.RecordBatchReader:
-        """Passages of these documents, in any order; `documents`: rows of `documents()`."""
+        """Return the passages of `documents`, which are rows of `documents()`, in any order."""
         schema = self.projected(columns)
         wanted = rows_by_part([documents]).items()
         batches = (b for part, ranges in wanted for b in self._read_rows(part, ranges, schema))
         return pa.RecordBatchReader.from_batches(schema, batches)
 
     def live_rows(self, part: Part, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The live rows of one of `parts`, in its order, some thousand at a time."""
+        """Yield the live rows of one of `parts`, ascending, a few thousand at a time."""
         for rows in self._read_rows(part.path, part.live, self.projected(columns)):
             yield pa.Table.from_batches([rows])
 
     def documents(self, ids: pa.Array | None = None) -> pa.Table:
-        """The ledger: a row for each live document, or for those of the given ids."""
+        """Return the ledger: a row for each live document, or for each one with an id in `ids`."""
         found = [LEDGER_SCHEMA.empty_table()]
         masked = {(part.path, first) for part in self.parts for first, _ in part.masked}
         for _, path in self.ledgers():
@@ -77,32 +77,32 @@ class View:
         return pa.concat_tables(found)
 
     def rejects(self) -> pa.Table:
-        """What is not in the index, and why: of this generation and those before it."""
+        """Return the rejects of the view: documents that are not in the index, and why."""
         paths = self._paths(self.info.tables.rejects)
         files = [read_columns(self.store, path) for path in paths]
         return pa.concat_tables([REJECTS_SCHEMA.empty_table(), *files])
 
     def ledgers(self) -> Iterator[tuple[Manifest, str]]:
-        """Files of LEDGER_SCHEMA and the generation each is of, the oldest generation first."""
+        """Yield the manifest and path of each ledger file, the oldest generation first."""
         for manifest in reversed(self.chain):
             for path in self._paths(manifest.tables.documents):
                 yield manifest, path
 
     def unchanged(self) -> Iterator[tuple[Manifest, str]]:
-        """As `ledgers`: files of UNCHANGED_SCHEMA."""
+        """Yield the manifest and path of each file of UNCHANGED_SCHEMA, the oldest first."""
         for manifest in reversed(self.chain):
             if manifest.tables.unchanged:
                 for path in self._paths(manifest.tables.unchanged):
                     yield manifest, path
 
     def deletions(self) -> Iterator[tuple[Manifest, pa.Table]]:
-        """Tables of DELETIONS_SCHEMA, the newest generation's first."""
+        """Yield each manifest with its table of DELETIONS_SCHEMA, the newest first."""
         for manifest in self.chain:
             yield manifest, self.read_table(manifest.tables.deletions)
 
     @cached_property
     def part_paths(self) -> list[str]:
-        """Paths of all parts, the oldest first, also of those without a live row."""
+        """Paths of all parts, including those without live rows, the oldest first."""
         return [path for path, _ in self._part_rows]
 
     @cached_property
@@ -121,10 +121,10 @@ class View:
             yield from table.cast(schema).to_batches()
 
     def projected(self, columns: Sequence[str] | None) -> pa.Schema:
-        """The schema of some columns of the view, or of all.
+        """Return the schema of the given columns, or of all columns.
 
         Raises:
-            IndexStateError: no such column.
+            IndexStateError: a column does not exist.
         """
         if columns is None:
             return self.schema
@@ -144,15 +144,15 @@ class View:
         return zip(files["path"].to_pylist(), files["rows"].to_pylist(), strict=True)
 
     def read_table(self, table: TableRecord) -> pa.Table:
-        """A table of a generation.
+        """Read a table of a generation and compare its checksum.
 
         Raises:
-            StorageError: it is not what the manifest says.
+            StorageError: the checksum differs from the manifest's.
         """
         data = self.store.read(table.path)
         if hashlib.sha256(data).hexdigest() != table.sha256:
             raise StorageError(
-                f"{self.store.url(table.path)}: its checksum is not the manifest's.",
+                f"{self.store.url(table.path)}: expected the manifest's checksum, found another.",
                 "The file was damaged or replaced; open an older generation.",
             )
         return pq.read_table(pa.BufferReader(data))

@@ -1,4 +1,4 @@
-"""Looks after an index: verification, compaction, and the removal of what nothing needs.
+"""Maintains an index: verification, compaction, and the removal of files that nothing needs.
 
-Reads and writes committed generations; runs no model.
+These modules read and write committed generations and run no model.
 """

@@ -1,7 +1,7 @@
-"""Everything that is committed in an index: publications, manifests and their tables, all of it.
+"""Reads all publications, manifests and tables of an index, and collects every problem.
 
-What is wrong is noted, and the rest is read all the same. A reader of one generation stops at the
-first fault instead: see pipelines/index/reader.py.
+A problem does not stop the reading. A reader of one generation (pipelines/index/reader.py) stops at
+the first problem instead.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _KEPT = 100
 
 
 class Problems:
-    """What is wrong with an index: the first hundred in words, the rest counted. Thread-safe."""
+    """The problems of an index: the first hundred as text, the rest as a count. Thread-safe."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -41,11 +41,11 @@ class Problems:
         self._lock = threading.Lock()
 
     def add(self, path: str, expected: object, found: object) -> None:
-        """Note a problem."""
+        """Add a problem."""
         self.note(path, f"expected {expected}, found {found}")
 
     def note(self, path: str, text: str) -> None:
-        """Note a problem; `text` says what was expected and what was found."""
+        """Add a problem; `text` says what was expected and what was found."""
         with self._lock:
             self.count += 1
             self._paths.add(path)
@@ -53,19 +53,19 @@ class Problems:
                 self._lines.append(" ".join(f"{path}: {text}".split()))
 
     def concern(self, path: str) -> bool:
-        """Whether something is wrong with this file."""
+        """Return whether a file has a problem."""
         return path in self._paths
 
     def lines(self) -> list[str]:
-        """A line for each problem that was kept, by path, and one that counts the others."""
+        """Return a line for each recorded problem, sorted, and one that counts the others."""
         more = self.count - len(self._lines)
         return sorted(self._lines) + ([f"... and {more:,} more"] if more else [])
 
     def refuse_any(self, expected: str, action: str) -> None:
-        """Stop where something is wrong.
+        """Raise if there is a problem.
 
         Raises:
-            IndexStateError: there is a problem; the message says that nothing was `action`.
+            IndexStateError: a problem was added; the message says that nothing was `action`.
         """
         if self.count:
             raise IndexStateError(
@@ -76,7 +76,7 @@ class Problems:
 
 @dataclass(frozen=True)
 class Generation:
-    """A manifest and what its tables say; None: that table cannot be used."""
+    """A manifest and the content of its tables; a field is None if that table is unusable."""
 
     manifest: Manifest
     parts: list[FileRecord] | None
@@ -92,16 +92,16 @@ class Generation:
 
     @property
     def files(self) -> list[FileRecord]:
-        """Every file its tables list."""
+        """All files that the tables list."""
         tables = (self.parts, self.documents, self.rejects, self.unchanged)
         return [file for table in tables for file in table or []]
 
 
 def read_committed(store: Store, problems: Problems) -> dict[int, Generation]:
-    """Number -> generation, of all whose manifest can be read, the oldest first.
+    """Return number -> generation for each readable manifest, the oldest first.
 
     Raises:
-        IndexStateError: there is neither a manifest nor a publication.
+        IndexStateError: the index has neither a manifest nor a publication.
     """
     numbers = committed_generations(store)
     published = list(publication_files(store).values())
@@ -111,10 +111,10 @@ def read_committed(store: Store, problems: Problems) -> dict[int, Generation]:
         try:
             number = Publication.model_validate_json(content).generation
         except ValidationError as error:
-            problems.add(path, "a publication", f"something else ({error.errors()[0]['msg']})")
+            problems.add(path, "a publication", f"an invalid file ({error.errors()[0]['msg']})")
         else:
             if number not in numbers:
-                problems.add(path, f"generation {number} to be there", "no manifest of it")
+                problems.add(path, f"generation {number} to exist", "no manifest")
     read = {number: _manifest(store, number, problems) for number in numbers}
     manifests = {number: manifest for number, manifest in read.items() if manifest}
     for manifest in manifests.values():
@@ -123,7 +123,7 @@ def read_committed(store: Store, problems: Problems) -> dict[int, Generation]:
 
 
 def chain_of(number: int, generations: Mapping[int, Generation]) -> list[Generation] | None:
-    """A generation and its ancestors, the newest first; None: one of them cannot be read."""
+    """Return a generation and its ancestors, the newest first; None if one is unreadable."""
     chain = [generations[number]]
     while (parent := chain[-1].manifest.parent) is not None:
         if parent not in generations or parent >= chain[-1].number:
@@ -133,7 +133,7 @@ def chain_of(number: int, generations: Mapping[int, Generation]) -> list[Generat
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, for a problem's line."""
+    """Return the text of an error in one line of at most 200 characters."""
     return " ".join(str(error).split())[:200]
 
 
@@ -158,7 +158,7 @@ def _check_parent(
     numbers: Sequence[int],
     problems: Problems,
 ) -> None:
-    """What a generation adds to, or rewrites, is an earlier one whose columns mean the same."""
+    """Check that the parent or compacted generation is earlier and has the same fingerprint."""
     number, parent, source = manifest.generation, manifest.parent, manifest.compacts
     path = manifest_path(number)
     if source is not None and (parent is not None or source >= number):
@@ -177,7 +177,7 @@ def _check_parent(
 
 
 def read_tables(store: Store, manifest: Manifest, problems: Problems) -> Generation:
-    """A manifest with what its tables say; what is wrong with these becomes problems."""
+    """Read the tables of a manifest; damaged tables become problems."""
 
     def read(record: TableRecord, schema: pa.Schema) -> pa.Table | None:
         path = record.path
@@ -215,9 +215,9 @@ def read_tables(store: Store, manifest: Manifest, problems: Problems) -> Generat
 def is_complete(
     table: pa.Table, schema: pa.Schema, path: str, problems: Problems, *, nulls: bool = False
 ) -> bool:
-    """Whether a table has these columns and a value in every field; if not, that is a problem.
+    """Return whether a table has this schema and a value in every field; if not, add a problem.
 
-    `nulls`: fields may be empty.
+    With `nulls`, fields may be null.
     """
     if not table.schema.equals(schema):
         problems.add(path, f"columns {columns_of(schema)}", columns_of(table.schema))
@@ -229,5 +229,5 @@ def is_complete(
 
 
 def columns_of(schema: pa.Schema) -> str:
-    """A schema, for a problem's line."""
+    """Return the columns of a schema, for a message."""
     return ", ".join(f"{field.name}: {field.type}" for field in schema)

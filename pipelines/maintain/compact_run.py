@@ -1,7 +1,7 @@
-"""One compaction run: parts, tables and manifest of a generation that shows what another one does.
+"""Compacts an index: writes parts, tables and manifest of a generation with the same live view.
 
-A run like others: its plan is pinned first, its manifest written last; what one that died has left
-is garbage.
+As in every run, the plan is stored first and the manifest last; files of a run that died are
+garbage.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ from pipelines.reports.run_report import RunReport, write_page
 from pipelines.source.units import Unit
 from pipelines.store.store import Store
 
-_THREADS = 4  # each holds a row group, and a new part on the local disk
+_THREADS = 4  # each needs memory for a row group and disk space for a new part
 
 
 def write_compacted(lease: Lease, view: LiveView, outputs: Outputs, run_id: str) -> Manifest:
-    """Commit the live view as a generation without a parent; it is not published yet.
+    """Commit the live view as a generation without a parent; the caller publishes it.
 
     Raises:
-        LeaseHeldError: another run has taken the index over.
-        StorageError: a part that is copied is damaged.
-        IndexStateError: ledger and deletions do not agree, or another run committed meanwhile.
+        LeaseHeldError: another run has taken over the lease.
+        StorageError: a part to copy is damaged.
+        IndexStateError: ledger and deletions contradict each other, or another run has committed.
     """
     started = _now()
     store = lease.store
@@ -67,7 +67,7 @@ def write_compacted(lease: Lease, view: LiveView, outputs: Outputs, run_id: str)
         partial(rewriter.rewrite, n, olds) for n, olds in enumerate(outputs.rewritten, len(jobs))
     ]
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        parts = list(pool.map(lambda job: job(), jobs))  # an error cancels those not yet begun
+        parts = list(pool.map(lambda job: job(), jobs))  # an error cancels waiting jobs
     nonce, number = rewriter.nonce, highest_generation(store) + 1
     rejects = Index(store, manifests).rejects()
     path = commit_rejects_path(run_id, nonce)
@@ -111,10 +111,10 @@ def write_compacted(lease: Lease, view: LiveView, outputs: Outputs, run_id: str)
 
 
 def refuse_unfinished(store: Store, live: Manifest) -> None:
-    """Return where no interrupted run adds to the live generation.
+    """Raise if an interrupted run with finished slices adds to the live generation.
 
     Raises:
-        IndexStateError: one does. Its work would be lost: it is of that generation and no other.
+        IndexStateError: such a run exists. Its slices would be lost, as they fit no other parent.
     """
     for folder in store.list_folders("runs"):
         run_id = folder.rsplit("/", 1)[-1]
@@ -125,13 +125,13 @@ def refuse_unfinished(store: Store, live: Manifest) -> None:
         if slices and committed_by(store, run_id, live.generation) is None:
             raise IndexStateError(
                 f"{store.uri}: run {run_id} adds to generation {live.generation} and is not "
-                f"finished; {slices:,} slices of it would have to be done again.",
-                "Run the command that started it again first; --force compacts all the same.",
+                f"finished; {slices:,} finished slices would be lost.",
+                "Finish that run first by repeating its command, or add --force to compact anyway.",
             )
 
 
 def _pin(store: Store, run_id: str, live: Manifest, units: Sequence[Unit], started: str) -> None:
-    """The plan: as if this run had read what the live generation is of."""
+    """Store the plan: the units that the live generation covers, as if this run had read them."""
     plan = plan_of(store, live)
     units = read_again(units, {unit.number for unit in units})
     known = [unit.documents_wanted for unit in units]
@@ -145,13 +145,13 @@ def _pin(store: Store, run_id: str, live: Manifest, units: Sequence[Unit], start
             "created": started,
         }
     )
-    # An earlier try may have left both; they say the same.
+    # An earlier attempt may have left both files, with the same content.
     store.create_exclusive(units_path(run_id), units_to_bytes(units, plan.listing))
     store.create_exclusive(plan_path(run_id), pinned.to_bytes())
 
 
 def _report(store: Store, view: LiveView, manifest: Manifest, parts: Sequence[NewPart]) -> None:
-    """report.json and .html, and the configuration of the generation that was compacted."""
+    """Write report.json and report.html, and copy config.yaml of the compacted generation."""
     before = {part.path for part in view.parts}
     report = {
         "generation": manifest.generation,
@@ -170,7 +170,7 @@ def _report(store: Store, view: LiveView, manifest: Manifest, parts: Sequence[Ne
         "bytes_written": sum(part.part.bytes for part in parts if part.part.path not in before),
     }
     number, name = manifest.generation, "config.yaml"
-    with suppress(FileNotFoundError):  # its run died before it wrote one
+    with suppress(FileNotFoundError):  # its run died before it wrote the file
         config = store.read(generation_path(view.manifest.generation, name))
         store.overwrite(generation_path(number, name), config)
     store.overwrite(generation_path(number, "report.json"), json.dumps(report, indent=1).encode())

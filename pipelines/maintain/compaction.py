@@ -1,7 +1,6 @@
-"""What the live view of an index wastes, and which parts would have to be written anew.
+"""Decides whether compaction is worth its cost, and which parts it must rewrite.
 
-Parts without dead rows stay as they are, if they are large enough; so the cost follows the waste.
-Nothing here writes.
+Large parts without dead rows are kept, so the cost grows with the waste. Nothing is written here.
 """
 
 from __future__ import annotations
@@ -20,51 +19,51 @@ TARGET_BYTES = 256 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """When compaction is worth its cost: reaching any one of these is enough."""
+    """Limits beyond which compaction is worth its cost; one of them is enough."""
 
     min_dead: float = 0.2
-    """Share of the rows that readers skip."""
+    """Share of rows that are dead, that is, skipped by readers."""
     small_bytes: int = 32 << 20
-    """A part below this is small."""
+    """Size below which a part is small."""
     small_parts: int = 64
-    """The number of files that merging the small parts would save."""
+    """Number of files that merging the small parts would save."""
     generations: int = 30
-    """More generations than this in the chain that a reader goes through."""
+    """Number of generations that a reader may have to read."""
 
 
 @dataclass(frozen=True)
 class OldPart(Part):
-    """A part of the live view."""
+    """A part of the live view, with its file and the generation that lists it."""
 
     file: FileRecord
     generation: int
 
     @property
     def dead_rows(self) -> int:
-        """How many rows of it are masked."""
+        """The number of deleted rows."""
         return self.rows - self.live_rows
 
     @property
     def live_bytes(self) -> int:
-        """About how many bytes its live rows take."""
+        """The approximate size of its live rows."""
         return self.file.bytes * self.live_rows // max(self.rows, 1)
 
 
 @dataclass(frozen=True)
 class LiveView:
-    """The live generation with its ancestors, and their parts."""
+    """The live generation, its ancestors, and their parts."""
 
     chain: Sequence[Generation]
-    """The newest first."""
+    """Generations, the newest first."""
     parts: Sequence[OldPart]
-    """The oldest first."""
+    """Parts, the oldest first."""
 
     @staticmethod
     def read(store: Store) -> LiveView:
-        """The live view as it is published now.
+        """Read the published live view.
 
         Raises:
-            IndexStateError: nothing is published, or tables are damaged.
+            IndexStateError: nothing is published, or a table is damaged.
         """
         number, problems = require_live(store), Problems()
         chain = [read_tables(store, m, problems) for m in read_chain(store, number)]
@@ -80,35 +79,35 @@ class LiveView:
 
     @property
     def manifest(self) -> Manifest:
-        """Of the live generation."""
+        """The manifest of the live generation."""
         return self.chain[0].manifest
 
     @property
     def rows(self) -> int:
-        """Of all parts."""
+        """The number of rows of all parts."""
         return sum(part.rows for part in self.parts)
 
     @property
     def dead_rows(self) -> int:
-        """Those that readers skip."""
+        """The number of rows that readers skip."""
         return sum(part.dead_rows for part in self.parts)
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What becomes of the parts of a live view."""
+    """The parts of a compacted generation: kept and rewritten ones."""
 
     kept: Sequence[OldPart]
     rewritten: Sequence[Sequence[OldPart]]
-    """Old parts whose live rows go into one new part."""
+    """Groups of old parts; the live rows of each group become one new part."""
     small: int
-    """Parts that are small."""
+    """Number of small parts."""
     fewer: int
-    """How many files merging the small parts saves."""
+    """Number of files that merging the small parts saves."""
 
     @staticmethod
     def of(view: LiveView, small_bytes: int) -> Outputs:
-        """Parts with dead rows are written anew, small ones are merged, the others stay."""
+        """Rewrite parts with dead rows, merge small parts, keep all others."""
         kept: list[OldPart] = []
         groups: list[list[OldPart]] = []
         size = small = merged = 0
@@ -128,7 +127,7 @@ class Outputs:
             groups[-1].append(part)
             size += part.live_bytes
         if view.parts and not kept and not groups:
-            # One without rows stays, or is made: it tells which columns there are.
+            # Keep or make one part without rows, because it stores the schema.
             if view.parts[0].rows:
                 groups.append([view.parts[0]])
             else:
@@ -138,12 +137,12 @@ class Outputs:
         return Outputs(kept + alone, rewritten, small, merged)
 
     def changes(self, view: LiveView) -> bool:
-        """Whether the compacted generation would be another one than what there is."""
+        """Return whether compaction would change anything."""
         return bool(self.rewritten) or len(view.chain) > 1 or len(self.kept) < len(view.parts)
 
 
 def reasons(view: LiveView, outputs: Outputs, limits: Limits) -> list[str]:
-    """Why compaction is worth it; nothing where it is not."""
+    """Return the reasons for compaction, [] if it is not worth its cost."""
     dead, chain = share_of_dead(view), len(view.chain)
     found = []
     if dead and dead >= limits.min_dead:
@@ -151,20 +150,20 @@ def reasons(view: LiveView, outputs: Outputs, limits: Limits) -> list[str]:
     if outputs.fewer >= limits.small_parts:
         found.append(f"{outputs.small:,} parts are small")
     if chain > limits.generations:
-        found.append(f"a reader goes through {chain} generations")
+        found.append(f"a reader has to read {chain} generations")
     return found
 
 
 def in_numbers(view: LiveView, outputs: Outputs, limits: Limits) -> str:
-    """The live view beside the limits, for a line."""
+    """Describe the live view and the limits in one line."""
     return (
         f"{share_of_dead(view):.1%} of {view.rows:,} rows are dead (limit {limits.min_dead:.1%}), "
         f"{outputs.small:,} of {len(view.parts):,} parts are below {limits.small_bytes / 2**20:g} "
-        f"MiB and would be {outputs.fewer:,} files fewer (limit {limits.small_parts:,}), "
+        f"MiB; merging saves {outputs.fewer:,} files (limit {limits.small_parts:,}), "
         f"{len(view.chain)} generations (limit {limits.generations})"
     )
 
 
 def share_of_dead(view: LiveView) -> float:
-    """Of the rows."""
+    """Return the share of rows that are dead."""
     return view.dead_rows / max(view.rows, 1)

@@ -1,6 +1,6 @@
-"""What in an index is garbage: what dead runs left, and generations that are to be forgotten.
+"""Finds garbage in an index: files of dead runs, and generations that retention gives up.
 
-Never what a manifest that stays refers to, nor what is young. Nothing here removes anything.
+Young files and files that a remaining manifest refers to are no garbage. Nothing is removed here.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from pipelines.store.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class Retention:
-    """What stays beside the live generation; None: not a reason to stay."""
+    """Rules that keep generations besides the live one; None switches a rule off."""
 
     generations: int | None = None
-    """The newest so many, and the last so many that were published."""
+    """Keep this many newest generations, and this many last published ones."""
     days: float | None = None
-    """Those that were committed, or live, so many days ago or less."""
+    """Keep generations that were committed or live within this many days."""
 
     @property
     def forgets(self) -> bool:
-        """Whether anything may go."""
+        """Whether any generation may be removed."""
         return self.generations is not None or self.days is not None
 
 
 @dataclass(frozen=True)
 class Publication:
-    """A publication: which generation, and when by the store's clock."""
+    """The published generation and the time by the store's clock."""
 
     generation: int
     when: datetime
@@ -53,10 +53,10 @@ def expired(
     now: datetime,
     age: timedelta,
 ) -> list[int]:
-    """Generations that go, the newest first: so that none is ever without its ancestors.
+    """Return generations to remove, the newest first, so that none ever lacks its ancestors.
 
-    `committed`: when each manifest was written; `publications`: by number; `age`: nothing goes that
-    was committed, or live, more recently: a reader may still have it open.
+    `committed`: the time of each manifest; `publications`: by number; `age`: generations committed
+    or live more recently than this are kept, because a reader may have them open.
     """
     if not retention.forgets:
         return []
@@ -64,12 +64,12 @@ def expired(
     order = [publication.generation for publication in in_order]
     newest = max(retention.generations or 1, 1)
     kept = set(sorted(manifests)[-newest:])
-    # Re-indexing asks whether what it is about to do was published and taken back.
+    # Re-indexing checks whether its result was already published and rolled back.
     kept |= {number for number in order if number >= order[-1]}
     if retention.generations is not None:
         kept |= set(list(dict.fromkeys(reversed(order)))[:newest])
     grace = age if retention.days is None else max(age, timedelta(days=retention.days))
-    # A generation was live for the last time when another one took over.
+    # A generation was live until the next publication.
     ends = {mine.generation: after.when for mine, after in itertools.pairwise(in_order)}
     until = {number: max(when, ends.get(number, when)) for number, when in committed.items()}
     kept |= {number for number in manifests if until[number] > now - grace}
@@ -88,9 +88,9 @@ _TABLES = "tables that no manifest names"
 PUBLICATIONS = "publications of removed generations"
 MANIFESTS = "manifests of removed generations"
 
-# In the order of their removal. A publication before the manifest it names, a manifest before what
-# it refers to. Done records before all else of a run: a crash in between must never leave one whose
-# part is gone. The plan before the units: it is made anew from them.
+# Kinds of garbage in the order of removal: a publication before the manifest it names, a manifest
+# before the files it refers to. Done records come before the other files of a run, because a crash
+# must not leave a done record without its part. The plan comes before the units it is made from.
 _ORDER = (
     PUBLICATIONS,
     MANIFESTS,
@@ -106,12 +106,12 @@ _ORDER = (
 
 @dataclass(frozen=True)
 class _Known:
-    """A file and what its path says of it."""
+    """A file with its kind and the fields of its path."""
 
     file: StoredFile
     kind: str
     place: Mapping[str, str]
-    """`run`, `number` or `epoch`."""
+    """Fields of the path, such as `run`, `number` or `epoch`."""
 
     @property
     def path(self) -> str:
@@ -120,22 +120,22 @@ class _Known:
 
 @dataclass
 class Garbage:
-    """What can go, and what was found beside it."""
+    """Files and generations that can be removed, and files that are unknown."""
 
     by_kind: dict[str, list[StoredFile]] = field(default_factory=lambda: {k: [] for k in _ORDER})
-    """In the order of removal."""
+    """Files by kind, in the order of removal."""
     slices: dict[str, int] = field(default_factory=dict)
-    """Dead run -> slices that will have to be done again."""
+    """Dead run -> number of slices that it would have to encode again."""
     generations: list[int] = field(default_factory=list)
-    """Committed ones that go, the newest first."""
+    """Committed generations to remove, the newest first."""
     unknown: list[str] = field(default_factory=list)
-    """Files that no rule of the layout covers: they stay."""
+    """Files whose path no template matches; they are kept."""
 
 
 def find_garbage(
     store: Store, epoch: int, age: timedelta, retention: Retention = KEEP_ALL
 ) -> Garbage:
-    """What a holder of the lease may remove.
+    """Return the files that the holder of the lease `epoch` may remove.
 
     Raises:
         IndexStateError: a manifest, table, publication or done record cannot be read.
@@ -154,12 +154,12 @@ def find_garbage(
     referred = {file.path for g in generations.values() for file in g.files}
     referred |= {table.path for g in generations.values() for table in g.manifest.tables.records()}
     old = [f for f in known if f.file.modified <= now - age and f.path not in referred]
-    # Not those that a generation of another run refers to: compacted ones keep parts as they are.
+    # Kept parts of a compacted generation are excluded above, though they belong to another run.
     alive = {generation.manifest.run_id for generation in generations.values()}
     alive |= {run for file in files if file.modified > now - age and (run := run_of(file.path))}
     _find_runs(store, known, old, alive, garbage)
     for run in runs & garbage.slices.keys():
-        del garbage.slices[run]  # its generation goes: nothing is to be done again
+        del garbage.slices[run]  # its generation is removed: the run will not be repeated
     for f in old:
         if f.kind == "temporary":
             garbage.by_kind["temporary files"].append(f.file)
@@ -181,7 +181,7 @@ def _find_expired(
     age: timedelta,
     garbage: Garbage,
 ) -> None:
-    """Generations that go, their manifests and the publications that name them."""
+    """Add expired generations, their manifests and the publications that name them."""
     if not retention.forgets:
         return
     of_kind = {
@@ -210,7 +210,7 @@ def _find_expired(
 
 def _read_committed(store: Store, known: Iterable[_Known]) -> dict[int, Generation]:
     if not any(f.kind in ("manifest", "publication") for f in known):
-        return {}  # of an interrupted run only
+        return {}  # the index holds only interrupted runs
     problems = Problems()
     generations = read_committed(store, problems)
     expected = f"{store.uri}: expected manifests and tables that say what is in use"
@@ -225,7 +225,7 @@ def _find_runs(
     alive: set[str],
     garbage: Garbage,
 ) -> None:
-    """Dead runs, and what slices that lost a race left of those that are alive."""
+    """Add files of dead runs, and in live runs the files of slices that lost a race."""
     of_run = _by_run(known)
     for run, files in _by_run(old).items():
         if run not in alive:
@@ -254,9 +254,9 @@ def _used_by_slices(store: Store, paths: list[str]) -> set[str]:
             done = Done.model_validate_json(content)
         except ValidationError as error:
             raise IndexStateError(
-                f"{store.url(path)}: expected a done record, found something else "
+                f"{store.url(path)}: expected a done record, found an invalid file "
                 f"({error.errors()[0]['msg']}).",
-                "Nothing was removed. Delete the file if its slice shall be done again.",
+                "Nothing was removed. Delete the file to have its slice encoded again.",
             ) from error
         used |= {file.path for file in done.files}
     return used

@@ -1,7 +1,7 @@
-"""The live rows of old parts, copied into new ones as they are stored, with their ledger.
+"""Copies the live rows of old parts into new parts, and writes their ledger.
 
-A row group at a time, so that memory does not depend on the size of parts; rows keep their order,
-and with it documents their rows in one run. No encoder, no numbers: bytes in, the same bytes out.
+Rows are copied one row group at a time, so memory does not depend on the size of parts. They keep
+their order, so the rows of a document stay contiguous. Vectors are copied without decoding.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _SEEN = np.dtype(
 
 
 class CurrentPlaces:
-    """Where documents are in the corpus now: where the newest run that found them saw them.
+    """The current place of each live document in the corpus, as the newest run found it.
 
-    It keeps 32 bytes in memory for each document that a run found unchanged.
+    It needs 32 bytes of memory for each document that a run found unchanged.
     """
 
     def __init__(self, store: Store, chain: Sequence[Generation], units: Sequence[Unit]) -> None:
@@ -54,7 +54,7 @@ class CurrentPlaces:
         with ThreadPoolExecutor(_THREADS) as pool:
             found = list(pool.map(lambda job: _read(store, *job), jobs))
         every = np.concatenate([np.zeros(0, _SEEN), *found])
-        # The newest first; of one run, the lowest place: the others lost the id to it.
+        # The newest run first. Within a run the lowest place, whose document kept the id.
         keys = (every["position"], every["unit"], -every["generation"].astype(np.int64))
         every = every[np.lexsort((*keys, every["check"], every["id"]))]
         again = (every["id"][1:] == every["id"][:-1]) & (every["check"][1:] == every["check"][:-1])
@@ -62,10 +62,10 @@ class CurrentPlaces:
         self._ids = IdSet(*(np.ascontiguousarray(self._seen[name]) for name in ("id", "check")))
 
     def of(self, ledger: pa.Table, generation: int) -> pa.Table:
-        """Live rows of a generation's ledger, with the unit and the position of today.
+        """Return live rows of a generation's ledger with current unit and position.
 
-        A document whose last place is in no unit of the inventory any more gets a unit beyond all
-        of them: to the next re-indexing run it is in none that is carried over, as before.
+        A document whose last place is no longer in the inventory gets a unit number beyond all
+        units, so that the next re-indexing run again finds it in no unchanged unit.
         """
         at = self._ids.find(*id_hashes(ledger["doc_id"]))
         newer = np.flatnonzero(at >= 0)
@@ -84,8 +84,8 @@ class CurrentPlaces:
         return ledger
 
     def _today(self, units: np.ndarray, generation: int) -> np.ndarray:
-        """The numbers now of units of a generation's run."""
-        numbers = np.append(self._numbers[generation], NOT_READ_AS)  # of a unit beyond them
+        """Return the current numbers of units of a generation's run."""
+        numbers = np.append(self._numbers[generation], NOT_READ_AS)  # for units beyond the last
         found = numbers[np.minimum(units, len(numbers) - 1)]
         return np.where(found == NOT_READ_AS, self._nowhere, found).astype(np.int32)
 
@@ -102,11 +102,11 @@ def _read(store: Store, generation: int, path: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class NewPart:
-    """A part of the new generation, kept or written, and its ledger."""
+    """A kept or rewritten part of the new generation, and its ledger."""
 
     part: FileRecord
     ledger: FileRecord | None
-    """None: there is no document in it."""
+    """The ledger file; None if the part has no document."""
     documents: int
     tokens: int
     truncated: int
@@ -114,27 +114,27 @@ class NewPart:
 
 @dataclass(frozen=True)
 class PartRewriter:
-    """Makes the parts of a compaction run; may be called by several threads at once."""
+    """A thread-safe maker of the parts of a compaction run."""
 
     store: Store
     run_id: str
     places: CurrentPlaces
     ledgers: Mapping[str, Sequence[str]]
-    """Part -> files of LEDGER_SCHEMA with rows of it: `ledgers_by_part`."""
+    """Part -> ledger files with rows of the part, from `ledgers_by_part`."""
     nonce: str = field(default_factory=new_nonce)
 
     def keep(self, number: int, old: OldPart) -> NewPart:
-        """A part that stays as it is; its ledger is written anew, with the places of today."""
+        """Keep a part, and rewrite its ledger with current places."""
         flags = read_columns(self.store, old.path, ["truncated"])["truncated"]
         ledger = self._ledger(old, old.path, 0)
         return self._described(number, old.file, [ledger], pc.sum(flags).as_py() or 0)
 
     def rewrite(self, number: int, olds: Sequence[OldPart]) -> NewPart:
-        """One new part of the live rows of old ones.
+        """Write the live rows of old parts to one new part.
 
         Raises:
-            StorageError: the bytes of an old one are not those that were committed.
-            IndexStateError: its ledger is of other rows than its live ones.
+            StorageError: an old part has other bytes than were committed.
+            IndexStateError: the ledger of an old part does not match its live rows.
         """
         path = rows_path("data", self.run_id, number, 0, self.nonce)
         ledgers, truncated = [], 0
@@ -152,7 +152,7 @@ class PartRewriter:
                         truncated += pc.sum(rows["truncated"]).as_py() or 0
                         writer.write(rows.replace_schema_metadata())
             stack.close()
-            assert writer is not None, "a new part is made of old ones"
+            assert writer is not None, "a new part needs at least one old part"
             record = describe_file(local, path, writer.rows)
             self.store.upload(local, path)
         return self._described(number, record, ledgers, truncated)
@@ -169,7 +169,7 @@ class PartRewriter:
             )
 
     def _ledger(self, old: OldPart, path: str, first_row: int) -> pa.Table:
-        """The ledger of a part's live rows, which lie in `path` from `first_row` on."""
+        """Return the ledger of a part's live rows, stored in `path` from `first_row` on."""
         rows, live = ledger_of(self.store, old.path, self.ledgers), old.live_mask()
         firsts = rows["first_row"].to_numpy()
         alive = np.flatnonzero((firsts >= 0) & (firsts < old.rows))
@@ -181,7 +181,7 @@ class PartRewriter:
             raise IndexStateError(
                 f"{self.store.url(old.path)}: expected a document of the ledger for each of "
                 f"its {int(live.sum()):,} live rows, found {len(owned):,} rows of documents.",
-                "Nothing was changed. python -m pipelines.verify_index --deep says what is wrong.",
+                "Nothing was changed. python -m pipelines.verify_index --deep shows the problems.",
             )
         rows = self.places.of(rows, old.generation)
         placed = {
@@ -203,7 +203,7 @@ class PartRewriter:
 
 
 def ledgers_by_part(store: Store, chain: Sequence[Generation]) -> dict[str, list[str]]:
-    """Part -> the ledger files of a chain that have rows of it."""
+    """Return part -> the ledger files of a chain that have rows of the part."""
     paths = [file.path for generation in chain for file in generation.documents or []]
     with ThreadPoolExecutor(_THREADS) as pool:
         named = pool.map(lambda path: read_columns(store, path, ["part"])["part"].unique(), paths)
@@ -215,14 +215,14 @@ def ledgers_by_part(store: Store, chain: Sequence[Generation]) -> dict[str, list
 
 
 def ledger_of(store: Store, part: str, ledgers: Mapping[str, Sequence[str]]) -> pa.Table:
-    """The ledger's rows of a part; `ledgers`: part -> the files that have rows of it."""
+    """Read the ledger rows of a part; `ledgers` comes from `ledgers_by_part`."""
     files = [read_columns(store, path) for path in ledgers.get(part, ())]
     rows = pa.concat_tables([LEDGER_SCHEMA.empty_table(), *files])
     return rows.filter(pc.equal(rows["part"], part))
 
 
 def _live_rows(file: pq.ParquetFile, live: np.ndarray) -> Iterator[pa.Table]:
-    """By row group; those without a live row are not read."""
+    """Yield the live rows of each row group; groups without live rows are not read."""
     start = 0
     for group in range(file.num_row_groups):
         stop = start + file.metadata.row_group(group).num_rows

@@ -1,11 +1,11 @@
-"""Every byte of an index: checksums, rows, ids, counts and vectors against what manifests say.
+"""Compares every byte of an index with its manifests: checksums, rows, ids, counts and vectors.
 
-A file is read twice at most, its checksum and then its rows, a row group at a time; from an object
-store it is fetched once. Kept in memory: 8 bytes for each document, and the rows of eight slices'
-ledgers. What depends on a damaged file is not checked: the file is the problem.
+Each file is fetched once and read at most twice: for its checksum, then for its rows, one row group
+at a time. Memory: 8 bytes for each document, and the ledger rows of eight slices. Checks that
+depend on a damaged file are skipped, as the file itself is reported.
 
-Ids: rows are compared with the ledger, so that all passage ids are `<doc_id>#<n>` with n from 0 on;
-where the documents of a view are unique, its passages are too.
+Rows are compared with the ledger, so all passage ids are `<doc_id>#<n>` with n from 0. Passage ids
+are therefore unique in a view if its document ids are.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _THREADS = 8  # each holds a row group (8 MB) and its vectors as float32
 
 
 def check_deep(store: Store, generations: Mapping[int, Generation], problems: Problems) -> None:
-    """Read all files of all generations; files that have a problem already are left alone."""
+    """Read all files of all generations, except those that already have a problem."""
     masked = masked_rows(generations)
     ledgers: dict[int, _Ledgers | None] = {}
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -68,9 +68,9 @@ class _Ledgers:
     """The ledger of one generation."""
 
     hashes: dict[str, np.ndarray]
-    """File -> 64-bit hashes of its doc_ids."""
+    """Ledger file -> 64-bit hashes of its doc_ids."""
     by_part: dict[str, list[str]]
-    """Part -> the files that have rows of it."""
+    """Part -> the ledger files with rows of the part."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,10 @@ class _Check:
     pool: ThreadPoolExecutor
     masked: dict[str, pa.Table]
     read: set[FileRecord]
-    """Files whose bytes are as they should be: compacted generations refer to parts of others."""
+    """Files whose checksum was verified; compacted generations share parts with others."""
 
     def ledgers(self, generation: Generation) -> _Ledgers | None:
-        """Checksums, rows and columns of the ledger files; None: one of them cannot be used."""
+        """Check checksums, rows and columns of the ledger files; None if one is unusable."""
         parts = pa.array([file.path for file in generation.parts or []], pa.string())
 
         def look(file: pq.ParquetFile, path: str) -> tuple[np.ndarray, list[str]] | None:
@@ -106,7 +106,7 @@ class _Check:
         return _Ledgers({path: hashes for path, (hashes, _) in found.items()}, by_part)
 
     def parts(self, generation: Generation, ledgers: _Ledgers | None) -> Counter[str] | None:
-        """Checksums and rows of the parts; what they hold together, None where that is unknown."""
+        """Check checksums and rows of the parts; return their total counts, None if unknown."""
         by_part = ledgers.by_part if ledgers and generation.deletions is not None else None
         has_vectors = any(o in VECTOR_COLUMNS for o in generation.manifest.outputs)
         normalized = has_vectors and self._normalizes(generation.manifest.run_id)
@@ -123,7 +123,7 @@ class _Check:
         return None if by_part is None or found is None else added(found.values())
 
     def rejects(self, generation: Generation) -> Counter[str] | None:
-        """Checksums and rows of the rejects files; how many rows have which code."""
+        """Check checksums and rows of the rejects files; return the number of rows by code."""
 
         def look(file: pq.ParquetFile, path: str) -> Counter[str] | None:
             table = self._table(file, path, REJECTS_SCHEMA, nulls=True)
@@ -133,7 +133,7 @@ class _Check:
         return None if found is None else added(found.values())
 
     def unchanged(self, generation: Generation) -> None:
-        """Checksums and rows of the files that say which documents a run found as they were."""
+        """Check checksums and rows of the files of unchanged documents."""
 
         def look(file: pq.ParquetFile, path: str) -> None:
             self._table(file, path, UNCHANGED_SCHEMA)
@@ -141,9 +141,9 @@ class _Check:
         self._read_all(generation.unchanged, look)
 
     def view(self, chain: list[Generation], ledgers: Mapping[int, _Ledgers | None]) -> None:
-        """Each document once among what a reader of a generation and its ancestors sees.
+        """Check that each document occurs once in the view of a generation and its ancestors.
 
-        Two passes, as at a commit: 64-bit hashes of all ids, then the rows whose hash repeats.
+        Two passes, as in a commit: 64-bit hashes of all ids, then the rows whose hash repeats.
         """
         hashes: dict[str, np.ndarray] = {}
         for generation in chain:
@@ -177,7 +177,7 @@ class _Check:
         files: list[FileRecord] | None,
         look: Callable[[pq.ParquetFile, str], T | None],
     ) -> dict[str, T] | None:
-        """Path -> what `look` finds in each file; None: one is not what its record says."""
+        """Return path -> result of `look` for each file; None if a file differs from its record."""
 
         def read(record: FileRecord) -> T | None:
             path = record.path
@@ -214,7 +214,7 @@ class _Check:
         return table if is_complete(table, schema, path, self.problems, nulls=nulls) else None
 
     def _normalizes(self, run_id: str) -> bool:
-        """Whether the run's plan says that its vectors are of unit length."""
+        """Return whether the plan of the run says that its vectors have unit length."""
         path = plan_path(run_id)
         try:
             plan = load_plan(self.store, run_id)

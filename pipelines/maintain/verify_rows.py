@@ -1,4 +1,4 @@
-"""One part against its ledger and its manifest: ids, tokens, and vectors that can be searched."""
+"""Compares one part with its ledger and manifest: ids, tokens, counts and vectors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pipelines.maintain.audit import Generation, Problems
 
 
 class Findings:
-    """Problems of the rows of one part: a line for each kind, whatever the number of rows."""
+    """The problems of the rows of one part; one line for each kind, with the number of rows."""
 
     def __init__(self, path: str, problems: Problems) -> None:
         self._path, self._problems = path, problems
@@ -36,9 +36,9 @@ class Findings:
     def add(
         self, expected: str, rows: np.ndarray, found: str = "", *values: np.ndarray | Sequence[Any]
     ) -> None:
-        """Note rows (their numbers) that are not as expected.
+        """Add the numbers of rows that are not as expected.
 
-        `found`: what the first of them has, with the first of each of `values` in its braces.
+        `found` describes the first row; its braces take the first item of each of `values`.
         """
         if len(rows):
             text = f"row {rows[0]:,} {found.format(*(each[0] for each in values))}".strip()
@@ -46,16 +46,16 @@ class Findings:
             self._kinds[expected] = (count + len(rows), first)
 
     def report(self) -> None:
-        """Make them problems."""
+        """Add the findings to the problems."""
         for expected, (count, first) in self._kinds.items():
-            self._problems.add(self._path, expected, f"otherwise {count:,} times, first: {first}")
+            self._problems.add(self._path, expected, f"{count:,} exceptions, first: {first}")
 
 
 class VectorCheck:
-    """Looks at the vectors of one part, some rows at a time, in order."""
+    """A check of the vectors of one part, called with consecutive batches of rows."""
 
     def __init__(self, manifest: Manifest, normalized: bool, findings: Findings) -> None:
-        """The columns must have the types `output_type` says."""
+        """Prepare for columns with the types of `output_type`."""
         self._value_type = VALUE_TYPES.get(manifest.vector_dtype)
         self._tolerance = (
             UNIT_LENGTH_TOLERANCE.get(manifest.vector_dtype, 0) if normalized else None
@@ -63,13 +63,13 @@ class VectorCheck:
         self._findings = findings
 
     def check(self, table: pa.Table, start: int) -> None:
-        """The next rows, of which `start` is the first."""
+        """Check the next rows; `start` is the number of the first."""
         rows = start + np.arange(table.num_rows)
         for name in COMPUTED_COLUMNS:
             if name in table.column_names:
                 column = table[name].combine_chunks()
                 if nulls := _nulls(column):
-                    self._findings.add(f"no null in {name}", rows, f"or another: {nulls:,} nulls")
+                    self._findings.add(f"no null in {name}", rows, f"or later: {nulls:,} nulls")
                 else:
                     getattr(self, f"_{name}")(column, table, rows)
 
@@ -86,16 +86,16 @@ class VectorCheck:
             column = colbert_from_bytes(column, self._value_type)
         lengths, tokens = np.diff(column.offsets.to_numpy()), table["n_tokens"].to_numpy()
         bad = lengths != tokens - 1
-        expected = "a colbert vector for each token but the first"
+        expected = "a colbert vector for each token except the first"
         found = "has {:,} for {:,} tokens"
         self._findings.add(expected, rows[bad], found, lengths[bad], tokens[bad])
         self._check_matrix("colbert", column.flatten(), np.repeat(rows, lengths))
 
     def _check_matrix(self, name: str, vectors: pa.FixedSizeListArray, rows: np.ndarray) -> None:
-        """`rows`: of the part, for each vector."""
+        """Check vectors; `rows` holds the row number of each vector."""
         numbers = vectors.flatten().to_numpy().reshape(len(vectors), -1).astype(np.float32)
         squares = np.einsum("nd,nd->n", numbers, numbers)
-        finite = np.isfinite(squares)  # of NaN, of Inf, and of nothing else an fp16 can be
+        finite = np.isfinite(squares)  # the square of a finite fp16 number is finite
         if not finite.all():
             finite = np.isfinite(numbers).all(axis=1)
         self._findings.add(f"finite numbers in {name}", rows[~finite], "has NaN or Inf")
@@ -123,7 +123,7 @@ class VectorCheck:
 
 
 def _nulls(column: pa.Array) -> int:
-    """Of an array and of everything in it."""
+    """Count the nulls of an array and of all its children."""
     if pa.types.is_struct(column.type):
         inner = sum(_nulls(child) for child in column.flatten())
     elif pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type):
@@ -140,23 +140,23 @@ _DEFAULTS = {"doc_id": "", "passage_id": "", "passage_no": -1, "n_tokens": 0, "t
 
 @dataclass(frozen=True)
 class PartCheck:
-    """What is known of a part before it is read."""
+    """A part to check, and what is known about it before it is read."""
 
     path: str
     manifest: Manifest
-    """Of the generation it belongs to."""
+    """The manifest of the generation that the part belongs to."""
     normalized: bool
-    """Its dense and ColBERT vectors are of unit length."""
+    """Whether dense and ColBERT vectors must have unit length."""
     ledger: pa.Table | None
-    """The ledger's rows of it; None: ledger or deletions are damaged, only vectors are checked."""
+    """Ledger rows of the part; None if ledger or deletions are damaged: check only vectors."""
     masked: pa.Table
-    """The rows of it that any generation masks: MASKED_SCHEMA."""
+    """MASKED_SCHEMA: rows of the part that any generation deletes."""
     with_vectors: bool = True
-    """Not where they have been checked, as those of another generation."""
+    """Whether to check vectors; False if they were checked for another generation."""
 
 
 def added(counts: Iterable[Counter[str]]) -> Counter[str]:
-    """Their sum; unlike `+`, also of numbers below 0, as a damaged file may have."""
+    """Return the sum of counters. Unlike `+`, it keeps negative numbers of damaged files."""
     total: Counter[str] = Counter()
     for each in counts:
         total.update(each)
@@ -164,7 +164,7 @@ def added(counts: Iterable[Counter[str]]) -> Counter[str]:
 
 
 def masked_rows(generations: Mapping[int, Generation]) -> dict[str, pa.Table]:
-    """Part -> the rows of it that any generation masks."""
+    """Return part -> rows of the part that any generation deletes (MASKED_SCHEMA)."""
     tables = [MASKED_SCHEMA.empty_table()]
     for generation in generations.values():
         if (table := generation.deletions) is not None:
@@ -176,9 +176,10 @@ def masked_rows(generations: Mapping[int, Generation]) -> dict[str, pa.Table]:
 
 
 def check_part(file: pq.ParquetFile, part: PartCheck, problems: Problems) -> Counter[str] | None:
-    """Read a part, a row group at a time; None: it lacks columns that every part has.
+    """Check a part, one row group at a time.
 
-    Returns what it holds that its own generation does not mask, by the names of `Counts`.
+    Returns the counts (names as in `Counts`) of rows that its own generation does not delete, None
+    if the part lacks a required column.
     """
     columns = _columns(file.schema_arrow, part, problems)
     if columns is None:
@@ -204,7 +205,7 @@ def check_counts(
     rejects: Counter[str] | None,
     problems: Problems,
 ) -> None:
-    """What a generation holds against what its manifest counts; None: that is unknown."""
+    """Compare the content of a generation (None if unknown) with the counts of its manifest."""
     path, counts = manifest_path(generation.number), generation.manifest.counts
     if totals is not None:
         for name in ("documents", "passages", "tokens", "truncated"):
@@ -217,12 +218,12 @@ def check_counts(
 
 
 def _columns(schema: pa.Schema, part: PartCheck, problems: Problems) -> list[str] | None:
-    """What to read; columns that are missing or of another type are problems."""
+    """Return the columns to read; a missing column or a wrong type becomes a problem."""
     types = {field.name: field.type for field in schema}
 
     def is_there(name: str, kind: pa.DataType) -> bool:
         found = types.get(name, "none")
-        # Compared as text: Parquet calls the items of lists otherwise than Arrow.
+        # Compared as text, because Parquet and Arrow name the items of lists differently.
         if str(found).replace("<element: ", "<item: ") == str(kind):
             return True
         problems.add(part.path, f"a column {name} ({kind})", found)
@@ -237,7 +238,7 @@ def _columns(schema: pa.Schema, part: PartCheck, problems: Problems) -> list[str
 
 
 class _Rows:
-    """Whose a row is, and whether it is what its owner's n-th passage must be."""
+    """The rows of a part: which document owns each one, and whether it fits that document."""
 
     def __init__(self, part: PartCheck, rows: int, findings: Findings) -> None:
         self._findings = findings
@@ -265,7 +266,7 @@ class _Rows:
             self.live_documents += bool(len(owner) and self._live[max(first, 0)])
 
     def _check_masked(self, ledger: pa.Table, masked: pa.Table) -> None:
-        """What is masked is a document, or rows that are nobody's."""
+        """Check that each deletion covers a whole document, or rows without a document."""
         known = set(zip(ledger["doc_id"].to_pylist(), _ranges(ledger), strict=True))
         for doc_id, (first, n) in zip(masked["doc_id"].to_pylist(), _ranges(masked), strict=True):
             rows = self._owner[max(first, 0) : max(first + n, 0)]
@@ -275,7 +276,7 @@ class _Rows:
                 self._findings.add(expected, np.array([first]), found, [first + n], [doc_id])
 
     def check(self, table: pa.Table, start: int) -> Counter[str]:
-        """The next rows; what of them is live."""
+        """Check the next rows; return the counts of live ones."""
         for name in _ROW_COLUMNS:
             if table[name].null_count:
                 nulls = start + np.flatnonzero(table[name].is_null().to_numpy())
@@ -307,10 +308,10 @@ class _Rows:
         for name, values in right.items():
             bad = pc.not_equal(table[name], values).to_numpy()
             pair = (each.filter(pa.array(bad)).to_pylist() for each in (table[name], values))
-            add(f"{name} as the ledger has it", rows[bad], "has {!r}, not {!r}", *pair)
+            add(f"{name} as in the ledger", rows[bad], "has {!r}, not {!r}", *pair)
 
     def finish(self) -> None:
-        """After the last row."""
+        """Compare the tokens of each document with the ledger, after the last row."""
         if self._ledger is not None:
             said = self._ledger["n_tokens"].to_numpy()
             bad = said != self._tokens

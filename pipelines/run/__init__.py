@@ -1,5 +1,5 @@
-"""One run: from its task to a live generation, and where it executes.
+"""Carries out a run, from its task to a live generation.
 
-A job says what is computed, a task what is next, an `Engine` where it runs; `commit` makes a
-generation of what was written and the gate decides whether it goes live.
+A job defines what is computed, a task which run is next, and an `Engine` where it executes.
+`commit` makes a generation from the done records, and the gate decides whether to publish it.
 """

@@ -1,7 +1,7 @@
-"""Makes a generation of done records: checks them, masks duplicates, writes tables and manifest.
+"""Commits a run: checks done records, deletes duplicates, writes tables and manifest.
 
-The manifest is written last: a reader sees the whole run or nothing of it. Every step may be
-repeated after a crash; tables have unique names, so that a losing committer spoils nothing.
+The manifest is written last, so a reader sees the whole run or nothing. Every step may be repeated
+after a crash. Tables have unique names, so concurrent commits do not damage each other.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _THREADS = 16
 
 
 def find_duplicates(store: Store, done: Sequence[Done]) -> pa.Table:
-    """Ledger rows (schema: LOST_SCHEMA) of documents whose id an earlier (unit, position) has.
+    """Return documents whose id also occurs at an earlier (unit, position), as LOST_SCHEMA.
 
-    Two passes: 64-bit hashes of all ids (8 bytes a document), then only rows whose hash repeats.
+    Two passes: 64-bit hashes of all ids (8 bytes a document), then the rows whose hash repeats.
     """
     found = [file for record in done for file in (record.ledger, record.unchanged_file) if file]
     paths = [file.path for file in found]
@@ -56,7 +56,7 @@ def find_duplicates(store: Store, done: Sequence[Done]) -> pa.Table:
         rows = list(
             pool.map(lambda p: _with_hash_in(read_columns(store, p, None), repeated), suspects)
         )
-    # Of a document that was found unchanged, no more than its place is known.
+    # Only the place of an unchanged document is known; the other columns become null.
     every_row = pa.concat_tables([LOST_SCHEMA.empty_table(), *rows], promote_options="default")
     candidates = every_row.sort_by([("unit", "ascending"), ("position", "ascending")])
     later = pd.Series(candidates["doc_id"].to_pylist()).duplicated(keep="first")
@@ -79,19 +79,19 @@ def commit(
     check_lease: Callable[[], None],
     comparison: Comparison | None = None,
 ) -> Manifest:
-    """Make a finished run a generation of its index; nobody reads it before it is published.
+    """Commit a finished run as a generation; readers see it once it is published.
 
-    `comparison`: of the run with its parent generation, where it has one.
+    `comparison` compares the run with its parent generation, if it has one.
 
     Raises:
-        EmbedError: a unit is not complete or cannot be read, or too many documents were rejected.
-        LeaseHeldError: another run has taken the index over.
+        EmbedError: a unit is incomplete or unreadable, or too many documents were rejected.
+        LeaseHeldError: another run has taken over the lease.
     """
     store, config = context.store, context.config
     missing = incomplete_units(run.units, done)
     if missing:
         raise EmbedError(
-            f"run {run.plan.run_id}: {len(missing)} of {len(run.units)} units are not complete "
+            f"run {run.plan.run_id}: {len(missing)} of {len(run.units)} units are incomplete "
             f"(first: unit {missing[0]}).",
             "Run the same command again: finished slices are kept.",
         )
@@ -124,7 +124,7 @@ def _check_readable(config: AnyRunConfig, run: PlannedRun, done: Sequence[Done])
         raise EmbedError(
             f"{len(bad)} of {len(run.units)} units cannot be read (first: {bad[0]}): not "
             "committed; everything else is done and kept.",
-            f"See rejects/{run.plan.run_id}/*.parquet in the index. Run again to try them again; "
+            f"See rejects/{run.plan.run_id}/*.parquet in the index. Run again to retry them; "
             "to commit without them: --set allow_unreadable_units=true.",
         )
 
@@ -132,16 +132,16 @@ def _check_readable(config: AnyRunConfig, run: PlannedRun, done: Sequence[Done])
 def _check_rejects(
     config: AnyRunConfig, run: PlannedRun, embedded: int, rejects: Counter[str]
 ) -> None:
-    """`embedded`: documents that are in the index."""
+    """Check the share of rejects; `embedded` counts the documents in the index."""
     limit = config.max_reject_fraction
-    rejected = rejects.total() - rejects["unreadable_unit"]  # these have a switch of their own
+    rejected = rejects.total() - rejects["unreadable_unit"]  # see allow_unreadable_units
     documents = embedded + rejected
     if rejected > limit * documents:
         codes = ", ".join(f"{n:,} {code}" for code, n in rejects.most_common())
         raise EmbedError(
             f"{rejected:,} of {documents:,} documents were rejected ({codes}), more than "
             f"max_reject_fraction allows ({limit:.1%}): not committed.",
-            f"See rejects/{run.plan.run_id}/*.parquet in the index. To commit all the same: "
+            f"See rejects/{run.plan.run_id}/*.parquet in the index. To commit anyway: "
             f"--set max_reject_fraction={min(rejected / documents + 0.005, 1):.2f} (nothing is "
             "encoded again).",
         )
@@ -232,7 +232,7 @@ def _manifest(
 
 
 def _model(store: Store, job: Job, run: PlannedRun, done: Sequence[Done]) -> ModelRecord:
-    if not done:  # nothing but deletions
+    if not done:  # the run only deletes documents
         assert run.plan.parent is not None
         return read_manifest(store, run.plan.parent).model
     encoder = done[0].encoder
@@ -248,7 +248,7 @@ def _model(store: Store, job: Job, run: PlannedRun, done: Sequence[Done]) -> Mod
 
 
 def _truncated(store: Store, lost: pa.Table) -> int:
-    """Truncated passages among the rows that duplicates lose."""
+    """Count the truncated passages among the rows of duplicates."""
     total = 0
     for part in lost["part"].unique().to_pylist():  # each part is read once
         ranges = lost.filter(pc.equal(lost["part"], part))

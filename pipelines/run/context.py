@@ -1,4 +1,4 @@
-"""Everything that the steps of one run share."""
+"""Holds the objects that the steps of a run share."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from pipelines.terminal.progress import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """A checked configuration, what it asks for, and where it runs."""
+    """A checked configuration with its job, source, store and engine."""
 
     config: AnyRunConfig
-    """Its local paths are absolute: a worker's current directory is another one."""
+    """The configuration with absolute local paths, as workers have other current directories."""
     job: Job
     request: Request
     source: Source
     listing: Listing
-    """The source's files, as they were when the run began."""
+    """The files of the source when the run began."""
     store: Store
-    """Of the index."""
+    """The store of the index."""
     engine: Engine
     progress: Progress
     publishes: bool = True
-    """Make the generation live when it is committed and passes the gate."""
+    """Whether to publish the generation if it passes the gate."""
     verbose: bool = False
 
     @staticmethod
@@ -43,15 +43,15 @@ class RunContext:
         verbose: bool = False,
         engine: Engine | None = None,
     ) -> RunContext:
-        """Look for the model and the documents; refuse what could never succeed.
+        """Find the model and the documents; refuse a run that could never succeed.
 
         Raises:
-            EmbedError: one of its kinds.
+            EmbedError: model, documents or settings cannot be used.
         """
         progress.stage("looking for model and documents")
         config = config.with_absolute_paths()
         job = job_of(config)
-        job.blocks()  # where the model cannot hold such rows, this says so
+        job.blocks()  # raises if the model cannot hold such rows
         if isinstance(config, RunConfig):
             check_gate(config)
         source = Source(config.source)
@@ -70,7 +70,7 @@ class RunContext:
 
 
 def engine_of(config: AnyRunConfig) -> Engine:
-    """The engine that `ray.engine` names."""
+    """Return the engine that `ray.engine` names."""
     if config.ray.engine == "in_process":
         from pipelines.run.in_process import InProcessEngine  # late: Ray takes a second to import
 

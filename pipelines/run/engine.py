@@ -1,8 +1,8 @@
-"""Where the two stages of a run execute: on Ray, or in this process.
+"""Defines the engine, which executes the two stages of a run on Ray or in this process.
 
     read + chunk + tokenise -> encode + write -> done records
 
-An engine knows neither what is committed nor when; the runner asks it for done records.
+An engine only produces done records; the runner commits.
 """
 
 from __future__ import annotations
@@ -35,65 +35,65 @@ from pipelines.terminal.progress import Progress
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """All that a worker needs to read and encode its share of a run. Picklable."""
+    """Everything a worker needs to read and encode its share of a run. Picklable."""
 
-    config: AnyRunConfig = field(repr=False)  # it may hold secrets
+    config: AnyRunConfig = field(repr=False)  # may contain secrets
     run_id: str
     attempt: str
-    """A name of this attempt at the run; crash journals of one attempt belong together."""
+    """A name for this attempt at the run; crash journals of one attempt belong together."""
     space_fingerprint: str
-    """The driver's; a worker whose model has another one refuses to encode."""
+    """The space fingerprint on the driver; a worker whose model has another one stops."""
     known: Callable[[], KnownDocuments] | None = None
-    """What the index has already, to leave out what did not change."""
+    """Returns the documents of the index, so that unchanged ones are skipped."""
 
     def open_store(self) -> Store:
-        """The store of the index."""
+        """Return the store of the index."""
         return open_store(self.config.index.uri, self.config.index.storage_options)
 
 
 class Engine(Protocol):
-    """Runs the two stages of a run."""
+    """The interface of engines."""
 
     def running(self, store: Store, *, verbose: bool) -> AbstractContextManager[None]:
-        """Start what is needed, stop it at the end.
+        """Start the engine, and stop it at the end.
 
         Raises:
-            ConfigError, StorageError: it cannot start, or workers could not reach the store.
+            ConfigError, StorageError: it cannot start, or workers cannot reach the store.
         """
 
     def share(self, index: Index, numbering: Numbering) -> Callable[[], KnownDocuments]:
-        """The live documents of an index, with the units that they have in the new plan.
+        """Share the live documents of an index, with their unit numbers in the new plan.
 
-        The function gives them to any reading task, without copying their arrays.
+        Reading tasks call the returned function; it does not copy arrays.
         """
 
     def encode(
         self, job: EncodeJob, todo: Callable[[], pa.Table], progress: Progress
     ) -> Iterator[Done]:
-        """Encode what is left to do; yields the done record of each slice once it is stored.
+        """Encode all remaining slices; yields the done record of each slice once it is stored.
 
-        `todo`: gives the rows of `todo_table`; asked again after machines were lost.
+        `todo` returns the rows of `todo_table`; it is called again after machines were lost.
 
         Raises:
-            EmbedError: what a worker raised, or nothing moved for too long.
+            EmbedError: a worker raised it, or there was no progress for too long.
         """
 
 
 def slice_reader(config: AnyRunConfig) -> SliceReader:
-    """What a reading task needs; loads a tokenizer.
+    """Return the reader of a reading task; loads a tokenizer.
 
     Raises:
-        ConfigError, ModelError: rows that the model cannot hold.
+        ConfigError, ModelError: the model cannot hold such rows.
     """
     limits = config.slice.documents, config.slice_max_tokens
     return SliceReader(Source(config.source), job_of(config).blocks(), *limits)
 
 
 def read_slices(job: EncodeJob, reader: SliceReader, todo: pa.Table) -> Iterator[Slice]:
-    """The slices of rows of `todo_table`.
+    """Yield the slices of rows of `todo_table`.
 
-    A process may die of what it reads, most likely of memory, and Ray would repeat that for ever.
-    So each attempt is noted, and a unit that was begun MOST_READINGS times counts as unreadable.
+    A unit may kill the process that reads it, usually by lack of memory, and Ray would retry it
+    forever. So attempts are recorded, and a unit begun MOST_READINGS times counts as unreadable.
     """
     known = job.known() if job.known else None
     store = job.open_store()
@@ -107,7 +107,7 @@ def read_slices(job: EncodeJob, reader: SliceReader, todo: pa.Table) -> Iterator
 
 
 def _given_up(store: Store, run_id: str, unit: Unit) -> Slice:
-    """Stands for the rest of a unit on which every process died."""
+    """Return a slice for the rest of a unit on which every process died."""
     done = [record for record in read_done(store, run_id, unit.number) if not record.unreadable]
     first = max((record.next_document for record in done), default=unit.wanted[0][0])
     reason = f"{unit}: the process that read and tokenised it died {MOST_READINGS} times"
@@ -117,13 +117,13 @@ def _given_up(store: Store, run_id: str, unit: Unit) -> Slice:
 def slice_encoder(
     job: EncodeJob, actors: int = 1, loaded: TokenEncoder | None = None
 ) -> SliceEncoder:
-    """Load the model, unless it is `loaded`.
+    """Return the encoder of a worker; loads the model unless `loaded` is given.
 
-    `actors`: how many processes of this attempt may be loading it at this moment.
+    `actors`: the number of processes of this attempt that may load the model concurrently.
 
     Raises:
-        ModelError: it cannot be loaded, or this node's files are not the driver's.
-        EmbedError: too many processes died while they loaded it.
+        ModelError: the model cannot be loaded, or its files differ from the driver's.
+        EmbedError: too many processes died while they loaded the model.
     """
     store, worker = job.open_store(), f"{socket.gethostname()}:{os.getpid()}"
     journal = CrashJournal(store, job.run_id, job.attempt, worker, actors)

@@ -1,6 +1,6 @@
-"""What a generation must be like to go live: shares of change, sane vectors, canary queries.
+"""Checks a generation before publication: shares of change, vectors, canary queries, quality.
 
-A generation that is not stays committed and unpublished, for a person to look at.
+A generation that fails stays committed but unpublished, so that a person can inspect it.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from pipelines.index.schemas import UNIT_LENGTH_TOLERANCE
 from pipelines.store.store import Store
 
 _SAMPLED_PARTS = 32
-_SAMPLED_ROWS = 64  # of each
-_TELLING_ROWS = 16
+_SAMPLED_ROWS = 64  # of each part
+_TELLING_ROWS = 16  # fewer rows do not show whether the model has collapsed
 
 
 @dataclass(frozen=True)
 class Canary:
-    """A query, and documents one of which it must find."""
+    """A query and documents, at least one of which it must find."""
 
     query: str
     doc_ids: frozenset[str]
 
 
 def read_canaries(path: str) -> list[Canary]:
-    """The canary queries of a JSONL file.
+    """Read the canary queries of a JSONL file.
 
     Raises:
-        ConfigError: no such file, or a line that is none.
+        ConfigError: the file cannot be read, or a line is invalid.
     """
     try:
         lines = Path(path).expanduser().read_text().splitlines()
@@ -64,25 +64,25 @@ def read_canaries(path: str) -> list[Canary]:
 
 
 def check_gate(config: RunConfig) -> None:
-    """What the gate could never let pass, or could not look at: before anything is embedded.
+    """Check before a run that the gate can be evaluated after it.
 
     Raises:
-        ConfigError, SourceError: canaries or judged queries that cannot be read, a missing package.
-        IndexStateError: a measure of an output that is not computed.
+        ConfigError, SourceError: canaries or judged queries are unreadable; a package is missing.
+        IndexStateError: a measure needs an output that is not computed.
     """
     if config.gate.canaries:
         read_canaries(config.gate.canaries)
     if config.gate.quality:
-        from pipelines.evaluation.evaluate import check_ready  # late, as below
+        from pipelines.evaluation.evaluate import check_ready  # late: optional packages
 
         check_ready(config, [floor.mode for floor in config.gate.quality])
 
 
 def findings(store: Store, config: RunConfig, manifest: Manifest) -> list[str]:
-    """What speaks against publishing a generation; nothing where it may go live.
+    """Return the reasons against publishing a generation, [] if it may go live.
 
     Raises:
-        ConfigError: canaries that cannot be read.
+        ConfigError: canaries cannot be read.
     """
     chain, gate = read_chain(store, manifest.generation), config.gate
     found = list(_shares(gate, chain))
@@ -114,7 +114,7 @@ def _shares(gate: GateConfig, chain: Sequence[Manifest]) -> Iterator[str]:
 
 
 def _vectors(store: Store, manifest: Manifest, max_alike: float, normalized: bool) -> Iterator[str]:
-    """Of a sample: row groups of parts, spread over the generation."""
+    """Check vectors of the first row groups of parts spread over the generation."""
     paths = Index(store, [manifest]).part_paths
     step = max(len(paths) // _SAMPLED_PARTS, 1)
     tables = [_sample(store, path) for path in paths[::step][:_SAMPLED_PARTS]]
@@ -132,7 +132,7 @@ def _vectors(store: Store, manifest: Manifest, max_alike: float, normalized: boo
     bad = norms == 0 if not normalized else np.abs(norms - 1) > tolerance
     if bad.any():
         length = f"{norms[bad][0]:.4f}"
-        yield f"{bad.sum():,} of {len(vectors):,} sampled vectors have a length like {length}"
+        yield f"{bad.sum():,} of {len(vectors):,} sampled vectors have a wrong length: {length}"
         return
     _, first = np.unique(np.array(rows["passage_hash"].to_pylist(), "S16"), return_index=True)
     n = len(first)
@@ -155,13 +155,13 @@ def _sample(store: Store, path: str) -> pa.Table:
 
 
 def _canaries(config: RunConfig, index: Index) -> Iterator[str]:
-    """Brute force over the live view: all that is held is a batch and the best of each query."""
+    """Search the live view exhaustively, keeping one batch and the best of each query."""
     canaries, top = read_canaries(config.gate.canaries or ""), config.gate.canary_top
     if "dense" not in config.outputs:
         raise ConfigError("gate.canaries: expected dense among the outputs, found none.")
     if not canaries:
         return
-    from actors.encoder import load_encoder  # late: torch, which a run without canaries never needs
+    from actors.encoder import load_encoder  # late: torch, needed only with canaries
     from actors.scoring import dense_matrix
 
     encoder = load_encoder(config.encoder)
@@ -186,8 +186,8 @@ def _canaries(config: RunConfig, index: Index) -> Iterator[str]:
 
 
 def _quality(config: RunConfig, index: Index) -> Iterator[str]:
-    """Judged queries, searched in the modes that are asked of."""
-    from pipelines.evaluation.evaluate import evaluate  # late: packages that only this needs
+    """Evaluate the judged queries in the modes that gate.quality names."""
+    from pipelines.evaluation.evaluate import evaluate  # late: optional packages
 
     modes = tuple(dict.fromkeys(floor.mode for floor in config.gate.quality))
     evaluation = evaluate(config, index, modes, bm25=False).evaluation
@@ -196,6 +196,6 @@ def _quality(config: RunConfig, index: Index) -> Iterator[str]:
         if mean < floor.least:
             yield (
                 f"{floor.measure} of {floor.mode} is {mean:.4f} over "
-                f"{len(evaluation.query_ids):,} judged queries, less than gate.quality asks for "
+                f"{len(evaluation.query_ids):,} judged queries, less than gate.quality requires "
                 f"({floor.least:g})"
             )

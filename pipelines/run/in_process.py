@@ -1,4 +1,4 @@
-"""Runs both stages in this process, one slice after the other: small corpora without a cluster."""
+"""Runs both stages in this process, one slice after the other, without a cluster."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from pipelines.terminal.progress import Progress
 
 
 class InProcessEngine:
-    """An `Engine` that starts nothing; the index is the one that Ray would have written."""
+    """An `Engine` without Ray; the resulting index is the same."""
 
     def __init__(self, encoder: TokenEncoder | None = None) -> None:
-        """`encoder`: a loaded one, for several runs; when not given, each run loads its own."""
+        """Keep a loaded encoder for several runs; without one, each run loads its own."""
         self._encoder = encoder
 
     @contextmanager
     def running(self, store: Store, *, verbose: bool) -> Iterator[None]:
-        """Nothing is started: every store can be reached from here."""
+        """Start nothing."""
         yield
 
     def share(self, index: Index, numbering: Numbering) -> Callable[[], KnownDocuments]:
-        """The documents, held by this process."""
+        """Keep the documents in this process; see `Engine`."""
         documents = KnownDocuments([gather(index, numbering.of_run)], index.part_paths)
         return lambda: documents
 
     def encode(
         self, job: EncodeJob, todo: Callable[[], pa.Table], progress: Progress
     ) -> Iterator[Done]:
-        """As `Engine`; a slice is read when the one before it is stored."""
+        """Encode slice by slice, reading each after the previous one is stored; see `Engine`."""
         progress.stage("loading the model", actors=1)
         encoder, reader = slice_encoder(job, loaded=self._encoder), slice_reader(job.config)
         for each in read_slices(job, reader, todo()):

@@ -1,7 +1,7 @@
-"""What a run computes: vectors of documents' passages, or scores of pairs.
+"""Defines what a run computes: vectors of passages, or scores of pairs.
 
-Everything that differs between the two kinds is here; slices, parts, done records, commit and
-reading are shared.
+All differences between the two kinds are here. They share slices, parts, done records, commit and
+reading.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from pipelines.plan.request import Request
 
 @dataclass(frozen=True)
 class Job:
-    """What one configuration computes, on the driver and on every worker."""
+    """The computation that a configuration describes, for the driver and every worker."""
 
     model: ModelConfig | RerankerConfig
-    """Names the model and its revision."""
+    """The name, revision and settings of the model."""
     outputs: tuple[str, ...]
     """The columns that the model adds to rows."""
     vector_dtype: str
-    """The stored type of vectors or scores."""
+    """The stored dtype of vectors or scores."""
     request: Callable[[], Request]
-    """Gives everything that decides the result. Raises ModelError: the model's files are not there,
-    or not what is asked for."""
+    """Returns everything that determines the result. Raises ModelError: model files are missing or
+    differ from the configuration."""
     blocks: Callable[[], BlockBuilder]
-    """Makes what makes rows and tokens of documents; loads a tokenizer. Raises ConfigError or
-    ModelError: rows that the model cannot hold."""
+    """Returns the builder of token rows from documents; loads a tokenizer. Raises ConfigError or
+    ModelError: the model cannot hold such rows."""
     encoder: Callable[[], TokenEncoder]
-    """Loads the model. Raises ModelError: it cannot be loaded."""
+    """Loads the model. Raises ModelError."""
 
 
 def job_of(config: AnyRunConfig) -> Job:
-    """The job that a configuration describes."""
+    """Return the job that a configuration describes."""
     if isinstance(config, PairsConfig):
         return Job(
             config.reranker,
@@ -64,10 +64,10 @@ def job_of(config: AnyRunConfig) -> Job:
 
 
 def load_encoder(config: ModelConfig) -> TokenEncoder:
-    """An encoder. Imported here: a driver, and a simulated one, need no torch.
+    """Load an encoder. Imports are late, as drivers and simulated encoders need no torch.
 
     Raises:
-        ModelError: it cannot be loaded.
+        ModelError: the model cannot be loaded.
     """
     if config.simulated_tokens_per_second is not None:
         from actors.simulated import load_simulated

@@ -2,7 +2,7 @@
 
     read + chunk + tokenise (CPU tasks) -> encode + write (actor pool) -> receipts
 
-Receipts are what the driver sees; what counts are the done records on storage.
+A receipt is a copy of a done record for the driver. Only the done records on storage count.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ from pipelines.run.engine import EncodeJob, read_slices, slice_encoder, slice_re
 from pipelines.store.store import Store
 from pipelines.terminal.progress import Progress
 
-# Ray reports a histogram's _sum as if every value lay in the middle of its bucket.
+# Narrow buckets, because Ray computes a histogram's _sum from the middle of each bucket.
 _SECONDS = [0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0]
 
 
 class RunMetrics:
-    """Fed with receipts; needs a connection to Ray."""
+    """Metrics of a run, updated with receipts; needs a connection to Ray."""
 
     def __init__(self, run_id: str) -> None:
-        """Every value carries `run_id`."""
+        """Tag every value with `run_id`."""
         self._tags = {"run_id": run_id}
         self._documents = _counter("documents", "Documents read, rejected ones included.")
         self._passages = _counter("passages", "Passages embedded.")
@@ -69,7 +69,7 @@ class RunMetrics:
         )
 
     def update(self, done: Done) -> None:
-        """Count one slice."""
+        """Add the numbers of one slice."""
         sums = {
             self._documents: done.documents,
             self._passages: done.passages,
@@ -77,7 +77,7 @@ class RunMetrics:
             self._bytes: done.part.bytes if done.part else 0,
         }
         for counter, value in sums.items():
-            if value:  # Ray refuses to count nothing
+            if value:  # Ray refuses to add 0
                 counter.inc(value, self._tags)
         for code, value in done.rejects.items():
             self._rejects.inc(value, self._tags | {"code": code})
@@ -94,18 +94,18 @@ _FILES_IN_TASK = 64
 
 @dataclass(frozen=True)
 class KnownRefs:
-    """Known documents in the object store."""
+    """References to the known documents in Ray's object store."""
 
     buckets: tuple[ray.ObjectRef[Bucket], ...]
     parts: ray.ObjectRef[list[str]]
 
     def get(self) -> KnownDocuments:
-        """The documents, read in place: no array of a bucket is copied."""
+        """Return the documents, without copying arrays of buckets."""
         return KnownDocuments(ray.get(list(self.buckets)), ray.get(self.parts))
 
 
 def put_known(index: Index, units_of: Callable[[str], np.ndarray]) -> KnownRefs:
-    """The live documents of an index; `units_of`: run id -> new numbers of its units."""
+    """Put the live documents in the object store; `units_of`: run id -> new unit numbers."""
     counts = index.info.counts
     buckets = buckets_for(counts.documents + counts.unchanged)
     if buckets == 1:
@@ -116,7 +116,7 @@ def put_known(index: Index, units_of: Callable[[str], np.ndarray]) -> KnownRefs:
 
 
 def buckets_for(documents: int) -> int:
-    """A power of two, chosen so that a bucket holds about BUCKET_DOCUMENTS documents at most."""
+    """Return a power of two, so that a bucket holds at most about BUCKET_DOCUMENTS documents."""
     return 1 << max(-(-documents // BUCKET_DOCUMENTS) - 1, 0).bit_length()
 
 
@@ -155,19 +155,19 @@ class RayEngine:
 
     @contextmanager
     def running(self, store: Store, *, verbose: bool) -> Iterator[None]:
-        """Connect to the cluster; refuse a local index on a cluster of several machines."""
+        """Connect to the cluster; refuse a local index on several machines."""
         with ray_session(self._config, verbose=verbose):
             refuse_local_index(store)
             yield
 
     def share(self, index: Index, numbering: Numbering) -> Callable[[], KnownDocuments]:
-        """The documents, in the object store."""
+        """Put the documents in the object store; see `Engine`."""
         return put_known(index, numbering.of_run).get
 
     def encode(
         self, job: EncodeJob, todo: Callable[[], pa.Table], progress: Progress
     ) -> Iterator[Done]:
-        """As `Engine`; where machines are gone for good, goes on with as many actors as fit."""
+        """Encode with a pool of actors; if machines are lost, continue with as many as fit."""
         store, metrics = job.open_store(), RunMetrics(job.run_id)
         pool, rows = pool_for(self._config), todo()
         while rows.num_rows:
@@ -185,7 +185,7 @@ class RayEngine:
                 return
             except PoolLostError:
                 pool = pool_for(self._config, shrunk=True)
-                _logger.warning("machines are gone: going on with %d actors", pool.actors)
+                _logger.warning("machines were lost: continuing with %d actors", pool.actors)
                 rows = todo()
 
 
@@ -196,17 +196,17 @@ def _stream(dataset: ray.data.Dataset) -> Iterator[Done]:
 
 
 def receipts(job: EncodeJob, todo: pa.Table, pool: Pool) -> ray.data.Dataset:
-    """The data path: units in, one row for each slice out, once it is written and recorded."""
+    """Return the Ray dataset from units to one receipt per slice, sent once it is recorded."""
     return (
         ray.data.from_arrow([todo.slice(row, 1) for row in range(todo.num_rows)])
-        .map_batches(  # read + chunk + tokenise: one unit in, its slices out, each its own block
+        .map_batches(  # read + chunk + tokenise: one unit in, one block for each slice out
             read_rows,
             fn_kwargs={"job": job},
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=1,
         )
-        .map_batches(  # encode + write + done record: one slice a call
+        .map_batches(  # encode + write + done record: one slice per call
             EncodingActor,
             fn_constructor_kwargs={"job": job, "actors": pool.most},
             batch_size=1,
@@ -225,7 +225,7 @@ def receipts(job: EncodeJob, todo: pa.Table, pool: Pool) -> ray.data.Dataset:
 
 
 def read_rows(batch: pa.Table, job: EncodeJob) -> Iterator[pa.Table]:
-    """A reading task: rows of `todo_table` in, one-row tables (`Slice.to_row`) out."""
+    """Run a reading task: rows of `todo_table` in, one-row tables (`Slice.to_row`) out."""
     reader = _cached_reader(type(job.config), job.config.model_dump_json())
     for each in read_slices(job, reader, batch):
         yield each.to_row()
@@ -233,21 +233,21 @@ def read_rows(batch: pa.Table, job: EncodeJob) -> Iterator[pa.Table]:
 
 @functools.lru_cache(maxsize=1)
 def _cached_reader(kind: type[AnyRunConfig], config: str) -> SliceReader:
-    """A worker process reads many units: it loads the tokenizer once."""
+    """Return the reader of a worker process, which loads the tokenizer once for many units."""
     return slice_reader(kind.model_validate_json(config))
 
 
 class EncodingActor:
-    """An actor of the pool: holds a model, and encodes one slice a call, several calls at once."""
+    """An actor of the pool: it holds a model and encodes one slice per call, calls overlap."""
 
     def __init__(self, job: EncodeJob, actors: int) -> None:
-        """Load the model; `actors`: of the whole pool."""
+        """Load the model; `actors` is the size of the pool."""
         self._encoder = slice_encoder(job, actors)
 
     def __call__(self, row: pa.Table) -> pa.Table:
-        """One slice (`Slice.to_row`) in, its receipt out: the done record as JSON.
+        """Encode one slice (`Slice.to_row`); return its receipt, the done record as JSON.
 
-        Ends the process when its device computes no more: Ray starts another one.
+        Kills the process if its device fails, so that Ray starts another one.
         """
         try:
             done = self._encoder.encode(Slice.from_row(row))

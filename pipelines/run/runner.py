@@ -1,4 +1,4 @@
-"""One run, from its task to a live generation: plan, encode what is left, commit, gate, publish."""
+"""Runs a task to a live generation: plan, encode the remaining slices, commit, gate, publish."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def run_next(
 ) -> Manifest:
     """Run the next task, if any; returns the newest manifest.
 
-    `say_idle`: says, of a generation and its index, that there is nothing to do. `permit`: who may
-    agree to a large run; asked before its plan is pinned, not on later attempts.
+    `say_idle(generation, uri)` reports that there is nothing to do. `permit` confirms a large run
+    before its plan is stored; later attempts do not ask again.
 
     Raises:
-        EmbedError: one of its kinds, each with a remedy; finished slices are kept.
-        ConfigError: the run is too large to start unasked.
-        LeaseHeldError: another run is writing the index.
-        GateError: the new generation is committed and not live.
+        EmbedError: the run failed; the message has a remedy, and finished slices are kept.
+        ConfigError: the run is large and was not confirmed.
+        LeaseHeldError: another run is writing to the index.
+        GateError: the new generation is committed, but not live.
     """
     task = next_task()
     if isinstance(task, Task):
         with hold_lease(context.store, task.run_id) as lease:
-            task = next_task()  # while this run waited for the lease another may have committed
+            task = next_task()  # another run may have committed before this one got the lease
             if isinstance(task, Task):
                 if load_plan(context.store, task.run_id) is None:
                     task = task.pinned()
@@ -66,12 +66,12 @@ def _confirm(context: RunContext, task: Task, permit: Permit) -> None:
 
 
 def _carry_out(context: RunContext, task: Task, lease: Lease) -> Manifest:
-    """Continue a run from wherever it stands; returns its manifest."""
+    """Start or continue a run; returns its manifest."""
     store, progress = context.store, context.progress
     records = DoneRecords(store, task.run_id)
     done = records.read()
     manifest = committed_by(store, task.run_id, task.parent or 0)
-    if manifest:  # the run died after its commit, or the gate kept it from going live
+    if manifest:  # the run died after its commit, or it failed the gate
         progress.start(task.run_id, manifest.counts.documents, done)
     else:
         run = _plan(context, task, done)
@@ -112,7 +112,7 @@ def _encode_and_commit(
     with engine.running(store, verbose=context.verbose) if needs_engine else nullcontext():
         parent, known, numbering = None, None, Numbering(run.units)
         if run.plan.parent is not None:
-            progress.stage("looking at what the index has")
+            progress.stage("reading the ledger of the index")
             parent = Index(store, read_chain(store, run.plan.parent))
             known = engine.share(parent, numbering)
         if anything:
@@ -151,9 +151,9 @@ def _encode(context: RunContext, run: PlannedRun, records: DoneRecords, job: Enc
 def _publish(
     context: RunContext, manifest: Manifest, done: Sequence[Done], *, over: int | None
 ) -> None:
-    """Publish what passes the gate, where that is wanted; write the report.
+    """Publish a generation that passes the gate, if the run publishes; write the report.
 
-    Also for a run that died between manifest and publication.
+    This also completes a run that died between manifest and publication.
     """
     store, config, number = context.store, context.config, manifest.generation
     against: list[str] = []
@@ -168,6 +168,6 @@ def _publish(
         raise GateError(
             f"generation {number} of {store.uri} is committed and not published: "
             f"{'; '.join(against)}.",
-            "Look at it (open_index(uri, generation=N)); to make it live all the same: "
+            "Inspect it with open_index(uri, generation=N); to make it live anyway: "
             f"python -m pipelines.publish_generation {store.uri} {number}",
         )

@@ -31,7 +31,7 @@ _THREADS = 16
 
 @dataclass(frozen=True)
 class Inheritance:
-    """What a generation takes over from its parent, decided when it is committed."""
+    """The documents, rejects and deletions that follow from the parent of a generation."""
 
     documents: int
     """Documents of the parent and its ancestors that stay live."""
@@ -51,18 +51,18 @@ NOTHING = Inheritance(0, REJECTS_SCHEMA.empty_table(), DELETIONS_SCHEMA.empty_ta
 
 @dataclass(frozen=True)
 class Comparison:
-    """A run beside its parent generation."""
+    """A run and its parent generation."""
 
     parent: Index
     before: Sequence[Unit]
-    """The parent's inventory."""
+    """The inventory of the parent."""
     numbering: Numbering
     known: KnownDocuments
 
     def inherit(self, done: Sequence[Done], lost: pa.Table) -> Inheritance:
-        """What the commit of the run takes over.
+        """Compare the run with its parent, for the commit.
 
-        `lost`: documents of the run that lost their id within it (LOST_SCHEMA).
+        `lost`: documents of the run with an id that occurs earlier in the run (LOST_SCHEMA).
         """
         store, keys = self.parent.store, ["unit", "position"]
         ledgers = [read_columns(store, r.ledger.path, None) for r in done if r.ledger]
@@ -80,9 +80,8 @@ class Comparison:
         )
 
     def _replaced(self, embedded: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """Rows of old versions (DELETIONS_SCHEMA), and rejects: documents of units that are as they
-        were, whose id an earlier unit has now.
-        """
+        """Return rows of old versions (DELETIONS_SCHEMA), and rejects for documents of unchanged
+        units whose id an earlier unit now holds."""
         found = self.known.look_up(embedded["doc_id"], embedded["doc_hash"])
         rows = np.flatnonzero(found.known)
         columns = [
@@ -130,7 +129,7 @@ class Comparison:
 
 
 def _kept_for_now(store: Store, path: str) -> pa.Table:
-    """Those of documents that could not be embedded this time: their old versions stay."""
+    """Read the rejects that later runs retry; old versions of their documents stay live."""
     rejects = read_columns(store, path, ["doc_id", "final"])
     keep = pc.and_(pc.invert(rejects["final"]), pc.is_valid(rejects["doc_id"]))
     return rejects.filter(keep)

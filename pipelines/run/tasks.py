@@ -1,4 +1,4 @@
-"""What a run has to do on an index as it is now: a task to start or continue, or nothing."""
+"""Decides which run an index needs now: a task to start or continue, or none."""
 
 from __future__ import annotations
 
@@ -39,29 +39,29 @@ from pipelines.terminal.text import byte_count
 
 @dataclass(frozen=True)
 class Task:
-    """A run to start or to continue."""
+    """A run to start or continue."""
 
     run_id: str
     parent: int | None
-    """The generation it adds to."""
+    """The generation that the run adds to."""
     pin: Callable[[], tuple[Sequence[Unit], str]]
-    """Gives its units, and the hash of the listing they come from."""
+    """Returns the units and the hash of the listing they come from."""
     kind: RunKind = "embed"
     confirms: bool = True
-    """Ask before it starts if it is large; a replay is a small part of a run already confirmed."""
+    """Whether a large run needs confirmation; a replay is part of a run already confirmed."""
 
     def pinned(self) -> Task:
-        """The same task, with its units looked up only once."""
+        """Return the same task, with its units computed only once."""
         pins = self.pin()
         return replace(self, pin=lambda: pins)
 
 
 def next_embed_task(context: RunContext, *, fresh: bool, replay: bool) -> Task | Manifest:
-    """What embedding a corpus has to do next, or the live generation if there is nothing.
+    """Return the next embedding task, or the live generation if there is nothing to do.
 
     Raises:
-        IndexStateError: something else is committed, naming what differs; nothing to replay on.
-        ConfigError: `fresh` and `replay` at once.
+        IndexStateError: the live generation has another request, or there is none to replay.
+        ConfigError: `fresh` and `replay` are both set.
     """
     store, request = context.store, context.request
     source, listing = context.source, context.listing
@@ -72,8 +72,8 @@ def next_embed_task(context: RunContext, *, fresh: bool, replay: bool) -> Task |
     if fresh and replay:
         raise ConfigError("--fresh and --replay-rejects: expected one of them, got both.")
     if fresh:
-        # Publications are counted, not generations: a run that died just before its own is the
-        # same one.
+        # Counting publications, not generations, gives a run that died just before its
+        # publication the same id.
         after = max(publications(store), default=0)
         return Task(request.run_id(after=after, listing=listing.hash), None, pin)
     committed = _live(store, request)
@@ -93,7 +93,7 @@ def _replay(
     if committed is None:
         raise IndexStateError(
             f"{store.uri}: expected a committed index whose rejects to replay, found none.",
-            "Run without --replay-rejects; what was rejected for now is tried again by itself.",
+            "Run without --replay-rejects; rejects that are not final are retried automatically.",
         )
     live, plan = committed
     again = for_now(Index(store, read_chain(store, live.generation)).rejects())
@@ -107,7 +107,7 @@ def _replay(
 
 
 def _live(store: Store, request: Request) -> tuple[Manifest, Plan] | None:
-    """The live generation and its plan, both of this request."""
+    """Return the live generation and its plan; refuse another request."""
     number = live_generation(store)
     if number is None:
         return None
@@ -127,26 +127,26 @@ def _check_kind(store: Store, live: Manifest, request: Request) -> None:
         raise IndexStateError(
             f"{store.uri}: expected {made}, which this run makes, found {held} (generation "
             f"{live.generation}).",
-            "Use another index.uri; --fresh starts over beside it.",
+            "Use another index.uri, or start a new generation without a parent by --fresh.",
         )
 
 
 def _differs(store: Store, number: int, others: Sequence[str]) -> IndexStateError:
-    up_to_date = "python -m pipelines.reindex brings it up to its source; "
+    up_to_date = "Run python -m pipelines.reindex to bring the index up to date; "
     if SCORE in read_manifest(store, number).outputs:
-        up_to_date = ""  # pairs are not compared with what was scored before
+        up_to_date = ""  # pairs cannot be re-indexed
     return IndexStateError(
         f"{store.uri} holds generation {number} of another request; what differs: "
         f"{', '.join(others[:6])}{', ...' if len(others) > 6 else ''}.",
-        f"{up_to_date}--fresh starts over beside it; or use another index.uri.",
+        f"{up_to_date}--fresh starts a generation without a parent; or use another index.uri.",
     )
 
 
 def next_reindex_task(context: RunContext) -> Task | Manifest:
-    """What re-indexing has to do next, or the live generation if there is nothing.
+    """Return the next re-indexing task, or the live generation if there is nothing to do.
 
     Raises:
-        GateError: the source's state is a generation that was published and taken back.
+        GateError: a generation with the source's present state was published and rolled back.
     """
     store, request = context.store, context.request
     source, listing = context.source, context.listing
@@ -156,7 +156,7 @@ def next_reindex_task(context: RunContext) -> Task | Manifest:
     rejects = index.rejects()
     kept = unchanged_units(listing, before)
     reads_alike = not _reading_differs(request, plan.request)
-    # How many documents a limit leaves of a file depends on the files before it.
+    # With a limit, the documents read from a file depend on the files before it.
     comparable = kept if reads_alike and request.parts["source"]["limit"] is None else []
     again = for_now(rejects) | _shadowed(index, rejects, before, kept)
     if plan.listing == listing.hash and reads_alike and not again:
@@ -164,9 +164,9 @@ def next_reindex_task(context: RunContext) -> Task | Manifest:
     run_id = request.run_id(reindex=live.generation, listing=listing.hash)
     if number := _taken_back(store, live, listing):
         raise GateError(
-            f"{store.uri}: generation {number} holds this state of the source, and was taken back: "
-            f"generation {live.generation} is live.",
-            "Nothing is done until the source changes; to make it live again: "
+            f"{store.uri}: generation {number} holds this state of the source, and was rolled "
+            f"back: generation {live.generation} is live.",
+            "Nothing is done until the source changes; to make that generation live again: "
             f"python -m pipelines.publish_generation {store.uri} {number}",
         )
 
@@ -178,18 +178,18 @@ def next_reindex_task(context: RunContext) -> Task | Manifest:
 
 
 def describe_reindex(context: RunContext) -> str:
-    """What `reindex` would do, as far as can be told without reading a document; for people.
+    """Describe what `reindex` would do, without reading a document.
 
     Raises:
-        EmbedError: what would also keep it from starting.
+        EmbedError: `reindex` could not start.
     """
     store, listing = context.store, context.listing
     live = read_manifest(store, live_number(store))
     if context.request.index_fingerprint != live.index_fingerprint:
-        return "everything would be embedded again: the configuration has become another one"
+        return "everything would be embedded again: the configuration has changed"
     task = next_reindex_task(context)
     if not isinstance(task, Task):
-        return f"nothing to do: generation {live.generation} is what its source is"
+        return f"nothing to do: generation {live.generation} matches its source"
     read = {piece.file for unit in task.pin()[0] if unit.wanted for piece in unit.pieces}
     before = {piece.file.path for unit in inventory(store, live) for piece in unit.pieces}
     gone = before - {file.path for file in listing.files}
@@ -201,10 +201,10 @@ def describe_reindex(context: RunContext) -> str:
 
 
 def live_number(store: Store) -> int:
-    """The live generation.
+    """Return the number of the live generation.
 
     Raises:
-        IndexStateError: there is none, or one of scores.
+        IndexStateError: nothing is published, or the index holds scores.
     """
     number = live_generation(store)
     if number is None:
@@ -217,7 +217,7 @@ def live_number(store: Store) -> int:
 
 
 def _taken_back(store: Store, live: Manifest, listing: Listing) -> int | None:
-    """A newer generation of the source as it is now, that was live once and is no more."""
+    """Return a newer generation with the source's present state that was rolled back, or None."""
     newer = {number for number in publications(store).values() if number > live.generation}
     for number in sorted(newer, reverse=True):
         if store.exists(manifest_path(number)):
@@ -228,7 +228,7 @@ def _taken_back(store: Store, live: Manifest, listing: Listing) -> int | None:
 
 
 def _reading_differs(request: Request, before: dict[str, object]) -> bool:
-    """Whether the same files would give other documents than they gave."""
+    """Return whether changed settings would read other documents from the same files."""
     now, then = dict(request.parts["source"]), before["source"]
     assert isinstance(then, dict)
     return bool(differences(now | {"uri": ""}, then | {"uri": ""}))
@@ -237,9 +237,8 @@ def _reading_differs(request: Request, before: dict[str, object]) -> bool:
 def _shadowed(
     index: Index, rejects: pa.Table, before: Sequence[Unit], kept: Sequence[Unit]
 ) -> set[int]:
-    """Units with documents whose id another one had, in a file that is not as it was any more: now
-    they may be the only ones.
-    """
+    """Return units with rejected duplicates whose id was held in a file that has since changed:
+    such a duplicate may now be the only document with its id."""
     numbers = pa.array([unit.number for unit in kept], pa.int32())
     doubles = rejects.filter(
         pc.and_(pc.equal(rejects["code"], "duplicate_id"), pc.is_in(rejects["unit"], numbers))

@@ -1,6 +1,6 @@
-"""Files of an index, on a local disk or an object store: atomic creation, retries, clear errors.
+"""Stores files on a local disk or an object store: atomic creation, retries, clear errors.
 
-Knows nothing of what the files contain.
+The content of the files is unknown here.
 """
 
 from __future__ import annotations

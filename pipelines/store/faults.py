@@ -1,4 +1,4 @@
-"""What went wrong at a store, whichever driver says so: one word, and a remedy a person can use."""
+"""Classifies errors of storage drivers into a few faults with remedies, and retries requests."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tenacity import (
     wait_random_exponential,
 )
 
-# By name, of botocore, aiohttp, requests and azure.core: two of the drivers are optional.
+# Class names of botocore, aiohttp, requests and azure.core: two of the drivers are optional.
 _NETWORK_ERRORS = {"ConnectionError", "TimeoutError", "HTTPClientError", "ClientConnectionError"}
 _NETWORK_ERRORS |= {"ClientPayloadError", "ServiceRequestError", "ServiceResponseError"}
-_NETWORK_ERRORS |= {"IncompleteReadError", "ResponseParserError"}  # half a body, half an XML
+_NETWORK_ERRORS |= {"IncompleteReadError", "ResponseParserError"}  # a truncated body or XML
 _ACCESS_ERRORS = {"PermissionError", "NoCredentialsError", "ClientAuthenticationError"}
 _OTHER_ERRORS = {"OSError", "BotoCoreError", "AzureError", "GoogleAuthError"}
 FAULTS: dict[str, tuple[str, str]] = {
@@ -28,9 +28,9 @@ FAULTS: dict[str, tuple[str, str]] = {
     "busy": ("a store that stays unavailable", "Try again later."),
     "full": (
         "no space left",
-        "Free some, then run the same command again: finished slices are kept.",
+        "Free some space, then run the same command again: finished slices are kept.",
     ),
-    "other": ("an error", "Check the location, the space left and storage_options."),
+    "other": ("an error", "Check the location, the free space and storage_options."),
 }
 """Kind of fault -> (what was found, what to do)."""
 
@@ -39,7 +39,7 @@ _PASSING = {"network", "busy"}
 
 
 class StoreFaultError(Exception):
-    """What a driver raised, as one of `FAULTS`; no OSError, which formats take for damage."""
+    """An error of a driver as one of `FAULTS`. It is no OSError, which formats treat as damage."""
 
     def __init__(self, fault: str, reason: str) -> None:
         super().__init__(reason)
@@ -47,21 +47,21 @@ class StoreFaultError(Exception):
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether trying again may help."""
+    """Return whether a retry may help."""
     return fault_of(error) in _PASSING
 
 
 def fault_of(error: BaseException) -> str | None:
-    """Which of `FAULTS` an error is; None: a missing file, or no matter of the location."""
+    """Return the key of an error in `FAULTS`; None for a missing file or an unrelated error."""
     if isinstance(error, StoreFaultError):
         return error.fault
-    response = getattr(error.__cause__ or error, "response", None)  # botocore's
+    response = getattr(error.__cause__ or error, "response", None)  # set by botocore
     if isinstance(response, dict):
         code = response.get("Error", {}).get("Code")
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     else:
         code = None
-        for name in ("status", "status_code", "code"):  # of aiohttp, azure, gcsfs
+        for name in ("status", "status_code", "code"):  # set by aiohttp, azure, gcsfs
             code = code or getattr(error, name, None)
         status = code
     status = int(status) if str(status).isdecimal() else 0
@@ -69,7 +69,7 @@ def fault_of(error: BaseException) -> str | None:
     if isinstance(error, FileNotFoundError):
         if code == "NoSuchBucket":
             return "bucket"
-        # What HTTP's driver says of any failure, too.
+        # The HTTP driver raises FileNotFoundError for any failure.
         return fault_of(error.__cause__) if error.__cause__ and may_pass(error.__cause__) else None
     if getattr(error, "errno", 0) in _FULL or status == 507:
         return "full"
@@ -77,7 +77,7 @@ def fault_of(error: BaseException) -> str | None:
         return "access"
     if not status and names & _NETWORK_ERRORS:
         return "network"
-    # A multipart upload is gone also where its end was served and only the answer was lost.
+    # NoSuchUpload: the store may have completed a multipart upload although its answer was lost.
     if status >= 500 or status in (408, 409, 425, 429) or code == "NoSuchUpload":
         return "busy"
     return "other" if status or names & _OTHER_ERRORS else None
@@ -85,26 +85,26 @@ def fault_of(error: BaseException) -> str | None:
 
 T = TypeVar("T")
 
-# On top of the drivers' own retries (botocore and s3fs: five each; HTTP: none), which do not cover
-# a 409. Against a store that never answers they take minutes; hence also a limit in seconds.
+# Added to the drivers' own retries (botocore and s3fs: five each; HTTP: none), which do not cover
+# status 409. They take minutes if a store never answers, hence also a limit in seconds.
 _STOP = stop_after_attempt(4) | stop_after_delay(120)
 _WAIT = wait_random_exponential(multiplier=0.4, max=5)  # seconds; full jitter
 
 Attempt = Callable[[Callable[[], Any]], Any]
-"""Does an action, tries it again where that may help, and raises in the way of its owner."""
+"""A function that runs an action with retries and converts its errors."""
 
 
 def patiently(action: Callable[[], T]) -> T:
-    """Do it, and again a few times while what it raises may pass."""
+    """Run an action, and retry it a few times if its error `may_pass`."""
     again = retry_if_exception(may_pass)
     return Retrying(stop=_STOP, wait=_WAIT, retry=again, reraise=True)(action)
 
 
 def fetched(action: Callable[[], T]) -> T:
-    """The same; what it raises in the end is a StoreFaultError, but for a missing file.
+    """Run an action like `patiently`; a missing file and unrelated errors are raised unchanged.
 
     Raises:
-        StoreFaultError: the store failed.
+        StoreFaultError: the store failed, after all retries.
     """
     try:
         return patiently(action)
@@ -116,9 +116,9 @@ def fetched(action: Callable[[], T]) -> T:
 
 
 class SteadyFile(io.RawIOBase):
-    """A remote file open for reading whose requests are tried again.
+    """A remote file, open for reading, that retries its requests.
 
-    `stream`: it comes in one answer, of which what was read already comes again and is skipped.
+    `stream`: the file comes in one response; a retry skips the bytes that were already read.
     """
 
     def __init__(self, opener: Callable[[], Any], run: Attempt, *, stream: bool = False) -> None:
@@ -128,41 +128,41 @@ class SteadyFile(io.RawIOBase):
         self._file = run(opener)
 
     def read(self, size: int | None = -1) -> bytes:
-        """As any file."""
+        """See `io.RawIOBase`."""
         wanted = -1 if size is None else size
         data: bytes = self._run(lambda: self._read(wanted))
         self._at += len(data)
         return data
 
     def readall(self) -> bytes:
-        """As any file."""
+        """See `io.RawIOBase`."""
         return b"".join(iter(self.read, b""))
 
     def readinto(self, buffer: Any) -> int:
-        """As any file."""
+        """See `io.RawIOBase`."""
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     def readable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Unless it is a stream."""
+        """Return whether the file is no stream."""
         return not self._stream
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """As any file."""
+        """See `io.RawIOBase`."""
         self._file.seek(offset, whence)
         return self.tell()
 
     def tell(self) -> int:
-        """As any file."""
+        """See `io.RawIOBase`."""
         return self._at if self._stream else int(self._file.tell())
 
     def close(self) -> None:
-        """As any file."""
+        """See `io.RawIOBase`."""
         if self._file and not self.closed:
             self._file.close()
         super().close()
@@ -173,7 +173,7 @@ class SteadyFile(io.RawIOBase):
             while self._skip:
                 skipped = self._file.read(min(self._skip, 1 << 20))
                 if not skipped:
-                    raise ConnectionError(f"{self._skip:,} bytes less than a moment ago")
+                    raise ConnectionError(f"the file has become {self._skip:,} bytes shorter")
                 self._skip -= len(skipped)
             return self._read_open(size)
         except Exception:
@@ -186,5 +186,5 @@ class SteadyFile(io.RawIOBase):
     def _read_open(self, size: int) -> bytes:
         try:
             return bytes(self._file.read(size))
-        except IndexError as error:  # s3fs looks into the arguments of a time-out that has none
+        except IndexError as error:  # s3fs reads arguments of a time-out that has none
             raise error.__context__ or error from None

@@ -1,7 +1,4 @@
-"""Whole files on a local disk: durable when written, and created exclusively where that matters.
-
-Durable also when removed.
-"""
+"""Writes, lists and removes whole files, durably on a local disk; lists files of object stores."""
 
 from __future__ import annotations
 
@@ -25,10 +22,10 @@ from pipelines.store.faults import FAULTS, fault_of
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder for files in the making, gone at the end.
+    """Create a temporary folder, removed at the end.
 
     Raises:
-        StorageError: its disk is full, or nothing may be written there.
+        StorageError: the disk is full, or writing is not permitted.
     """
     with (
         local_disk(tempfile.gettempdir()),
@@ -39,10 +36,7 @@ def scratch_folder() -> Iterator[Path]:
 
 @contextmanager
 def local_disk(folder: str) -> Iterator[None]:
-    """A StorageError instead of the operating system's when a folder of this machine is full.
-
-    Or when nothing may be written there.
-    """
+    """Raise StorageError instead of OSError if a local folder is full or not writable."""
     try:
         yield
     except OSError as error:
@@ -52,18 +46,18 @@ def local_disk(folder: str) -> Iterator[None]:
         what, remedy = FAULTS[fault]
         raise StorageError(
             f"{folder}: expected a folder for temporary files, found {what} ({error}).",
-            f"{remedy} TMPDIR names another folder.",
+            f"{remedy} To use another folder, set TMPDIR.",
         ) from error
 
 
 def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of the bytes of a file, whatever it is called."""
+    """Return the SHA-256 of a file as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def put_local(target: Path, source: bytes | Path, *, exclusive: bool) -> bool:
-    """Write a whole file durably; exclusive: unless there is one with other content."""
+    """Write a whole file durably; with `exclusive`, return False if other content exists."""
     _make_folder(target.parent)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
     created = True
@@ -87,7 +81,7 @@ def put_local(target: Path, source: bytes | Path, *, exclusive: bool) -> bool:
 
 
 def _link(source: Path, target: Path) -> bool:
-    # Rename overwrites, O_EXCL shows half a file.
+    # A rename would overwrite; O_EXCL would show a partial file.
     try:
         target.hardlink_to(source)
     except FileExistsError:
@@ -101,10 +95,10 @@ def _link(source: Path, target: Path) -> bool:
 
 
 def remove_local(root: Path, path: str) -> None:
-    """Remove a file durably, and the folders below `root` that it leaves empty; missing is fine."""
+    """Remove a file durably, and folders below `root` that become empty; it may be missing."""
     target = root / path
     target.unlink(missing_ok=True)
-    with suppress(FileNotFoundError):  # another thread has removed the folder too
+    with suppress(FileNotFoundError):  # another thread has removed the folder
         _fsync_folder(target.parent)
     for folder in target.relative_to(root).parents[:-1]:
         try:
@@ -114,8 +108,8 @@ def remove_local(root: Path, path: str) -> None:
 
 
 def local_names(folder: str, kind: str) -> list[str]:
-    """Names in a folder; kind: "file" or "directory"."""
-    # Not fs.ls: it does not follow links, and older ones fail when a file vanishes meanwhile.
+    """Return the names of all entries of a folder of one kind ("file" or "directory")."""
+    # Not fs.ls: it does not follow links, and older versions fail if a file vanishes meanwhile.
     is_kind = Path.is_file if kind == "file" else Path.is_dir
     try:
         return [entry.name for entry in Path(folder).iterdir() if is_kind(entry)]
@@ -138,30 +132,30 @@ def _fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-# What the drivers of S3, GCS and Azure call the time of the last change.
+# Keys for the time of the last change in the drivers of S3, GCS and Azure.
 _TIMES = ("LastModified", "mtime", "last_modified")
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file as a listing shows it."""
+    """A file in a listing."""
 
     path: str
     size: int
-    """Bytes."""
+    """Size in bytes."""
     modified: datetime
-    """By the store's clock, in UTC; object stores round it to a second."""
+    """Time of the last change by the store's clock, in UTC; object stores round to a second."""
 
 
 def files_below(folder: str) -> list[StoredFile]:
-    """Every file below a local folder, dot files too; links are followed, each folder once."""
+    """Return all files below a local folder, including dot files; links are followed."""
     return list(_walk(folder, "", set())) if Path(folder).is_dir() else []
 
 
 def _walk(folder: str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[StoredFile]:
-    status = os.stat(folder)  # noqa: PTH116  what scandir gives are strings
+    status = os.stat(folder)  # noqa: PTH116  scandir yields strings
     if (status.st_dev, status.st_ino) in seen:
-        return  # a link to a folder above
+        return  # a link to a folder already visited
     seen.add((status.st_dev, status.st_ino))
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -173,21 +167,21 @@ def _walk(folder: str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[Stor
                     modified = datetime.fromtimestamp(found.st_mtime, UTC)
                     yield StoredFile(prefix + entry.name, found.st_size, modified)
             except FileNotFoundError:
-                continue  # it went meanwhile
+                continue  # removed meanwhile
 
 
 def remote_files_below(filesystem: fsspec.AbstractFileSystem, folder: str) -> list[StoredFile]:
-    """Every object below a folder of an object store.
+    """Return all objects below a folder of an object store.
 
     Raises:
-        StorageError: the driver does not say when they were written.
+        StorageError: the driver does not report the time of the last change.
     """
     prefix = f"{folder.rstrip('/')}/"
     found = filesystem.find(folder, detail=True)
     return [
         StoredFile(name.removeprefix(prefix), info["size"], _modified(name, info))
         for name, info in found.items()
-        # A key that ends in "/" stands for a folder.
+        # A key that ends in "/" represents a folder.
         if info["type"] == "file" and name.startswith(prefix) and not name.endswith("/")
     ]
 
@@ -201,9 +195,9 @@ def _modified(name: str, info: dict[str, Any]) -> datetime:
 
 
 def remote_names(filesystem: fsspec.AbstractFileSystem, folder: str, kind: str) -> list[str]:
-    """Names directly in a folder of an object store; kind: "file" or "directory"."""
+    """Return the names of all entries of one kind in a folder of an object store."""
     prefix = f"{folder}/"
     found = [e["name"] for e in filesystem.ls(folder, detail=True) if e["type"] == kind]
-    # ls of a file lists that file; a key that ends in "/" stands for the folder itself.
+    # ls of a file lists that file; a key that ends in "/" represents the folder itself.
     names = (n.removeprefix(prefix).rstrip("/") for n in found if n.startswith(prefix))
     return [name for name in names if name]

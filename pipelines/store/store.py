@@ -1,11 +1,11 @@
-"""Files of an index on local disk or object storage, and the one primitive every commit rests on.
+"""Reads and writes files of an index on local disk or object storage; creates files exclusively.
 
     store = open_store("s3://bucket/index")
     store.create_exclusive("generations/000001/manifest.json", b"...")
 
-Whole files only: a reader sees all of a file or none of it. Knows nothing of what the files mean.
-Paths are relative to the store's root and use "/". Every method but `open_store` may raise
-StorageError: no such bucket, access denied, unreachable, unwritable.
+A reader sees a whole file or no file. Paths are relative to the store's root and use "/". Every
+method may raise StorageError: the bucket does not exist, access is denied, the store is
+unreachable, or it cannot be written.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ from pipelines.store.files import (
 
 T = TypeVar("T")
 
-# Protocols whose drivers have a conditional PUT, and what installs the driver.
+# Protocols whose drivers support a conditional PUT -> package that installs the driver.
 _PACKAGES = {"s3": "packvec"} | dict.fromkeys(("gs", "gcs"), "packvec[gcs]")
 _PACKAGES |= dict.fromkeys(("az", "abfs", "abfss"), "packvec[azure]")
 _THREADS = 32
-_BLOCK_BYTES = 4 << 20  # s3fs reads 50 MiB ahead by default: too much for a Parquet footer
+_BLOCK_BYTES = 4 << 20  # the default of s3fs, 50 MiB, is too much for a Parquet footer
 
 
 def open_store(uri: str, storage_options: Mapping[str, Any] | None = None) -> Store:
-    """The store at a local path or on s3://, gs://, az:// or abfs://; nothing is read or created.
+    """Return the store at a local path, s3://, gs://, az:// or abfs://, without accessing it.
 
-    A relative local path is made absolute at once. `storage_options` go to the fsspec driver.
+    A relative local path is made absolute. `storage_options` are passed to the fsspec driver.
 
     Raises:
-        StorageError: another protocol (exclusive creation is not known to work there), no bucket
-            in the URI, or a driver that is not installed.
+        StorageError: the protocol is unsupported (exclusive creation is not known to work), the
+            URI has no bucket, or the driver is not installed.
     """
     local = uri.removeprefix("file://") if uri.startswith("file:///") else uri
     scheme, colon, rest = local.partition(":")
@@ -60,7 +60,7 @@ def open_store(uri: str, storage_options: Mapping[str, Any] | None = None) -> St
     if scheme not in _PACKAGES or not re.fullmatch(r"//(?!.*::)[^/].*", rest):
         raise StorageError(
             f"expected a local path, s3://, gs://, az:// or abfs:// location, found {uri!r}.",
-            "Use one of these; a local path with a colon in it starts with './'.",
+            "Use one of them; write './' before a local path that contains a colon.",
         )
     try:
         fsspec.get_filesystem_class(scheme)
@@ -74,34 +74,34 @@ def open_store(uri: str, storage_options: Mapping[str, Any] | None = None) -> St
 
 @dataclass(frozen=True)
 class Store:
-    """A root folder on storage. Picklable: connections are made where they are used."""
+    """A root folder on storage. Picklable: each process opens its own connections."""
 
     uri: str
-    """Of the root: an absolute path, or scheme://bucket/folder."""
+    """The root: an absolute path, or scheme://bucket/folder."""
     options: dict[str, Any] = field(default_factory=dict, repr=False, hash=False)
-    """For the fsspec driver; may hold secrets, so never shown."""
+    """Options of the fsspec driver; never shown, because they may contain secrets."""
 
     @property
     def is_local(self) -> bool:
-        """Whether the files are on this machine's file system."""
+        """Whether the files are on the local file system."""
         return self.uri.startswith("/")
 
     @property
     def filesystem(self) -> fsspec.AbstractFileSystem:
-        """The fsspec file system; fsspec keeps one per process (and per thread for local)."""
+        """The fsspec file system, cached by fsspec per process."""
         return self._open_filesystem()[0]
 
     def url(self, path: str) -> str:
-        """The full URI of a path; for a local store the absolute path."""
+        """Return the full URI of a path; for a local store, the absolute path."""
         return f"{self.uri.rstrip('/')}/{path}" if path else self.uri
 
     def path(self, path: str) -> str:
-        """What `filesystem` calls this path."""
+        """Return the path as `filesystem` expects it."""
         root: str = self._open_filesystem()[1]
         return f"{root.rstrip('/')}/{path}" if path else root
 
     def exists(self, path: str) -> bool:
-        """Whether there is a file (not a folder) at this path now."""
+        """Return whether a file (not a folder) exists at this path."""
         try:
             self.size(path)
         except FileNotFoundError:
@@ -109,37 +109,37 @@ class Store:
         return True
 
     def size(self, path: str) -> int:
-        """Bytes of a file; missing, or a folder: as `read`."""
+        """Return the size of a file in bytes. Raises FileNotFoundError, also for a folder."""
         info = self._run(path, lambda: self.filesystem.info(self.path(path)))
         if info["type"] != "file":
             raise FileNotFoundError(self.path(path))
         return int(info["size"])
 
     def read(self, path: str) -> bytes:
-        """The content of a file; FileNotFoundError when there is none."""
+        """Return the content of a file. Raises FileNotFoundError."""
         return self._run(path, lambda: bytes(self.filesystem.cat_file(self.path(path))))
 
     def read_many(self, paths: Iterable[str]) -> builtins.list[bytes]:
-        """The contents of files, read concurrently, in the order asked; missing: as `read`."""
-        # Not fs.cat: it expands globs and answers in an order of its own.
+        """Read files concurrently; contents are in the order of `paths`. Raises like `read`."""
+        # Not fs.cat: it expands globs and does not keep the order.
         with ThreadPoolExecutor(_THREADS) as pool:
             return [*pool.map(self.read, paths)]
 
     def list(self, folder: str) -> builtins.list[str]:
-        """Paths of the files directly in a folder, sorted; [] when there is no such folder.
+        """Return the sorted paths of the files directly in a folder, [] if it does not exist.
 
-        Names that start with a dot (files being written) are left out.
+        Names that start with a dot (files being written) are omitted.
         """
         return self._list(folder, "file")
 
     def list_folders(self, folder: str) -> builtins.list[str]:
-        """Paths of the folders directly in a folder, sorted; [] when there is no such folder."""
+        """Return the sorted paths of the folders directly in a folder, [] if it does not exist."""
         return self._list(folder, "directory")
 
     def find(self, folder: str = "") -> builtins.list[StoredFile]:
-        """Every file below a folder, at any depth, sorted by path; names with a dot too.
+        """Return all files below a folder at any depth, sorted by path, including dot files.
 
-        [] when there is no such folder.
+        Returns [] if the folder does not exist.
         """
         folder = folder.rstrip("/")
         below = files_below if self.is_local else partial(remote_files_below, self.filesystem)
@@ -151,33 +151,33 @@ class Store:
         return sorted((replace(f, path=parent + f.path) for f in found), key=lambda f: f.path)
 
     def create_exclusive(self, path: str, data: bytes) -> bool:
-        """Create a file unless there is one: the primitive every commit rests on.
+        """Create a file if none exists; every commit relies on this operation.
 
-        Of several concurrent callers with different data exactly one gets True. True also when the
-        file already holds exactly `data`, which is what an earlier try whose answer got lost looks
-        like: a caller who must know that the file is his puts something unique (run id, nonce)
-        into the data.
+        Among concurrent callers with different data, exactly one gets True. The result is also
+        True if the file already holds exactly `data`, because an earlier attempt may have
+        succeeded although its answer was lost. A caller that must know that it created the file
+        puts something unique (run id, nonce) into the data.
 
         Returns:
-            Whether the file now holds `data`; False: it holds someone else's.
+            Whether the file now holds `data`; False if it holds the data of another writer.
         """
         return self._put(path, data, exclusive=True)
 
     def overwrite(self, path: str, data: bytes) -> None:
-        """Write a file, whole, over what may be there. Not for anything a manifest refers to."""
+        """Write a whole file, replacing an existing one. Never use it for a file of a manifest."""
         self._put(path, data)
 
     def upload(self, local_file: str | Path, path: str) -> None:
-        """Put a copy of a finished local file, whole, at `path`, a name no one else uses."""
-        Path(local_file).stat()  # else its absence would be reported as that of the bucket
+        """Copy a finished local file to `path`, a name that no other writer uses."""
+        Path(local_file).stat()  # otherwise a missing file is reported as a missing bucket
         self._put(path, Path(local_file))
 
     def download(self, path: str, local_file: str | Path) -> None:
-        """Put a copy of a file at a local path; missing: as `read`."""
+        """Copy a file to a local path. Raises like `read`."""
         self._run(path, lambda: self.filesystem.get_file(self.path(path), str(local_file)))
 
     def delete(self, path: str) -> None:
-        """Remove a file, and local folders it leaves empty; one that is not there is no error."""
+        """Remove a file and local folders that become empty; a missing file is no error."""
 
         def remove() -> None:
             if self.is_local:
@@ -189,15 +189,15 @@ class Store:
             self._run(path, remove)
 
     def delete_many(self, paths: Iterable[str]) -> None:
-        """Remove files concurrently; all are gone, durably, when it returns."""
+        """Remove files concurrently and durably."""
         with ThreadPoolExecutor(_THREADS) as pool:
             for _ in pool.map(self.delete, paths):
                 pass
 
     def open_input(self, path: str) -> BinaryIO:
-        """A file open for seekable binary reading, as Parquet wants it; missing: as `read`.
+        """Open a file for seekable binary reading, as Parquet requires. Raises like `read`.
 
-        The caller closes it. On object storage its reads are tried again, and raise, as `read`.
+        The caller closes it. On object storage its reads are retried, and raise like `read`.
         """
         run, name = partial(self._run, path), self.path(path)
         if self.is_local:
@@ -209,13 +209,13 @@ class Store:
     def _open_filesystem(self) -> tuple[fsspec.AbstractFileSystem, str]:
         if self.is_local:
             return fsspec.filesystem("file"), self.uri
-        # What another process has just written must be seen.
+        # Files that another process has just written must be visible.
         options = {**self.options, "use_listings_cache": False}
         filesystem, root = fsspec.url_to_fs(self.uri, **options)
         return filesystem, root
 
     def _put(self, path: str, source: bytes | Path, *, exclusive: bool = False) -> bool:
-        # Never through fs.open: leaving that block by an exception publishes half a file.
+        # Not fs.open: an exception inside its block would publish a partial file.
         def put() -> bool:
             target = self.path(path)
             if self.is_local:
@@ -243,9 +243,9 @@ class Store:
         return sorted(parent + name for name in names if not name.startswith("."))
 
     def _run(self, path: str, action: Callable[[], T], *, writes: bool = False) -> T:
-        """Do it, and again when the store hiccups. `writes`: nothing but the bucket can be missing.
+        """Run an action with retries. `writes`: a missing file means a missing bucket.
 
-        Everything is reported as StorageError but FileNotFoundError and errors of no store.
+        Errors of the store become StorageError; FileNotFoundError and other errors do not change.
         """
         try:
             return patiently(action)
