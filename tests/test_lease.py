@@ -56,7 +56,7 @@ class Observer:
             assert lease.epoch == 2
         assert self.now == 1000 + after
 
-    def is_refused(self, store: Store, match: str = "") -> LeaseHeldError:
+    def is_refused(self, store: Store, match: str | None = None) -> LeaseHeldError:
         with pytest.raises(LeaseHeldError, match=match) as caught, self.take(store):
             pass
         return caught.value

@@ -57,6 +57,7 @@ def place(request, tmp_path, monkeypatch):
 def planned(place, name, content):
     uri, options, proxy, put = place
     put(name, content)
+    proxy.calm()
     source = source_of(f"{uri}/{name}", storage_options=options)
     units = source.units(source.list_files())
     proxy.calm()
