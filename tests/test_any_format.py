@@ -1,6 +1,6 @@
 """Every format gives the same documents, and has one table of what it does with damage.
 
-What only one format can do is in `test_formats_*.py`.
+What only one format can do is in `test_formats.py`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.index.schemas import reject_table
 from pipelines.plan.inventory import Numbering, unchanged_units, units_now
 from pipelines.plan.known import NOT_READ_AS
 from pipelines.source import Unit
@@ -68,13 +67,6 @@ def test_units_now_are_in_the_order_of_the_files_and_carry_origins():
     assert [u.origins for u in found] == origins
 
 
-def test_units_now_that_are_wanted_again_are_read_whole():
-    source = Source()
-    found = units_now(source, listing_of(A, B), [unit_of(0, A), unit_of(1, B)], {1}, {})
-    assert source.asked == []
-    assert [(u.wanted, u.origins) for u in found] == [((), (("run1", 0),)), (((0, None),), ())]
-
-
 def test_numbering_of_a_run_maps_carried_units_and_nothing_else():
     units = [
         unit_of(0, A, origins=(("r1", 4), ("replay", 4))),
@@ -87,14 +79,3 @@ def test_numbering_of_a_run_maps_carried_units_and_nothing_else():
     assert numbering.of_run("replay").tolist() == [none] * 4 + [0]
     assert numbering.of_run("other").dtype == np.int32
     assert len(numbering.of_run("other")) == 0
-
-
-def test_numbering_of_rejects_keeps_those_of_carried_units_only():
-    before = [unit_of(0, A), unit_of(1, B)]
-    now = [Unit(0, "jsonl", (), None), unit_of(1, C, origins=(("r9", 9),))]
-    now.append(unit_of(2, B, origins=(("run1", 1),)))
-    rejects = reject_table([("gone", 0, 3, "empty_text", ""), ("kept", 1, 4, "null_text", "why")])
-    kept = Numbering(now).rejects(rejects, before).to_pylist()
-    assert [(r["doc_id"], r["unit"], r["position"], r["code"]) for r in kept] == [
-        ("kept", 2, 4, "null_text")
-    ]

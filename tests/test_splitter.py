@@ -12,7 +12,6 @@ from pipelines.passages.splitter import (
     WindowCounter,
     heading_sections,
     inside_word,
-    packed_sections,
     split_text,
     stripped,
 )
@@ -68,19 +67,6 @@ def test_heading_sections_underlined_headings_only_in_markdown():
     assert sections_of(text) == [text]
     assert [section[:3] for section in sections_of(text, "markdown")] == ["int", "One", "Two"]
     assert [level for _, level in heading_sections(text, "markdown")][1:] == [1, 2]
-
-
-def test_packed_sections_cut_at_the_highest_heading():
-    #          1 intro  1.1  1.2   2  2.1  2.2
-    levels = [1, 2, 2, 1, 2, 2]
-    for capacity, expected in (
-        (60, [(0, 6)]),
-        (50, [(0, 3), (3, 6)]),
-        (20, [(0, 2), (2, 3), (3, 5), (5, 6)]),
-    ):
-        assert list(packed_sections(levels, [10] * 6, capacity)) == expected
-    uneven = packed_sections(levels, [10, 99, 10, 1, 1, 1], 20)
-    assert list(uneven) == [(0, 1), (1, 2), (2, 3), (3, 6)]
 
 
 # Below headings
