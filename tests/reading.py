@@ -136,3 +136,16 @@ def place(request, tmp_path):
     yield uri, options, put
     if stop:
         stop()
+
+
+def fill(folder, files):
+    """A folder of these files, name -> bytes or text."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
+
+
+def outcomes(rows):
+    """(doc_id, text or reject code) of each document."""
+    return [(row["doc_id"], row.get("fault") or row["text"]) for row in rows]

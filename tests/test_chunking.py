@@ -24,35 +24,12 @@ from pipelines.passages.chunker import Chunker, Passages
 MAX_LENGTH = 64
 BARE = Tokenizer.from_file(str(ensure_tiny_m3() / "tokenizer.json"))
 
-WORDS = st.one_of(
-    st.text(st.characters(categories=["Ll", "Lu", "Nd"], max_codepoint=0x24F), min_size=1),
-    st.sampled_from(
-        [
-            "Ray",
-            "naïve",
-            "I.B.M.",
-            "深度学习是机器学习的一个分支",
-            "日本語のテキスト、二つ目。",
-            "مرحبا بالعالم",
-            "שָׁלוֹם",
-            "ประเทศไทยมีสภาพอากาศร้อนชื้น",
-            "नमस्ते",
-            "한국어로",
-            "می\u200cخواهم",
-            "\ufdfa\ufdfb",
-            "a\x00b\x1cc\x07",
-            "```",
-            "un*believ*able",
-            "# not a heading",
-            "👩‍👩‍👧‍👦🏳️‍🌈",
-            "e\u0301\u0323",
-            "½①㍿…",
-            "pneumonoultramicroscopicsilicovolcanoconiosis",
-            "x" * 150,
-            "界" * 90,
-            "<s>",
-        ]
-    ),
+_WORDS = """Ray naïve I.B.M. 深度学习是机器学习的一个分支 日本語のテキスト、二つ目。 مرحبا بالعالم
+שָׁלוֹם ประเทศไทยมีสภาพอากาศร้อนชื้น नमस्ते 한국어로 می\u200cخواهم \ufdfa\ufdfb a\x00b\x07 ``` un*believ*able
+👩‍👩‍👧‍👦🏳️‍🌈 e\u0301\u0323 ½①㍿… pneumonoultramicroscopicsilicovolcanoconiosis <s>"""
+_LETTERS = st.characters(categories=["Ll", "Lu", "Nd"], max_codepoint=0x24F)
+WORDS = st.text(_LETTERS, min_size=1) | st.sampled_from(
+    [*_WORDS.split(), "b\x1cc", "# not a heading", "x" * 150, "界" * 90]
 )
 SPACES = st.sampled_from(
     [
@@ -93,93 +70,51 @@ def tokens_of(text: str) -> int:
     return len(BARE.encode(text).ids)
 
 
+def uncovered(document, found):
+    covered = np.zeros(len(document), dtype=bool)
+    for start, end in found:
+        covered[start:end] = True
+    return [c for c, is_in in zip(document, covered, strict=True) if not (is_in or c.isspace())]
+
+
 # Passages of at most so many tokens
 
 
-@thorough
-@given(DOCUMENTS, BUDGETS)
-def test_passages_texts_are_pieces_of_the_document(document, budget):
-    passages = chunker(*budget).passages([document])
-    assert passages.texts == [document[start:end] for start, end in spans(passages)]
-    assert all(text == text.strip() != "" for text in passages.texts)
-
-
-@thorough
+@settings(max_examples=200, deadline=None)
 @given(DOCUMENTS, BUDGETS)
 @example("½" * 20, (24, 0))
 @example("\ufdfa" * 4, (24, 0))
-def test_passages_budget_is_never_exceeded(document, budget):
-    passages = chunker(*budget).passages([document])
-    assert max(map(tokens_of, passages.texts), default=0) <= budget[0]
-    assert passages.tokens.lengths.tolist() == list(map(tokens_of, passages.texts))
-    assert not passages.tokens.truncated.any()
-
-
-@thorough
-@given(DOCUMENTS, BUDGETS)
 @example("\n\n  " + "word " * 60, (24, 0))
-def test_passages_cover_every_character_but_whitespace(document, budget):
-    covered = np.zeros(len(document), dtype=bool)
-    for start, end in spans(chunker(*budget).passages([document])):
-        covered[start:end] = True
-    assert [
-        c for c, is_in in zip(document, covered, strict=True) if not (is_in or c.isspace())
-    ] == []
-
-
-@thorough
-@given(DOCUMENTS, BUDGETS)
-def test_passages_are_in_order(document, budget):
-    found = spans(chunker(*budget).passages([document]))
-    assert all(a[0] < b[0] and a[1] < b[1] for a, b in itertools.pairwise(found))
-
-
-@thorough
-@given(DOCUMENTS, BUDGETS)
-def test_passages_overlap_no_more_than_asked(document, budget):
-    found = spans(chunker(*budget).passages([document]))
-    for (_, end), (start, _) in itertools.pairwise(found):
-        shared = document[start:end].strip()
+def test_passages_cover_the_document_in_order_within_the_budget(document, budget):
+    passages = chunker(*budget).passages([document])
+    found = spans(passages)
+    assert passages.texts == [document[start:end] for start, end in found]
+    assert all(text == text.strip() != "" for text in passages.texts)
+    assert uncovered(document, found) == []
+    lengths = [tokens_of(text) for text in passages.texts]
+    assert max(lengths, default=0) <= budget[0]
+    assert passages.tokens.lengths.tolist() == lengths
+    assert not passages.tokens.truncated.any()
+    tokenized = [tokenizer().tokenize([text]).values.tolist() for text in passages.texts]
+    assert ids(passages) == tokenized
+    for before, after in itertools.pairwise(found):
+        assert before[0] < after[0]
+        assert before[1] < after[1]
+        shared = document[after[0] : before[1]].strip()
         assert not shared or tokens_of(shared) - tokenizer().overhead <= budget[1]
 
 
 @thorough
-@given(DOCUMENTS, BUDGETS)
-def test_passages_ids_are_those_of_the_text_alone(document, budget):
-    passages = chunker(*budget).passages([document])
-    for text, found in zip(passages.texts, ids(passages), strict=True):
-        assert found == tokenizer().tokenize([text]).values.tolist()
-
-
-@thorough
 @given(st.lists(DOCUMENTS, max_size=4), BUDGETS)
-def test_passages_of_a_document_do_not_depend_on_its_neighbours(documents, budget):
+def test_passages_depend_neither_on_neighbours_nor_on_the_chunkers_past(documents, budget):
     together = chunker(*budget).passages(documents)
-    alone = [chunker(*budget).passages([document]) for document in documents]
+    config = ChunkConfig(max_tokens=budget[0], overlap=budget[1])
+    alone = [Chunker(config, tokenizer()).passages([document]) for document in documents]
     assert together.texts == [text for passages in alone for text in passages.texts]
     assert spans(together) == [span for passages in alone for span in spans(passages)]
     assert ids(together) == [row for passages in alone for row in ids(passages)]
     numbers = [i for i, passages in enumerate(alone) for _ in passages.texts]
     assert together.document.tolist() == numbers
-
-
-@thorough
-@given(PROSE)
-def test_passages_from_another_chunker_are_the_same(document):
-    again = Chunker(
-        ChunkConfig(max_tokens=33, overlap=5), TextTokenizer(ensure_tiny_m3(), MAX_LENGTH)
-    )
-    first, second = chunker(33, 5).passages([document]), again.passages([document])
-    assert (spans(first), ids(first)) == (spans(second), ids(second))
-
-
-@thorough
-@given(st.lists(st.text("abcdefgh", min_size=1, max_size=9), min_size=1, max_size=120))
-def test_passages_begin_and_end_at_words(words):
-    document = " ".join(words)
-    for start, end in spans(chunker(24, 6).passages([document])):
-        assert start == 0 or document[start - 1] == " "
-        assert end == len(document) or document[end] == " "
 
 
 def test_passages_with_overlap_repeat_the_end_of_the_one_before():
@@ -190,12 +125,6 @@ def test_passages_with_overlap_repeat_the_end_of_the_one_before():
     assert len(overlapping) > len(plain) > 3
 
 
-def test_passages_prefer_paragraphs():
-    first, second = " ".join(["alpha"] * 12), " ".join(["beta"] * 12)
-    passages = chunker(48).passages([f"{first}\n\n{second}"])
-    assert passages.texts == [first, second]
-
-
 def test_passages_document_that_fits_is_one_without_its_outer_whitespace():
     passages = chunker(24).passages(["\n\t a b\n\nc \u3000"])
     assert passages.texts == ["a b\n\nc"]
@@ -203,29 +132,23 @@ def test_passages_document_that_fits_is_one_without_its_outer_whitespace():
 
 
 @pytest.mark.parametrize("by", ["tokens", "none"])
-@pytest.mark.parametrize("documents", [[], [""], [" \n\t\u3000", "", "\x1c"]])
-def test_passages_of_whitespace_are_none(by, documents):
-    passages = chunker(by=by).passages(documents)
-    assert passages.texts == [] == spans(passages)
-    assert (len(passages.tokens), len(passages.document)) == (0, 0)
-
-
-@pytest.mark.parametrize("by", ["tokens", "none"])
-def test_passages_document_between_empty_ones_keeps_its_number(by):
+def test_passages_of_whitespace_are_none_and_others_keep_their_documents(by):
+    for documents in ([], [""], [" \n\t\u3000", "", "\x1c"]):
+        passages = chunker(by=by).passages(documents)
+        assert passages.texts == [] == spans(passages)
+        assert (len(passages.tokens), len(passages.document)) == (0, 0)
     passages = chunker(by=by).passages(["", "one", " ", "two", ""])
     assert passages.texts == ["one", "two"]
     assert passages.document.tolist() == [1, 3]
 
 
 def test_passages_as_many_as_documents_are_still_those_of_the_passages():
-    """One document has none, another has two."""
+    """One document has none, another has two: they prefer paragraphs."""
     first, second = " ".join(["alpha"] * 12), " ".join(["beta"] * 12)
     passages = chunker(48).passages([" ", f"{first}\n\n{second}"])
     assert passages.texts == [first, second]
     assert passages.document.tolist() == [1, 1]
-    assert ids(passages) == [
-        tokenizer().tokenize([text]).values.tolist() for text in (first, second)
-    ]
+    assert ids(passages) == [BARE.encode(text).ids for text in (first, second)]
 
 
 def test_chunker_without_max_tokens_takes_the_models():
@@ -235,15 +158,6 @@ def test_chunker_without_max_tokens_takes_the_models():
 
 
 # Instructions
-
-
-@thorough
-@given(DOCUMENTS)
-def test_passages_instruction_counts_but_is_not_in_the_text(document):
-    passages = chunker(33, instruction="passage: ").passages([document])
-    assert passages.texts == [document[start:end] for start, end in spans(passages)]
-    whole = [tokens_of("passage: " + text) for text in passages.texts]
-    assert passages.tokens.lengths.tolist() == whole
 
 
 @pytest.mark.parametrize("instruction", ["passage: ", "passage:", "为这个句子生成表示:"])
@@ -271,31 +185,24 @@ def titled(max_tokens=None, overlap=0, by="tokens", instruction=""):
     return chunker(max_tokens, overlap, by, instruction, title_prefix=True)
 
 
-@thorough
+@settings(max_examples=200, deadline=None)
 @given(DOCUMENTS, TITLES, BUDGETS, st.sampled_from(["", "passage: "]))
-def test_passages_title_counts_but_is_not_in_the_text(document, title, budget, instruction):
+@example("½" * 20, "½" * 9, (24, 0), "")
+def test_passages_title_and_instruction_count_but_are_not_in_the_text(
+    document, title, budget, instruction
+):
     passages = titled(*budget, instruction=instruction).passages([document], [title])
-    assert passages.texts == [document[start:end] for start, end in spans(passages)]
+    found = spans(passages)
+    assert passages.texts == [document[start:end] for start, end in found]
+    assert uncovered(document, found) == []
+    assert all(a[0] < b[0] and a[1] < b[1] for a, b in itertools.pairwise(found))
     assert max(passages.tokens.lengths, default=0) <= budget[0]
-    for text, found, cut in zip(
-        passages.texts, ids(passages), passages.tokens.truncated.tolist(), strict=True
-    ):
+    cuts = passages.tokens.truncated.tolist()
+    for text, row, cut in zip(passages.texts, ids(passages), cuts, strict=True):
         if cut:
             assert tokens_of(instruction + encoder_input(title, "")) > (budget[0] - 2) // 2
         else:
-            assert found == BARE.encode(instruction + encoder_input(title, text)).ids
-
-
-@thorough
-@given(DOCUMENTS, TITLES, BUDGETS)
-@example("½" * 20, "½" * 9, (24, 0))
-def test_passages_with_title_cover_every_character_but_whitespace(document, title, budget):
-    covered = np.zeros(len(document), dtype=bool)
-    found = spans(titled(*budget).passages([document], [title]))
-    for start, end in found:
-        covered[start:end] = True
-    assert all(c.isspace() for c, is_in in zip(document, covered, strict=True) if not is_in)
-    assert all(a[0] < b[0] and a[1] < b[1] for a, b in itertools.pairwise(found))
+            assert row == BARE.encode(instruction + encoder_input(title, text)).ids
 
 
 def test_passages_each_document_has_its_own_title():
@@ -397,18 +304,14 @@ def test_passages_underlined_headings_count_in_markdown_only():
 # Words and characters
 
 
+SPACED = """state-of-the-art un*believ*able don't naïve snake_case I.B.M. привет שָׁלוֹם مرحبا
+می\u200cخواهم नमस्ते 한국어로 ½ (see). R&D (see), l’été x² a/b/c e-mail@example.com **bold** 3.14
+e\u0301\u0323a Thє abcdefgh"""
+
+
 @thorough
 @given(
-    st.lists(
-        st.sampled_from(
-            [
-                *("state-of-the-art", "un*believ*able", "don't", "naïve", "snake_case", "I.B.M."),
-                *("привет", "שָׁלוֹם", "مرحبا", "می\u200cخواهم", "नमस्ते", "한국어로", "½", "(see)."),
-            ]
-        ),
-        min_size=1,
-        max_size=80,
-    ),
+    st.lists(st.sampled_from(SPACED.split()), min_size=1, max_size=80),
     BUDGETS,
     st.sampled_from([" ", "\n", ", ", "\r\n"]),
 )
@@ -465,42 +368,32 @@ def test_passages_by_none_is_one_truncated_at_the_models_length(document):
     assert passages.tokens.truncated.tolist() == [tokens_of(text) > MAX_LENGTH][: bool(text)]
 
 
-def test_passages_by_none_ignores_budget_and_overlap():
-    passages = chunker(9_999, 9_999, by="none").passages(["some words"])
-    assert passages.texts == ["some words"]
-
-
-@pytest.mark.parametrize(("words", "truncated"), [(62, False), (63, True)])
-def test_passages_by_none_says_what_it_truncates(words, truncated):
-    passages = chunker(by="none").passages([" ".join("a" * words)])
-    assert passages.tokens.truncated.tolist() == [truncated]
-    assert passages.tokens.lengths.tolist() == [64]
+def test_passages_by_none_ignores_the_budget_and_says_what_it_truncates():
+    assert chunker(9_999, 9_999, by="none").passages(["some words"]).texts == ["some words"]
+    for words, truncated in ((62, False), (63, True)):
+        passages = chunker(by="none").passages([" ".join("a" * words)])
+        assert passages.tokens.truncated.tolist() == [truncated]
+        assert passages.tokens.lengths.tolist() == [64]
 
 
 # Refusals
 
 
-def test_chunker_more_than_the_model_holds_is_refused():
-    with pytest.raises(ConfigError, match=r"chunk\.max_tokens: expected at most 64 .*, got 65"):
-        Chunker(ChunkConfig(max_tokens=65), tokenizer())
-
-
-@pytest.mark.parametrize(("max_tokens", "overlap"), [(1, 0), (2, 0), (3, 1), (24, 22), (24, 99)])
-def test_chunker_no_room_beside_overlap_is_refused(max_tokens, overlap):
-    with pytest.raises(ConfigError, match=rf"above overlap \({overlap}\).*got {max_tokens}\."):
-        Chunker(ChunkConfig(max_tokens=max_tokens, overlap=overlap), tokenizer())
-
-
-def test_chunker_smallest_room_is_accepted():
-    passages = Chunker(ChunkConfig(max_tokens=3), tokenizer()).passages(["a b c"])
-    assert passages.texts == ["a", "b", "c"]
-
-
-def test_chunker_instruction_without_room_is_refused():
-    instruction = "represent this passage for retrieval: "
-    assert tokenizer(instruction=instruction).overhead > 20
-    with pytest.raises(ConfigError, match="special and instruction tokens, got 20"):
-        Chunker(ChunkConfig(max_tokens=20), tokenizer(instruction=instruction))
+@pytest.mark.parametrize(
+    ("max_tokens", "overlap", "instruction", "message"),
+    [
+        (65, 0, "", r"chunk\.max_tokens: expected at most 64 .*, got 65"),
+        *(
+            (max_tokens, overlap, "", rf"above overlap \({overlap}\).*got {max_tokens}\.")
+            for max_tokens, overlap in ((1, 0), (2, 0), (3, 1), (24, 22), (24, 99))
+        ),
+        (20, 0, "represent this passage: " * 5, "special and instruction tokens, got 20"),
+    ],
+)
+def test_chunker_without_room_is_refused(max_tokens, overlap, instruction, message):
+    with pytest.raises(ConfigError, match=message):
+        chunker(max_tokens, overlap, instruction=instruction)
+    assert chunker(3).passages(["a b c"]).texts == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("unit", ["word ", "x", "字"], ids=["one-line", "one-word", "cjk"])

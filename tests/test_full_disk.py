@@ -21,27 +21,38 @@ ROOT = Path(__file__).parents[1]
 LIMITED = """
 import os, resource, sys
 from pathlib import Path
+import pyarrow as pa, pyarrow.parquet as pq
 from actors.errors import StorageError
+from pipelines.store.files import scratch_folder
 from pipelines.store.store import open_store
 root = Path(sys.argv[1])
 store = open_store(str(root / "index"))
-(root / "local").write_bytes(b"x" * 200_000)
-acts = {
-    "create_exclusive": lambda: store.create_exclusive("d/a", b"x" * 200_000),
-    "overwrite": lambda: store.overwrite("d/a", b"x" * 200_000),
-    "upload": lambda: store.upload(root / "local", "d/a"),
-}
-act = acts[sys.argv[2]]
+data = os.urandom(200_000)
+(root / "local").write_bytes(data)
 store.overwrite("d/before", b"kept")
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
-try:
+(root / "tmp").mkdir()
+def limit(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+def in_scratch():
+    with scratch_folder() as folder:
+        pq.write_table(pa.table({"x": [data]}), folder / "part", compression="none")
+        store.upload(folder / "part", "d/a")
+for act in (
+    lambda: store.create_exclusive("d/a", data),
+    lambda: store.overwrite("d/a", data),
+    lambda: store.upload(root / "local", "d/a"),
+    in_scratch,
+):
+    limit(100_000)
+    try:
+        act()
+    except StorageError as error:
+        print(error.message, "|", error.remedy)
+    print(sorted(os.listdir(root / "index/d")), store.list("d"), os.listdir(root / "tmp"))
+    limit(resource.RLIM_INFINITY)
     act()
-except StorageError as error:
-    print(error.message, "|", error.remedy)
-print(sorted(os.listdir(root / "index/d")), store.list("d"))
-resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-act()
-print(len(store.read("d/a")), store.read("d/before").decode())
+    print(data in store.read("d/a"), store.read("d/before").decode())
+    store.delete("d/a")
 """
 
 
@@ -59,48 +70,17 @@ def run(script, *arguments, **environment):
     return done.stdout.splitlines()
 
 
-def check_full(line, where):
-    message, remedy = line.split(" | ")
-    assert str(where) in message
-    assert "no space left" in message
-    assert "run the same command again" in remedy
-    assert "finished slices are kept" in remedy
-
-
-@pytest.mark.parametrize("act", ["create_exclusive", "overwrite", "upload"])
-def test_write_to_a_full_disk_says_so_leaves_nothing_and_succeeds_later(tmp_path, act):
-    line, names, later = run(LIMITED, tmp_path, act)
-    check_full(line, tmp_path / "index/d/a")
-    assert names == "['before'] ['d/before']"
-    assert later == "200000 kept"
-
-
-SCRATCH = """
-import os, resource, sys
-import pyarrow as pa, pyarrow.parquet as pq
-from actors.errors import StorageError
-from pipelines.store.files import scratch_folder
-table = pa.table({"x": [os.urandom(1000) for _ in range(500)]})
-def write():
-    with scratch_folder() as folder:
-        pq.write_table(table, folder / "part.parquet")
-        return pq.read_metadata(folder / "part.parquet").num_rows
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
-try:
-    write()
-except StorageError as error:
-    print(error.message, "|", error.remedy)
-print(os.listdir(os.environ["TMPDIR"]))
-resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-print(write())
-"""
-
-
-def test_scratch_folder_on_a_full_disk_says_so_and_leaves_nothing(tmp_path):
-    line, names, later = run(SCRATCH, TMPDIR=str(tmp_path))
-    check_full(line, tmp_path)
-    assert "TMPDIR" in line
-    assert (names, later) == ("[]", "500")
+def test_write_to_a_full_disk_says_so_leaves_nothing_and_succeeds_later(tmp_path):
+    lines = run(LIMITED, tmp_path, TMPDIR=str(tmp_path / "tmp"))
+    assert len(lines) == 4 * 3
+    for said, names, later in zip(lines[::3], lines[1::3], lines[2::3], strict=True):
+        message, remedy = said.split(" | ")
+        assert "no space left" in message
+        assert "run the same command again: finished slices are kept" in remedy
+        assert ("TMPDIR" in remedy) == ("index/d/a" not in message)
+        assert str(tmp_path) in message
+        assert (names, later) == ("['before'] ['d/before'] []", "True kept")
+    assert "TMPDIR" in lines[-3]
 
 
 def test_scratch_folder_passes_other_errors_on():
@@ -127,25 +107,22 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True, timeout=20)
 
 
-@pytest.mark.parametrize("exclusive", [True, False])
-def test_write_to_a_full_tmpfs_says_so_leaves_nothing_and_succeeds_later(small_disk, exclusive):
+def test_write_to_a_full_tmpfs_says_so_leaves_nothing_and_succeeds_later(small_disk, monkeypatch):
     store = open_store(str(small_disk / "index"))
-    write = store.create_exclusive if exclusive else store.overwrite
-    store.overwrite("d/ballast", b"x" * 700_000)
-    with pytest.raises(StorageError, match="no space left") as caught:
+    for write in (store.create_exclusive, store.overwrite):
+        store.overwrite("d/ballast", b"x" * 700_000)
+        with pytest.raises(StorageError, match="no space left") as caught:
+            write("d/a", b"x" * 600_000)
+        assert "finished slices are kept" in caught.value.remedy
+        assert [p.name for p in (small_disk / "index/d").iterdir()] == ["ballast"]
+        store.delete("d/ballast")
         write("d/a", b"x" * 600_000)
-    assert "finished slices are kept" in caught.value.remedy
-    assert [p.name for p in (small_disk / "index/d").iterdir()] == ["ballast"]
-    (small_disk / "index/d/ballast").unlink()
-    write("d/a", b"x" * 600_000)
-    assert len(store.read("d/a")) == 600_000
-
-
-def test_scratch_folder_on_a_full_tmpfs_says_so(small_disk, monkeypatch):
+        assert len(store.read("d/a")) == 600_000
+        store.delete("d/a")
     monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
     with pytest.raises(StorageError, match=f"{small_disk}.*no space left"), scratch_folder() as f:
         (f / "part").write_bytes(b"x" * 2_000_000)
-    assert not list(small_disk.iterdir())
+    assert [path.name for path in small_disk.iterdir()] == ["index"]
 
 
 # Root may write anywhere: the process becomes someone else.

@@ -4,12 +4,11 @@ import hashlib
 
 import numpy as np
 import pyarrow as pa
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.index.schemas import DELETIONS_SCHEMA, HASH, LEDGER_SCHEMA, UNCHANGED_SCHEMA
-from pipelines.plan.known import NOT_READ_AS, Bucket, IdSet, KnownDocuments, bucket_of, id_hashes
+from pipelines.plan.known import NOT_READ_AS, IdSet, KnownDocuments, bucket_of
 from pipelines.plan.mentions import DELETED, LEDGER, UNCHANGED, Mentions, resolve
 
 PARTS = ["data/a.parquet", "data/b.parquet"]
@@ -21,22 +20,13 @@ def doc_hash(text):
 
 def ledger(rows):
     """(doc_id, text, unit, part, first_row, n_rows)."""
-    return pa.Table.from_pylist(
-        [
-            {
-                "doc_id": doc_id,
-                "doc_hash": doc_hash(text),
-                "unit": unit,
-                "position": 0,
-                "part": PARTS[part],
-                "first_row": first,
-                "n_rows": n,
-                "n_tokens": n,
-            }
-            for doc_id, text, unit, part, first, n in rows
-        ],
-        LEDGER_SCHEMA,
-    )
+    names = ("doc_id", "doc_hash", "unit", "part", "first_row", "n_rows")
+    made = [
+        dict(zip(names, (doc_id, doc_hash(text), unit, PARTS[part], *place), strict=True))
+        for doc_id, text, unit, part, *place in rows
+    ]
+    more = [{"position": 0, "n_tokens": row["n_rows"]} for row in made]
+    return pa.Table.from_pylist([a | b for a, b in zip(made, more, strict=True)], LEDGER_SCHEMA)
 
 
 def deletions(rows):
@@ -56,8 +46,13 @@ def unchanged(rows):
     )
 
 
-def same_units(n=10):
-    return np.arange(n, dtype=np.int32)
+UNITS = np.arange(10, dtype=np.int32)
+MENTIONS = Mentions(PARTS, 1)
+X = ("x", "x", 2, 0, 0, 1)
+
+
+def of_ledger(*rows, generation=1, units=UNITS):
+    return MENTIONS.of(LEDGER, ledger(rows), generation, units)
 
 
 def known(*mentioned, buckets=1, parts=PARTS):
@@ -69,11 +64,14 @@ def look_up(documents, pairs):
     return documents.look_up(ids, pa.array([doc_hash(text) for _, text in pairs], HASH))
 
 
+def unit_of_x(*mentioned):
+    [unit] = look_up(known(*mentioned), [("x", "x")]).unit.tolist()
+    return unit
+
+
 def test_look_up_of_same_edited_and_new_documents_tells_them_apart():
-    mentions = Mentions(PARTS, 1)
-    rows = ledger([("x", "one", 3, 0, 5, 2), ("y", "two", 4, 1, 7, 1)])
     found = look_up(
-        known(mentions.of(LEDGER, rows, 1, same_units())),
+        known(of_ledger(("x", "one", 3, 0, 5, 2), ("y", "two", 4, 1, 7, 1))),
         [("y", "other"), ("z", "one"), ("x", "one")],
     )
     assert found.known.tolist() == [True, False, True]
@@ -84,51 +82,26 @@ def test_look_up_of_same_edited_and_new_documents_tells_them_apart():
     assert found.n_rows.tolist() == [1, 0, 2]
 
 
-def test_resolve_of_deleted_and_replaced_rows_keeps_the_live_ones():
-    mentions = Mentions(PARTS, 1)
-    documents = known(
-        mentions.of(
-            LEDGER, ledger([("x", "old", 0, 0, 0, 1), ("y", "y", 0, 0, 1, 1)]), 1, same_units()
-        ),
-        mentions.of(LEDGER, ledger([("x", "new", 1, 1, 0, 1)]), 2, same_units()),
-        mentions.of(DELETED, deletions([("x", 0, 0), ("y", 0, 1)]), 2),
-    )
-    assert len(documents) == 1
-    found = look_up(documents, [("x", "new"), ("x", "old"), ("y", "y")])
-    assert found.same.tolist() == [True, False, False]
-    assert found.known.tolist() == [True, True, False]
-    assert found.part.tolist() == [1, 1, -1]
-
-
 def test_resolve_of_a_document_seen_elsewhere_since_has_its_newest_unit():
-    mentions = Mentions(PARTS, 1)
-    rows = ledger([("x", "x", 2, 0, 0, 1)])
-    seen = mentions.of(UNCHANGED, unchanged([("x", 5)]), 3, same_units())
-    earlier = mentions.of(UNCHANGED, unchanged([("x", 4)]), 2, same_units())
-    documents = known(seen, mentions.of(LEDGER, rows, 1, same_units()), earlier)
-    assert look_up(documents, [("x", "x")]).unit.tolist() == [5]
+    seen, earlier = (
+        MENTIONS.of(UNCHANGED, unchanged([("x", unit)]), generation, UNITS)
+        for unit, generation in ((5, 3), (4, 2))
+    )
+    assert unit_of_x(seen, of_ledger(X), earlier) == 5
 
 
 def test_resolve_of_ids_that_two_files_have_is_where_the_first_has_it():
     """The other row is masked, or, found unchanged, a reject."""
-    mentions = Mentions(PARTS, 1)
-    first = mentions.of(LEDGER, ledger([("x", "x", 2, 0, 0, 1)]), 1, same_units())
-    second = mentions.of(LEDGER, ledger([("x", "other", 3, 1, 0, 1)]), 1, same_units())
-    lost = mentions.of(DELETED, deletions([("x", 1, 0)]), 1)
-    assert look_up(known(second, first, lost), [("x", "x")]).unit.tolist() == [2]
-    both = mentions.of(UNCHANGED, unchanged([("x", 5), ("x", 4), ("x", 6)]), 2, same_units())
-    assert look_up(known(both, second, first, lost), [("x", "x")]).unit.tolist() == [4]
+    first, second = of_ledger(X), of_ledger(("x", "other", 3, 1, 0, 1))
+    lost = MENTIONS.of(DELETED, deletions([("x", 1, 0)]), 1)
+    assert unit_of_x(second, first, lost) == 2
+    both = MENTIONS.of(UNCHANGED, unchanged([("x", 5), ("x", 4), ("x", 6)]), 2, UNITS)
+    assert unit_of_x(both, second, first, lost) == 4
 
 
-@pytest.mark.parametrize("numbers", [np.zeros(0, np.int32), np.full(3, NOT_READ_AS, np.int32)])
-def test_mentions_of_units_that_are_read_again_have_none(numbers):
-    rows = Mentions(PARTS, 1).of(LEDGER, ledger([("x", "x", 2, 0, 0, 1)]), 1, numbers)
-    assert look_up(known(rows), [("x", "x")]).unit.tolist() == [NOT_READ_AS]
-
-
-def test_mentions_of_a_unit_beyond_the_numbering_have_none():
-    rows = Mentions(PARTS, 1).of(LEDGER, ledger([("x", "x", 12, 0, 0, 1)]), 1, same_units())
-    assert look_up(known(rows), [("x", "x")]).unit.tolist() == [NOT_READ_AS]
+def test_mentions_of_units_that_are_read_again_or_beyond_the_numbering_have_none():
+    for numbers in (UNITS[:0], UNITS[:2], np.full(3, NOT_READ_AS, np.int32)):
+        assert unit_of_x(of_ledger(X, units=numbers)) == NOT_READ_AS
 
 
 def test_find_with_first_hashes_that_are_equal_tells_ids_by_the_second():
@@ -136,17 +109,11 @@ def test_find_with_first_hashes_that_are_equal_tells_ids_by_the_second():
     checks = np.array([1, 2, 3, 1], np.uint64)
     wanted = np.array([7, 7, 9, 7, 5], np.uint64), np.array([3, 1, 1, 4, 1], np.uint64)
     assert IdSet(ids, checks).find(*wanted).tolist() == [2, 0, 3, -1, -1]
-
-
-def test_find_in_no_ids_finds_none():
-    nothing = IdSet.of([])
-    ids = id_hashes(pa.array(["a", "b"]))
-    assert nothing.find(*ids).tolist() == [-1, -1]
+    assert IdSet.of([]).find(*wanted).tolist() == [-1] * 5
 
 
 def test_bucket_takes_48_bytes_a_document():
-    rows = ledger([(f"d{i}", "x", 0, 0, i, 1) for i in range(100)])
-    bucket = resolve(Mentions(PARTS, 1).of(LEDGER, rows, 1, same_units()))
+    bucket = resolve(of_ledger(*((f"d{i}", "x", 0, 0, i, 1) for i in range(100))))
     assert sum(array.nbytes for array in vars(bucket).values()) == 48 * 100
 
 
@@ -185,7 +152,7 @@ def test_known_documents_after_any_history_are_those_that_are_live(generations, 
         rows = ledger(new)
         part = pa.array([parts[number]] * len(new), pa.string())
         rows = rows.set_column(rows.schema.get_field_index("part"), "part", part)
-        said.append(mentions.of(LEDGER, rows, number, same_units()))
+        said.append(mentions.of(LEDGER, rows, number, UNITS))
         said.append(mentions.of(DELETED, gone, number))
     documents = known(*said, buckets=buckets, parts=parts)
     assert len(documents) == len(live)
@@ -196,11 +163,3 @@ def test_known_documents_after_any_history_are_those_that_are_live(generations, 
     for i, part, row in zip(ids, found.part, found.first_row, strict=True):
         if i in live:
             assert (parts[part], row) == live[i][1:]
-
-
-def test_buckets_out_of_shared_memory_are_read_in_place(ray_cluster):
-    import ray
-
-    rows = ledger([(f"d{i}", "x", 0, 0, i, 1) for i in range(20_000)])
-    bucket: Bucket = ray.get(ray.put(resolve(Mentions(PARTS, 1).of(LEDGER, rows, 1, same_units()))))
-    assert not any(array.flags.owndata or array.flags.writeable for array in vars(bucket).values())

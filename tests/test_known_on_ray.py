@@ -16,22 +16,17 @@ from pipelines.run import on_ray as known_on_ray
 from pipelines.run.on_ray import buckets_for, put_known
 
 
-@pytest.mark.parametrize(
-    ("documents", "buckets"),
-    [(0, 1), (1, 1), (10_000_000, 1), (10_000_001, 2), (30_000_000, 4), (1_000_000_000, 128)],
-)
-def test_buckets_are_so_many_that_none_is_too_large(documents, buckets):
-    assert buckets_for(documents) == buckets
+def test_buckets_are_so_many_that_none_is_too_large():
+    cases = {0: 1, 1: 1, 10_000_000: 1, 10_000_001: 2, 30_000_000: 4, 1_000_000_000: 128}
+    assert {documents: buckets_for(documents) for documents in cases} == cases
 
 
-@pytest.fixture
-def bucketed(monkeypatch):
+@pytest.mark.usefixtures("ray_cluster")
+def test_reindex_on_a_cluster_and_s3_encodes_what_changed(
+    s3_bucket, tmp_path, articles, monkeypatch
+):
     monkeypatch.setattr(known_on_ray, "BUCKET_DOCUMENTS", 16)
     monkeypatch.setattr(known_on_ray, "_FILES_IN_TASK", 2)
-
-
-@pytest.mark.usefixtures("ray_cluster", "bucketed")
-def test_reindex_on_a_cluster_and_s3_encodes_what_changed(s3_bucket, tmp_path, articles):
     bucket, options = s3_bucket
     docs = tmp_path / "docs"
     docs.mkdir()
@@ -62,6 +57,8 @@ def test_reindex_on_a_cluster_and_s3_encodes_what_changed(s3_bucket, tmp_path, a
     refs = put_known(Index(after.store, chain), numbering.of_run)
     assert len(refs.buckets) == 4
     parts = refs.get().buckets
+    arrays = [array for part in parts for array in vars(part).values() if len(array)]
+    assert not any(array.flags.owndata or array.flags.writeable for array in arrays)  # in place
     assert np.concatenate([part.ids for part in parts]).tolist() == whole.ids.tolist()
     for name in ("checks", "hash_a", "hash_b", "part", "first_row", "n_rows", "unit"):
         together = np.concatenate([getattr(part, name) for part in parts])

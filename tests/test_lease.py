@@ -1,3 +1,5 @@
+"""One writer for each index: who gets the lease, when it is taken over, and how it is lost."""
+
 from __future__ import annotations
 
 import os
@@ -29,14 +31,6 @@ def store(tmp_path):
     return open_store(str(tmp_path / "index"))
 
 
-@pytest.fixture(params=["local", "s3"])
-def any_store(request, store):
-    if request.param == "local":
-        return store
-    uri, options = request.getfixturevalue("s3_bucket")
-    return open_store(f"{uri}/index", options)
-
-
 class Observer:
     """A clock that only sleeping moves; `events` run once their time has come."""
 
@@ -56,26 +50,47 @@ class Observer:
     def take(self, store: Store, run_id: str = "observer"):
         return hold_lease(store, run_id, clock=self.clock, sleep=self.sleep)
 
+    def takes_over(self, store: Store, *, after: float = 0) -> None:
+        """Epoch 2, once so many seconds have passed."""
+        with self.take(store) as lease:
+            assert lease.epoch == 2
+        assert self.now == 1000 + after
 
-def leave_lease(store: Store, epoch: int = 1, **changes: object) -> Owner:
+    def is_refused(self, store: Store, match: str | None = None) -> LeaseHeldError:
+        with pytest.raises(LeaseHeldError, match=match) as caught, self.take(store):
+            pass
+        return caught.value
+
+
+def leave_lease(store: Store, epoch: int = 1, *, beats: bool = True, **changes: object) -> None:
     """A lease as another process would have left it; by default one of another machine."""
     owner = Owner.this_process("run-elsewhere").model_copy(update={"host": "elsewhere", **changes})
     assert store.create_exclusive(f"leases/{epoch:06d}.json", owner.to_bytes())
-    store.overwrite(f"leases/{epoch:06d}.beat", b"1 then\n")
-    return owner
+    if beats:
+        store.overwrite(f"leases/{epoch:06d}.beat", b"1 then\n")
+
+
+def leave_lease_of_the_dead(store: Store) -> None:
+    """Of this host, by a process whose number another one has now."""
+    me = Owner.this_process("me")
+    leave_lease(store, host=me.host, process_start=me.process_start - 1)
+
+
+def beat(store: Store, epoch: int = 1) -> Callable[[], None]:
+    return lambda: store.overwrite(f"leases/{epoch:06d}.beat", b"2 later\n")
 
 
 @contextmanager
-def child_with_lease(store: Store, run_id: str = "run-child"):
+def child_with_lease(store: Store):
     """A process that holds the lease until it is killed."""
     script = (
         "import pickle, sys; from pipelines.index.lease import hold_lease\n"
         "store = pickle.loads(bytes.fromhex(sys.argv[1]))\n"
-        "with hold_lease(store, sys.argv[2]):\n"
+        "with hold_lease(store, 'run-child'):\n"
         "    print('held', flush=True); sys.stdin.readline()\n"
     )
     child = subprocess.Popen(
-        [sys.executable, "-c", script, pickle.dumps(store).hex(), run_id],
+        [sys.executable, "-c", script, pickle.dumps(store).hex()],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -99,21 +114,23 @@ def wait_until(condition: Callable[[], object]) -> None:
 # One after another
 
 
-def test_hold_lease_first_time_is_epoch_one_and_released_after(any_store):
-    with hold_lease(any_store, "run-a") as lease:
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_hold_lease_is_held_until_it_is_released_and_lost_when_taken_over(place, request, store):
+    if place == "s3":
+        uri, options = request.getfixturevalue("s3_bucket")
+        store = open_store(f"{uri}/index", options)
+    with hold_lease(store, "run-a") as lease:
         assert lease.epoch == 1
-        owner = Owner.model_validate_json(any_store.read("leases/000001.json"))
+        owner = Owner.model_validate_json(store.read("leases/000001.json"))
         assert (owner.run_id, owner.pid) == ("run-a", os.getpid())
         assert abs(datetime.now(UTC) - owner.acquired) < timedelta(minutes=1)
-        assert not any_store.exists("leases/000001.released")
+        assert not store.exists("leases/000001.released")
         lease.check()
-    assert any_store.exists("leases/000001.released")
-
-
-def test_hold_lease_released_is_next_epoch_at_once(any_store):
-    for epoch in (1, 2, 3):
-        with Observer().take(any_store) as lease:
-            assert lease.epoch == epoch
+    assert store.exists("leases/000001.released")
+    with Observer().take(store) as lease:  # at once
+        lease.check()
+        leave_lease(store, 3)
+        with pytest.raises(LeaseHeldError, match="another run took over epoch 2"):
             lease.check()
 
 
@@ -123,48 +140,38 @@ def test_hold_lease_run_fails_lease_is_released_and_error_kept(store):
     assert store.exists("leases/000001.released")
 
 
-def test_hold_lease_beat_changes_while_held(any_store):
-    def beat() -> bytes:
+def test_hold_lease_beat_changes_while_held(store):
+    def seen() -> bytes:
         try:
-            return any_store.read("leases/000001.beat")
+            return store.read("leases/000001.beat")
         except FileNotFoundError:
             return b""
 
-    with hold_lease(any_store, "run-a", beat_seconds=0.01):
+    with hold_lease(store, "run-a", beat_seconds=0.01):
         for _ in range(3):
-            before = beat()
-            wait_until(lambda before=before: beat() != before)
-    last = beat()
+            before = seen()
+            wait_until(lambda before=before: seen() != before)
+    last = seen()
     time.sleep(0.05)
-    assert beat() == last
+    assert seen() == last
 
 
 # This host
 
 
 @needs_proc
-def test_hold_lease_owner_alive_is_refused_naming_it(any_store):
-    observer = Observer()
-    with child_with_lease(any_store) as child:
-        with pytest.raises(LeaseHeldError) as caught, observer.take(any_store):
-            pass
-        assert f"run run-child on {os.uname().nodename} (pid {child.pid}), started 0:0" in str(
-            caught.value
-        )
-        assert caught.value.remedy == f"Wait for it, or stop it: kill {child.pid}."
-    assert observer.now == 1000  # did not wait
-
-
-@needs_proc
-def test_hold_lease_owner_killed_is_replaced_at_once(any_store):
-    with child_with_lease(any_store) as child:
+def test_hold_lease_owner_alive_is_refused_naming_it_and_killed_is_replaced_at_once(store):
+    with child_with_lease(store) as child:
+        observer = Observer()
+        error = observer.is_refused(store)
+        owner = f"run run-child on {os.uname().nodename} (pid {child.pid}), started 0:0"
+        assert owner in str(error)
+        assert error.remedy == f"Wait for it, or stop it: kill {child.pid}."
+        assert observer.now == 1000  # did not wait
         child.kill()
         child.wait()
-        assert not any_store.exists("leases/000001.released")
-        observer = Observer()
-        with observer.take(any_store) as lease:
-            assert lease.epoch == 2
-        assert observer.now == 1000
+        assert not store.exists("leases/000001.released")
+        Observer().takes_over(store)
 
 
 @needs_proc
@@ -173,44 +180,30 @@ def test_hold_lease_owner_is_zombie_is_replaced_at_once(store):
         child.kill()
         stat = Path(f"/proc/{child.pid}/stat")
         wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "Z")
-        with Observer().take(store) as lease:
-            assert lease.epoch == 2
+        Observer().takes_over(store)
 
 
 @needs_proc
 def test_hold_lease_pid_used_again_is_replaced_at_once(store):
-    me = Owner.this_process("me")
-    leave_lease(store, host=me.host, process_start=me.process_start - 1)
-    observer = Observer()
-    with observer.take(store) as lease:
-        assert lease.epoch == 2
-    assert observer.now == 1000
-
-
-@needs_proc
-def test_hold_lease_child_ends_by_itself_is_released(store):
-    with child_with_lease(store) as child:
-        child.communicate("stop\n", timeout=20)
-        assert child.returncode == 0
-        assert store.exists("leases/000001.released")
+    leave_lease_of_the_dead(store)
+    Observer().takes_over(store)
 
 
 @needs_proc
 def test_hold_lease_twice_in_one_process_is_refused(store):
-    with hold_lease(store, "run-a"), pytest.raises(LeaseHeldError), hold_lease(store, "run-b"):
-        pass
+    with hold_lease(store, "run-a"):
+        Observer().is_refused(store)
 
 
 @needs_proc
 def test_owner_stat_with_odd_process_name_is_read(tmp_path):
-    proc = tmp_path / "proc"
-    (proc / "sys/kernel/random").mkdir(parents=True)
+    proc, pid = tmp_path / "proc", os.getpid()
+    for folder in ("sys/kernel/random", "self/ns", str(pid)):
+        (proc / folder).mkdir(parents=True)
     (proc / "sys/kernel/random/boot_id").write_text("boot\n")
-    (proc / "self/ns").mkdir(parents=True)
     (proc / "self/ns/pid").symlink_to("pid:[7]")
-    (proc / str(os.getpid())).mkdir()
-    real = Path(f"/proc/{os.getpid()}/stat").read_text().rpartition(")")[2]
-    (proc / str(os.getpid()) / "stat").write_text(f"{os.getpid()} (a) Z 1 (b){real}")
+    real = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+    (proc / str(pid) / "stat").write_text(f"{pid} (a) Z 1 (b){real}")
     owner = Owner.this_process("run", proc)
     assert (owner.boot_id, owner.pid_namespace) == ("boot", "pid:[7]")
     assert owner.process_start == Owner.this_process("run").process_start
@@ -228,57 +221,35 @@ ELSEWHERE = [
 
 
 @pytest.mark.parametrize("where", ELSEWHERE)
-def test_hold_lease_elsewhere_silent_is_taken_over_after_expiry(where, store):
+def test_hold_lease_elsewhere_is_refused_while_it_beats_and_taken_over_after_expiry(where, store):
     leave_lease(store, **where, pid=os.getpid())
-    observer = Observer()
-    with observer.take(store) as lease:
-        assert lease.epoch == 2
-    assert observer.now == 1060
-
-
-@pytest.mark.parametrize("where", ELSEWHERE)
-def test_hold_lease_elsewhere_beating_is_refused(where, store):
-    leave_lease(store, **where, pid=2**22 + 1)
-    observer = Observer(at_58=lambda: store.overwrite("leases/000001.beat", b"2 later\n"))
-    with pytest.raises(LeaseHeldError, match="which has a heartbeat"), observer.take(store):
-        pass
+    Observer(at_58=beat(store)).is_refused(store, "which has a heartbeat")
     assert not store.exists("leases/000002.json")
+    Observer().takes_over(store, after=60)
 
 
 def test_hold_lease_elsewhere_first_beat_only_now_is_refused(store):
-    owner = Owner.this_process("run-elsewhere").model_copy(update={"host": "elsewhere"})
-    store.create_exclusive("leases/000001.json", owner.to_bytes())
-    observer = Observer(at_3=lambda: store.overwrite("leases/000001.beat", b"1\n"))
-    with pytest.raises(LeaseHeldError, match="on elsewhere"), observer.take(store):
-        pass
+    leave_lease(store, beats=False)
+    Observer(at_3=beat(store)).is_refused(store, "on elsewhere")
 
 
 def test_hold_lease_elsewhere_released_meanwhile_is_taken_then(store):
     leave_lease(store)
-    observer = Observer(at_5=lambda: store.overwrite("leases/000001.released", b""))
-    with observer.take(store) as lease:
-        assert lease.epoch == 2
-    assert observer.now == 1005
+    release = Observer(at_5=lambda: store.overwrite("leases/000001.released", b""))
+    release.takes_over(store, after=5)
 
 
 def test_hold_lease_elsewhere_third_run_is_faster_is_watched_too(store):
     leave_lease(store)
-    observer = Observer(
-        at_50=lambda: leave_lease(store, 2, run_id="run-third"),
-        at_100=lambda: store.overwrite("leases/000002.beat", b"2\n"),
-    )
-    with pytest.raises(LeaseHeldError, match="run-third"), observer.take(store):
-        pass
+    third = {"at_50": lambda: leave_lease(store, 2, run_id="run-third"), "at_100": beat(store, 2)}
+    Observer(**third).is_refused(store, "run-third")
 
 
 @pytest.mark.parametrize("skew", [timedelta(days=-400), timedelta(days=400)])
 def test_hold_lease_elsewhere_wall_clock_decides_nothing(skew, store):
     leave_lease(store, acquired=datetime.now(UTC) + skew)
-    observer = Observer(at_30=lambda: store.overwrite("leases/000001.beat", b"2\n"))
-    with pytest.raises(LeaseHeldError) as caught, observer.take(store):
-        pass
     started = "started 0:00:00 ago" if skew > timedelta() else "started 400 days, 0:00:"
-    assert started in caught.value.message
+    Observer(at_30=beat(store)).is_refused(store, started)
 
 
 def test_this_process_without_proc_is_known_by_heartbeat_alone(tmp_path):
@@ -291,14 +262,18 @@ def test_this_process_without_proc_is_known_by_heartbeat_alone(tmp_path):
 # Races and losses
 
 
-def test_hold_lease_race_has_one_winner(any_store):
+@needs_proc
+@pytest.mark.parametrize("held_by_the_dead", [False, True])
+def test_hold_lease_race_has_one_winner(store, held_by_the_dead):
     racers = 6
+    if held_by_the_dead:
+        leave_lease_of_the_dead(store)
     start, done = (threading.Barrier(racers, timeout=30) for _ in range(2))
 
     def race(racer: int) -> int | None:
         start.wait()
         try:
-            with hold_lease(any_store, f"run-{racer}", expiry_seconds=20) as lease:
+            with hold_lease(store, f"run-{racer}", expiry_seconds=20) as lease:
                 done.wait()
                 return lease.epoch
         except LeaseHeldError:
@@ -307,36 +282,7 @@ def test_hold_lease_race_has_one_winner(any_store):
 
     with ThreadPoolExecutor(racers) as pool:
         epochs = [*pool.map(race, range(racers))]
-    assert sorted(epochs, key=str) == [1, *[None] * (racers - 1)]
-
-
-@needs_proc
-def test_hold_lease_race_for_a_dead_one_has_one_winner(store):
-    me = Owner.this_process("me")
-    leave_lease(store, host=me.host, process_start=me.process_start - 1)
-    won = []
-    start, done = (threading.Barrier(4, timeout=30) for _ in range(2))
-
-    def race(racer: int) -> None:
-        start.wait()
-        try:
-            with hold_lease(store, f"run-{racer}") as lease:
-                won.append(lease.epoch)
-                done.wait()
-        except LeaseHeldError:
-            done.wait()
-
-    with ThreadPoolExecutor(4) as pool:
-        [*pool.map(race, range(4))]
-    assert won == [2]
-
-
-def test_check_taken_over_raises_lease_held(any_store):
-    with hold_lease(any_store, "run-a") as lease:
-        lease.check()
-        leave_lease(any_store, 2)
-        with pytest.raises(LeaseHeldError, match="another run took over epoch 1"):
-            lease.check()
+    assert sorted(epochs, key=str) == [1 + held_by_the_dead, *[None] * (racers - 1)]
 
 
 def test_hold_lease_beat_fails_run_goes_on_with_a_warning(store, tmp_path, caplog):
@@ -344,9 +290,8 @@ def test_hold_lease_beat_fails_run_goes_on_with_a_warning(store, tmp_path, caplo
     with hold_lease(store, "run-a", beat_seconds=0.01) as lease:
         wait_until(lambda: len(caplog.records) >= 2)
         lease.check()
-    assert {r.getMessage() for r in caplog.records} == {
-        f"cannot write {store.url('leases/000001.beat')}"
-    }
+    said = f"cannot write {store.url('leases/000001.beat')}"
+    assert {record.getMessage() for record in caplog.records} == {said}
     assert store.exists("leases/000001.released")
 
 
@@ -373,6 +318,5 @@ class OverwritingStore(Store):
 
 
 def test_hold_lease_store_that_overwrites_is_refused(tmp_path):
-    store = OverwritingStore(str(tmp_path))
     with pytest.raises(StorageError, match="creates files exclusively"):
-        hold_lease(store, "run-a").__enter__()
+        hold_lease(OverwritingStore(str(tmp_path)), "run-a").__enter__()

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from actors.errors import SourceChangedError
+from actors.errors import ConfigError, IndexStateError, SourceChangedError
 from actors.models.files import resolve_model
 from actors.models.tiny import ensure_tiny_m3
 from pipelines.config import parse_config
@@ -27,9 +27,13 @@ from pipelines.plan.plan import (
     unit_of,
 )
 from pipelines.plan.request import Request
+from pipelines.run.context import RunContext
+from pipelines.run.tasks import Task, next_embed_task
 from pipelines.source import Source, Unit
 from pipelines.source.units import FileRange, Listing, SourceFile
 from pipelines.store import open_store
+from pipelines.terminal.cli import silent
+from pipelines.terminal.progress import Progress
 
 RAW = {
     "source": {"uri": "s3://docs/wiki", "columns": {"title": "title", "metadata": ["url"]}},
@@ -52,67 +56,68 @@ def request_of(changes=()):
     return Request.of(config, resolve_model(config.encoder))
 
 
-def run_id(request):
-    return request.run_id()
-
-
 # The request
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
+def test_run_id_of_the_same_result_is_equal():
+    same = [
         {"ray.actors": 3, "ray.gpus_per_actor": 0.5, "ray.address": "ray://head:10001"},
         {"ray.cpus_per_actor": 4, "ray.slices_per_actor": 5},
-        {"model.dtype": "float32"},
-        {"model.device": "cpu"},
-        {"model.max_batch_tokens": 512},
+        {"model.dtype": "float32", "model.device": "cpu", "model.max_batch_tokens": 512},
         {"source.storage_options": {"key": "k", "secret": "s"}},
-        {"index.storage_options": {"key": "k", "secret": "s"}},
-        {"index.uri": "s3://another/index"},
+        {"index.storage_options": {"key": "k", "secret": "s"}, "index.uri": "s3://another/index"},
         {"outputs": ["sparse", "dense"]},
         {"chunk.by": "tokens", "source.columns.id": "id", "source.limit": None},
         {"slice.max_tokens": 1_048_576, "slice.documents": 1000},
         {"model.query_max_length": 128},
-    ],
-    ids=str,
-)
-def test_run_id_of_the_same_result_is_equal(changes):
-    assert run_id(request_of(changes)) == run_id(request_of())
-    assert request_of(changes).differences(request_of().parts) == []
+    ]
+    first = request_of()
+    for changes in same:
+        assert request_of(changes).run_id() == first.run_id(), changes
+        assert request_of(changes).differences(first.parts) == [], changes
+    assert first.differences(json.loads(json.dumps(first.parts))) == []
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "named"),
-    [
-        ("chunk.max_tokens", 95, "chunk.max_tokens"),
-        ("chunk.overlap", 9, "chunk.overlap"),
-        ("chunk.by", "none", "chunk.by"),
-        ("outputs", ["dense"], "outputs"),
-        ("source.uri", "s3://docs/other", "source.uri"),
-        ("source.limit", 5, "source.limit"),
-        ("source.columns.id", "key", "source.columns.id"),
-        ("source.columns.text", "body", "source.columns.text"),
-        ("source.columns.title", None, "source.columns.title"),
-        ("source.columns.metadata", [], "source.columns.metadata"),
-        ("model.max_length", 127, "model.max_length"),
-        ("model.pooling", "mean", "model.pooling"),
-        ("model.normalize", False, "model.normalize"),
-        ("model.truncate_dim", 32, "model.truncate_dim"),
-        ("model.query_instruction", "query: ", "model.prompts.query.before"),
-        ("model.passage_instruction", "passage: ", "model.prompts.passage.before"),
-        ("model.vector_dtype", "float32", "vector_dtype"),
-        ("slice.documents", 7, "slice.documents"),
-        ("slice.max_tokens", 7, "slice.max_tokens"),
-        ("index.store_text", False, "index.store_text"),
-        ("index.colbert_storage", "bytes", "index.colbert_storage"),
-    ],
-)
-def test_run_id_of_another_result_differs(key, value, named):
+# Key -> (another value, is the space the same, is the index the same).
+DIFFERENT = {
+    "chunk.max_tokens": (95, True, False),
+    "chunk.overlap": (9, True, False),
+    "chunk.by": ("none", True, False),
+    "outputs": (["dense"], True, False),
+    "source.uri": ("s3://docs/other", True, True),
+    "source.limit": (5, True, True),
+    "source.columns.id": ("key", True, False),
+    "source.columns.text": ("body", True, False),
+    "source.columns.title": (None, True, False),
+    "source.columns.metadata": ([], True, False),
+    "model.max_length": (127, False, False),
+    "model.pooling": ("mean", False, False),
+    "model.normalize": (False, False, False),
+    "model.truncate_dim": (32, False, False),
+    "model.query_instruction": ("query: ", False, False),
+    "model.passage_instruction": ("passage: ", False, False),
+    "model.vector_dtype": ("float32", True, False),
+    "slice.documents": (7, True, True),
+    "slice.max_tokens": (7, True, True),
+    "index.store_text": (False, True, False),
+    "index.colbert_storage": ("bytes", True, False),
+}
+CALLED = {
+    "model.query_instruction": "model.prompts.query.before",
+    "model.passage_instruction": "model.prompts.passage.before",
+    "model.vector_dtype": "vector_dtype",
+}
+
+
+@pytest.mark.parametrize("key", DIFFERENT)
+def test_run_id_of_another_result_differs_and_fingerprints_where_they_should(key):
+    value, space, index = DIFFERENT[key]
     request, other = request_of(), request_of({key: value})
-    assert run_id(request) != run_id(other)
-    assert named in request.differences(other.parts)
-    assert named in other.differences(request.parts)
+    assert request.run_id() != other.run_id()
+    assert CALLED.get(key, key) in request.differences(other.parts)
+    assert CALLED.get(key, key) in other.differences(request.parts)
+    assert (request.space_fingerprint == other.space_fingerprint) == space
+    assert (request.index_fingerprint == other.index_fingerprint) == index
 
 
 def test_run_id_of_another_weight_differs(tmp_path):
@@ -123,8 +128,8 @@ def test_run_id_of_another_weight_differs(tmp_path):
         file.seek(-1, os.SEEK_END)
         file.write(bytes([last ^ 1]))
     same, other = (request_of({"model.name": str(folder)}) for folder in copies)
-    assert run_id(same) == run_id(request_of())
-    assert run_id(other) != run_id(request_of())
+    assert same.run_id() == request_of().run_id()
+    assert other.run_id() != request_of().run_id()
     assert same.differences(other.parts) == ["model.weights.model.safetensors"]
     assert same.space_fingerprint != other.space_fingerprint
 
@@ -132,7 +137,7 @@ def test_run_id_of_another_weight_differs(tmp_path):
 def test_run_id_relative_source_is_that_of_its_absolute_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     relative = request_of({"source.uri": "docs"})
-    assert run_id(relative) == run_id(request_of({"source.uri": str(tmp_path / "docs")}))
+    assert relative.run_id() == request_of({"source.uri": str(tmp_path / "docs")}).run_id()
 
 
 def test_run_id_of_each_occasion_is_another():
@@ -144,11 +149,6 @@ def test_run_id_of_each_occasion_is_another():
     assert request.run_id(after=1, listing="a") == ids[2]
 
 
-def test_request_read_back_from_json_does_not_differ():
-    request = request_of()
-    assert request.differences(json.loads(json.dumps(request.parts))) == []
-
-
 def test_request_differences_are_sorted_dotted_paths():
     other = request_of({"chunk.overlap": 1, "slice.documents": 2, "source.columns.text": "body"})
     assert request_of().differences(other.parts) == [
@@ -158,38 +158,11 @@ def test_request_differences_are_sorted_dotted_paths():
     ]
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "space", "index"),
-    [
-        ("source.uri", "s3://docs/other", True, True),
-        ("source.limit", 3, True, True),
-        ("slice.documents", 3, True, True),
-        ("source.columns.title", None, True, False),
-        ("chunk.overlap", 3, True, False),
-        ("outputs", ["dense"], True, False),
-        ("model.vector_dtype", "float32", True, False),
-        ("index.colbert_storage", "bytes", True, False),
-        ("model.normalize", False, False, False),
-        ("model.passage_instruction", "passage: ", False, False),
-    ],
-)
-def test_fingerprints_are_equal_where_they_should_be(key, value, space, index):
-    request, other = request_of(), request_of({key: value})
-    assert (request.space_fingerprint == other.space_fingerprint) == space
-    assert (request.index_fingerprint == other.index_fingerprint) == index
-
-
 # What is left to do
 
 ENCODER = EncoderRecord(
-    space_fingerprint="f",
-    dim=64,
-    colbert_dim=None,
-    max_length=128,
-    pooling="cls",
-    dtype="float32",
-    device="cpu",
-    worker="host:1",
+    **{"space_fingerprint": "f", "dim": 64, "colbert_dim": None, "max_length": 128},
+    **{"pooling": "cls", "dtype": "float32", "device": "cpu", "worker": "host:1"},
 )
 
 
@@ -207,58 +180,47 @@ def done_of(unit, first, documents):
         first_document=first,
         documents=documents,
         last=first + documents == unit.documents,
-        embedded=documents,
-        passages=documents,
-        tokens=documents,
+        **dict.fromkeys(("embedded", "passages", "tokens"), documents),
+        **dict.fromkeys(("part", "ledger", "reject_file")),
         truncated=0,
         rejects={},
         masked=[],
-        part=None,
-        ledger=None,
-        reject_file=None,
         encoder=ENCODER,
         seconds=0.1,
     )
 
 
-def left(unit, *slices):
+WANTED = ((3, 4), (9, 11), (50, None))
+
+
+@pytest.mark.parametrize(
+    ("documents", "wanted", "slices", "todo"),
+    [
+        (100, None, [], [[0, None]]),
+        (100, None, [(0, 40), (40, 40), (80, 20)], None),
+        (100, None, [(0, 40)], [[40, None]]),
+        (100, None, [(0, 40), (40, 40)], [[80, None]]),
+        (100, None, [(40, 40), (80, 20)], [[0, 40]]),
+        (100, None, [(80, 20)], [[0, 80]]),
+        (100, None, [(40, 40)], [[0, 40], [80, None]]),
+        (100, None, [(0, 40), (80, 20)], [[40, 80]]),
+        (100, None, [(0, 10), (30, 10), (60, 10), (90, 10)], [[10, 30], [40, 60], [70, 90]]),
+        (100, None, [(0, 100)], None),
+        (100, WANTED, [], [[3, 4], [9, 11], [50, None]]),
+        (100, WANTED, [(3, 1)], [[9, 11], [50, None]]),
+        (100, WANTED, [(9, 1)], [[3, 4], [10, 11], [50, None]]),
+        (100, WANTED, [(50, 20)], [[3, 4], [9, 11], [70, None]]),
+        (100, WANTED, [(3, 1), (9, 2), (50, 50)], None),
+        (0, None, [], [[0, None]]),  # an empty unit needs a record too
+        (0, None, [(0, 0)], None),
+    ],
+)
+def test_todo_table_is_what_has_no_done_record(documents, wanted, slices, todo):
+    unit = unit_with(documents)
+    unit = replace(unit, wanted=wanted) if wanted else unit
+    assert unit.documents_wanted == (53 if wanted else documents)
     rows = todo_table([unit], [done_of(unit, *each) for each in slices]).to_pylist()
-    return rows[0]["todo"] if rows else None
-
-
-@pytest.mark.parametrize(
-    ("slices", "todo"),
-    [
-        ([], [[0, None]]),
-        ([(0, 40), (40, 40), (80, 20)], None),
-        ([(0, 40)], [[40, None]]),
-        ([(0, 40), (40, 40)], [[80, None]]),
-        ([(40, 40), (80, 20)], [[0, 40]]),
-        ([(80, 20)], [[0, 80]]),
-        ([(40, 40)], [[0, 40], [80, None]]),
-        ([(0, 40), (80, 20)], [[40, 80]]),
-        ([(0, 10), (30, 10), (60, 10), (90, 10)], [[10, 30], [40, 60], [70, 90]]),
-        ([(0, 100)], None),
-    ],
-)
-def test_todo_table_is_what_has_no_done_record(slices, todo):
-    assert left(unit_with(100), *slices) == todo
-
-
-@pytest.mark.parametrize(
-    ("slices", "todo"),
-    [
-        ([], [[3, 4], [9, 11], [50, None]]),
-        ([(3, 1)], [[9, 11], [50, None]]),
-        ([(9, 1)], [[3, 4], [10, 11], [50, None]]),
-        ([(50, 20)], [[3, 4], [9, 11], [70, None]]),
-        ([(3, 1), (9, 2), (50, 50)], None),
-    ],
-)
-def test_todo_table_of_a_unit_wanted_in_part_is_what_is_missing_of_it(slices, todo):
-    unit = replace(unit_with(100), wanted=((3, 4), (9, 11), (50, None)))
-    assert left(unit, *slices) == todo
-    assert unit.documents_wanted == 53
+    assert (rows[0]["todo"] if rows else None) == todo
 
 
 def unreadable(unit, first):
@@ -295,11 +257,6 @@ def test_read_done_drops_failures_that_were_read_beyond(tmp_path, good, bad, kep
     assert found == [(first, False) for first in good] + [(first, True) for first in kept]
 
 
-@pytest.mark.parametrize(("slices", "todo"), [([], [[0, None]]), ([(0, 0)], None)])
-def test_todo_table_empty_unit_needs_a_record_too(slices, todo):
-    assert left(unit_with(0), *slices) == todo
-
-
 def test_todo_table_holds_each_unit_with_something_left():
     units = [unit_with(n, number) for number, n in enumerate((10, 20, 0, 30, 5))]
     done = [
@@ -313,13 +270,8 @@ def test_todo_table_holds_each_unit_with_something_left():
     assert table["unit"].to_pylist() == incomplete_units(units, done) == [1, 3, 4]
     assert table["todo"].to_pylist() == [[[5, None]], [[0, None]], [[0, 3]]]
     assert [unit_of(row) for row in table.to_pylist()] == [units[1], units[3], units[4]]
-
-
-def test_todo_table_of_a_finished_run_is_empty():
-    units = [unit_with(10), unit_with(5, 1)]
-    table = todo_table(units, [done_of(units[0], 0, 10), done_of(units[1], 0, 5)])
-    assert table.num_rows == 0
-    assert table.schema == TODO_SCHEMA
+    finished = todo_table(units[:1], done[:1])
+    assert (finished.num_rows, finished.schema) == (0, TODO_SCHEMA)
 
 
 # Planning
@@ -353,7 +305,7 @@ def plan(corpus, make_config):
         def pin():
             return source.units(listing), listing.hash
 
-        return plan_run(store, config, request, pin, listing.files, run_id(request))
+        return plan_run(store, config, request, pin, listing.files, request.run_id())
 
     return make
 
@@ -363,61 +315,45 @@ def store(tmp_path):
     return open_store(str(tmp_path / "index"))
 
 
-def test_plan_run_pins_the_source(plan, store, corpus):
+def test_plan_run_pins_the_source_and_is_taken_up_again(plan, store, corpus):
     run = plan()
     assert [unit.documents for unit in run.units] == [4, 4, 2, 4, 1]
     assert [unit.number for unit in run.units] == [0, 1, 2, 3, 4]
     assert (run.plan.units, run.plan.documents, run.plan.parent) == (5, 15, None)
     assert load_plan(store, run.plan.run_id) == run.plan
-    files = [
-        SourceFile(str(p), p.stat().st_size, str(p.stat().st_mtime_ns))
-        for p in sorted(corpus.iterdir())
-    ]
+    states = [(path, path.stat()) for path in sorted(corpus.iterdir())]
+    files = [SourceFile(str(p), state.st_size, str(state.st_mtime_ns)) for p, state in states]
     assert run.plan.listing == Listing(files, "parquet", str(corpus)).hash
-
-
-def test_plan_run_stores_request_and_configuration(plan, store):
-    run = plan()
-    stored = json.loads(store.read(plan_path(run.plan.run_id)))
-    assert stored["format_version"] == 1
-    chunk = stored["config"]["chunk"]
+    stored = store.read(plan_path(run.plan.run_id))
+    found = json.loads(stored)
+    chunk = found["config"]["chunk"]
     assert (chunk["by"], chunk["max_tokens"], chunk["overlap"]) == ("tokens", 96, 8)
-    assert stored["request"]["slice"]["documents"] == 20
+    assert (found["format_version"], found["request"]["slice"]["documents"]) == (1, 20)
+    assert plan() == plan(ray={"actors": 3}) == run
+    assert store.read(plan_path(run.plan.run_id)) == stored
+    other = plan(chunk={"max_tokens": 50})
+    assert (other.plan.run_id != run.plan.run_id, other.units) == (True, run.units)
+    assert load_plan(store, "0123456789abcdef") is None
 
 
-def test_plan_run_again_takes_up_the_first(plan, store):
+def test_plan_run_after_a_crash_before_the_plan_goes_on_with_what_was_pinned(
+    plan, store, corpus, tmp_path
+):
     first = plan()
-    before = store.read(plan_path(first.plan.run_id))
-    assert plan() == first
-    assert plan(ray={"actors": 3}) == first
-    assert store.read(plan_path(first.plan.run_id)) == before
-
-
-def test_plan_run_after_a_crash_before_the_plan_goes_on(plan, store, tmp_path):
-    first = plan()
-    (tmp_path / "index" / plan_path(first.plan.run_id)).unlink()
     units = store.read(units_path(first.plan.run_id))
-    again = plan()
-    assert again.units == first.units
-    assert store.read(units_path(first.plan.run_id)) == units
-    assert load_plan(store, first.plan.run_id) == again.plan
-    assert again.plan.listing == first.plan.listing
-
-
-def test_plan_run_after_a_crash_counts_no_file_in_that_was_not_pinned(plan, corpus, tmp_path):
-    """Else the next start would call a source committed of which one file was never read."""
-    first = plan()
-    (tmp_path / "index" / plan_path(first.plan.run_id)).unlink()
-    write(corpus / "c.parquet", 3)
-    try:
+    for added in (None, corpus / "c.parquet"):
+        (tmp_path / "index" / plan_path(first.plan.run_id)).unlink()
+        if added:  # else the next start would call a source committed that was never read whole
+            write(added, 3)
         again = plan()
-    except SourceChangedError:
-        return
-    assert again.plan.listing == first.plan.listing
+        assert again.units == first.units
+        assert store.read(units_path(first.plan.run_id)) == units
+        assert load_plan(store, first.plan.run_id) == again.plan
+        assert again.plan.listing == first.plan.listing
 
 
 @pytest.mark.parametrize("with_plan", [True, False])
-def test_plan_run_changed_file_raises(plan, corpus, tmp_path, with_plan):
+def test_plan_run_changed_or_missing_file_is_refused_naming_it(plan, corpus, tmp_path, with_plan):
     run = plan()
     if not with_plan:
         (tmp_path / "index" / plan_path(run.plan.run_id)).unlink()
@@ -425,12 +361,8 @@ def test_plan_run_changed_file_raises(plan, corpus, tmp_path, with_plan):
     with pytest.raises(SourceChangedError, match=r"b\.parquet changed since") as caught:
         plan()
     assert "--fresh" in caught.value.remedy
-
-
-def test_plan_run_missing_file_raises(plan, corpus):
-    plan()
-    (corpus / "a.parquet").unlink()
-    with pytest.raises(SourceChangedError, match=r"a\.parquet is gone since"):
+    (corpus / "b.parquet").unlink()
+    with pytest.raises(SourceChangedError, match=r"b\.parquet is gone since"):
         plan()
 
 
@@ -443,17 +375,30 @@ def test_plan_run_file_beyond_the_limit_may_change(plan, corpus):
     assert plan(source=source) == first
 
 
-def test_plan_run_of_another_request_is_another_plan(plan):
-    first, second = plan(), plan(chunk={"max_tokens": 50})
-    assert first.plan.run_id != second.plan.run_id
-    assert first.units == second.units
-
-
-def test_load_plan_absent_is_none(store):
-    assert load_plan(store, "0123456789abcdef") is None
-
-
 def test_plan_stores_no_secret(plan, store, corpus):
     options = {"auto_mkdir": "hush"}
     run = plan(source={"uri": str(corpus), "storage_options": options})
     assert b"hush" not in store.read(plan_path(run.plan.run_id))
+
+
+# Which run a command starts
+
+
+def test_next_task_on_an_empty_place_is_a_first_run_of_its_request(corpus, make_config):
+    def next_task(*, fresh=False, replay=False, **sections):
+        context = RunContext.of(make_config(corpus, **sections), Progress(silent()))
+        return next_embed_task(context, fresh=fresh, replay=replay)
+
+    task = next_task()
+    assert isinstance(task, Task)
+    assert task.parent is None
+    units, listing = task.pin()
+    assert [unit.documents for unit in units] == [4, 4, 2, 4, 1]
+    assert len(listing) == 32
+    again, fresh, other = next_task(), next_task(fresh=True), next_task(chunk={"max_tokens": 50})
+    assert again.run_id == task.run_id
+    assert len({task.run_id, fresh.run_id, other.run_id}) == 3
+    with pytest.raises(IndexStateError, match=r"expected a committed index whose rejects"):
+        next_task(replay=True)
+    with pytest.raises(ConfigError, match="expected one of them, got both"):
+        next_task(fresh=True, replay=True)

@@ -47,11 +47,11 @@ def run_with_poison(config):
     encoder = slice_encoder(EncodeJob(config, task.run_id, "try", request.space_fingerprint))
     reader = slice_reader(config)
     inner = encoder._encoder
-    good = set(
-        inner.passage_tokenizer.tokenize(["some words about item 1 and more"]).values.tolist()
+    good, bad = (
+        set(inner.passage_tokenizer.tokenize([text]).values.tolist())
+        for text in ("some words about item 1 and more", "qqqq")
     )
-    bad = set(inner.passage_tokenizer.tokenize(["qqqq"]).values.tolist()) - good
-    for token in bad:
+    for token in bad - good:
         inner._forward.backbone.words_VH[token] = torch.nan
     for unit in run.units:
         for piece in reader.slices(unit):
@@ -69,9 +69,17 @@ def rejected(index):
 
 
 def test_replay_embeds_what_failed_and_nothing_else(config, tmp_path, ray_cluster):
-    run_with_poison(config)
+    store = run_with_poison(config)
     first = embed_corpus(config)
     assert first.counts.rejects == {"empty_text": 1, "encoder_error": 4}
+    rejects = open_index(config.index.uri).rejects().to_pylist()
+    assert {row["code"] for row in rejects if not row["final"]} <= FOR_NOW
+    units = read_again(inventory(store, first), {1})  # only units with rejects for now
+    assert [(unit.number, unit.wanted, unit.origins) for unit in units] == [
+        (0, (), ((first.run_id, 0),)),
+        (1, ((0, None),), ()),
+    ]
+    assert [unit.documents_wanted for unit in units] == [0, 10]
     manifest = embed_corpus(config, replay_rejects=True)
     assert (manifest.generation, manifest.parent) == (2, 1)
     assert (manifest.counts.documents, manifest.counts.unchanged) == (4, 15)
@@ -80,29 +88,19 @@ def test_replay_embeds_what_failed_and_nothing_else(config, tmp_path, ray_cluste
     other = config.index.model_copy(update={"uri": str(tmp_path / "other")})
     undisturbed = embed_corpus(in_process(config.model_copy(update={"index": other})))
     assert undisturbed.counts.documents == 19
-    mine, other = (
-        open_index(uri).to_table().sort_by("passage_id")
-        for uri in (config.index.uri, str(tmp_path / "other"))
+    mine, theirs = (
+        open_index(uri)
+        .to_table()
+        .sort_by("passage_id")
+        .drop_columns(["dense", "sparse", "colbert"])
+        for uri in (config.index.uri, other.uri)
     )
-    assert mine.drop_columns(["dense", "sparse", "colbert"]).equals(
-        other.drop_columns(["dense", "sparse", "colbert"])
-    )
-    assert rejected(open_index(config.index.uri)) == [("d19", "empty_text")]
-    assert rejected(open_index(config.index.uri, generation=1)) == [
-        ("d17", "encoder_error"),
-        ("d19", "empty_text"),
-        ("d3", "encoder_error"),
-        ("d4", "encoder_error"),
-        ("d9", "encoder_error"),
-    ]
-
-
-def test_replay_again_has_nothing_to_do(config):
-    run_with_poison(config)
-    embed_corpus(config)
-    second = embed_corpus(config, replay_rejects=True)
-    assert embed_corpus(config, replay_rejects=True) == second
-    assert embed_corpus(config) == second
+    assert mine.equals(theirs)
+    empty = ("d19", "empty_text")
+    assert rejected(open_index(config.index.uri)) == [empty]
+    failed = [(f"d{number}", "encoder_error") for number in BAD]
+    assert rejected(open_index(config.index.uri, generation=1)) == sorted([empty, *failed])
+    assert embed_corpus(config, replay_rejects=True) == embed_corpus(config) == manifest
 
 
 def test_replay_without_rejects_for_now_has_nothing_to_do(config):
@@ -130,16 +128,3 @@ def test_replay_first_of_two_with_one_id_takes_the_place_of_the_second(tmp_path,
     index = open_index(config.index.uri)
     assert sorted(index.documents()["doc_id"].to_pylist()) == sorted(set(ids) - {"d19"})
     assert len(index.to_table(["doc_id"])["doc_id"].unique()) == 18
-
-
-def test_replay_reads_only_units_with_rejects_for_now(config):
-    store = run_with_poison(config)
-    live = embed_corpus(config)
-    rejects = open_index(config.index.uri).rejects().to_pylist()
-    assert {row["code"] for row in rejects if not row["final"]} <= FOR_NOW
-    units = read_again(inventory(store, live), {1})
-    assert [(unit.number, unit.wanted, unit.origins) for unit in units] == [
-        (0, (), ((live.run_id, 0),)),
-        (1, ((0, None),), ()),
-    ]
-    assert [unit.documents_wanted for unit in units] == [0, 10]
