@@ -1,186 +1,235 @@
-"""Packed attention against plain softmax attention under a dense block-diagonal mask."""
+"""Packed passages, and attention by every rule against plain softmax attention."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterator
+import itertools
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from packed_inputs import CLOSE, LENGTHS, SEEDS, packed_of
 
-from actors.network import attention
-from actors.network.capped_attention import AttentionRule
-from actors.network.packing import PackedBatch, pack
+from actors.network import attention, capped_attention
+from actors.network.capped_attention import AttentionRule, attend_flex
+from actors.network.micro_batches import TokenRows, micro_batches, next_stop
+from actors.network.packing import pack
 
-HEADS, HEAD_DIM = 3, 8
-LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=8)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """On matrices this small a second thread waits longer than it works."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+# --- layout ---------------------------------------------------------------------------------------
 
 
-def packed_of(lengths: list[int]) -> PackedBatch:
-    offsets = np.cumsum([0, *lengths], dtype=np.int32)
-    values = np.zeros(offsets[-1], dtype=np.int32)
-    return pack(values, offsets, first_position=0, device=torch.device("cpu"))
+PASSAGES = st.lists(
+    st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=9), min_size=1, max_size=12
+)
 
 
-def random_qkv(tokens: int, seed: int, *, strided: bool) -> list[torch.Tensor]:
-    """[1, heads, T, head_dim] x 3; strided: transposed views, as transformers makes them."""
+@settings(deadline=None)
+@given(passages=PASSAGES, first_position=st.integers(0, 5), data=st.data())
+def test_pack_passages_of_a_column_lie_end_to_end_and_each_counts_its_positions(
+    passages, first_position, data
+):
+    start = data.draw(st.integers(0, len(passages) - 1))
+    stop = data.draw(st.integers(start + 1, len(passages)))
+    column = pa.array(passages, pa.list_(pa.int32()))  # its two buffers, as the encoder reads them
+    values, offsets = column.values.to_numpy(), column.offsets.to_numpy()[start : stop + 1]
+    packed = pack(values, offsets, first_position=first_position, device=torch.device("cpu"))
+    lengths = [len(passage) for passage in passages[start:stop]]
+    positions = [range(first_position, first_position + n) for n in lengths]
+    assert packed.input_ids_T.tolist() == list(itertools.chain(*passages[start:stop]))
+    assert packed.position_ids_T.tolist() == list(itertools.chain(*positions))
+    assert packed.cu_seqlens.tolist() == [0, *itertools.accumulate(lengths)]
+    assert packed.lengths_N.tolist() == lengths
+    assert packed.max_seqlen == max(lengths)
+    # What torch's kernels take.
+    assert packed.input_ids_T.dtype == packed.position_ids_T.dtype == torch.int64
+    assert (packed.lengths_N.dtype, packed.cu_seqlens.dtype) == (torch.int64, torch.int32)
+    # Runs of passages of one length are maximal and cover every passage.
+    expected, first = [], 0
+    for length, same in itertools.groupby(lengths):
+        expected.append((first, n := len(list(same)), length))
+        first += n * length
+    assert [tuple(run) for run in packed.runs] == expected
+
+
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 40), max_size=30),
+    max_tokens=st.integers(1, 100),
+    first=st.integers(0, 50),
+)
+@example(lengths=[4, 100, 4, 4], max_tokens=8, first=0)  # one over the budget gets its own
+def test_micro_batches_partition_rows_within_budget_and_waste_none(lengths, max_tokens, first):
+    offsets = np.cumsum([first, *lengths], dtype=np.int32)
+    batches = list(micro_batches(offsets, max_tokens))
+    rows = [row for start, stop in batches for row in range(start, stop)]
+    assert rows == list(range(len(lengths)))
+    for start, stop in batches:
+        assert stop == next_stop(offsets, start, max_tokens)
+        tokens = sum(lengths[start:stop])
+        assert tokens <= max_tokens or stop - start == 1
+        # Greedy: the next passage would not have fitted.
+        assert stop == len(lengths) or tokens + lengths[stop] > max_tokens
+
+
+@settings(deadline=None)
+@given(passages=PASSAGES, data=st.data())
+def test_token_rows_are_the_tokens_of_rows_in_the_order_given(passages, data):
+    column = pa.array([[7, 7, 7], *passages], pa.list_(pa.int32()))
+    rows = data.draw(st.lists(st.integers(1, len(passages)), min_size=1, max_size=8))
+    tokens = TokenRows.of(column.offsets.to_numpy(), np.array(rows))
+    chosen = [passages[row - 1] for row in rows]
+    assert column.values.to_numpy()[tokens.places_T].tolist() == list(itertools.chain(*chosen))
+    assert np.diff(tokens.cu_seqlens).tolist() == [len(passage) for passage in chosen]
+
+
+# --- attention ------------------------------------------------------------------------------------
+
+
+HEADS, HEAD_DIM = 4, 8
+FULL = AttentionRule(causal=False, window=None, softcap=None, scale=0.4)
+RULES = st.builds(
+    AttentionRule,
+    causal=st.booleans(),
+    window=st.sampled_from([None, 1, 2, 5, 100]),
+    softcap=st.sampled_from([None, 0.5, 50.0]),
+    scale=st.sampled_from([0.3, 1.0, HEAD_DIM**-0.5]),
+)
+
+
+def random_qkv(tokens: int, seed: int, key_heads: int = HEADS) -> list[torch.Tensor]:
+    """[1, heads, T, head_dim], and [1, key heads, T, head_dim] twice: views, as transformers'."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (1, tokens, HEADS, HEAD_DIM) if strided else (1, HEADS, tokens, HEAD_DIM)
-    tensors = [torch.randn(shape, generator=generator) for _ in range(3)]
-    return [x.transpose(1, 2) for x in tensors] if strided else tensors
+    shapes = [(1, tokens, heads, HEAD_DIM) for heads in (HEADS, key_heads, key_heads)]
+    return [torch.randn(shape, generator=generator).transpose(1, 2) for shape in shapes]
 
 
-def dense_mask_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    lengths: list[int],
-    scaling: float,
-) -> torch.Tensor:
-    passage_T = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    apart_TT = passage_T[:, None] != passage_T[None, :]
-    scores = (query @ key.transpose(-1, -2) * scaling).masked_fill(apart_TT, float("-inf"))
-    return (scores.softmax(dim=-1) @ value).transpose(1, 2)
+def flat_qkv(tokens: int, seed: int, key_heads: int = HEADS) -> list[torch.Tensor]:
+    """[T, heads, head_dim] three times."""
+    return [x[0].transpose(0, 1) for x in random_qkv(tokens, seed, key_heads)]
 
 
-@settings(max_examples=60, deadline=None)
+def reference(qkv: list[torch.Tensor], lengths: list[int], rule: AttentionRule) -> torch.Tensor:
+    """[1, T, heads, head_dim], one token at a time."""
+    query, key, value = (x[0] for x in qkv)
+    groups = HEADS // len(key)
+    out = torch.zeros(sum(lengths), HEADS, HEAD_DIM)
+    start = 0
+    for length in lengths:
+        for i in range(length):
+            rows = [
+                start + j
+                for j in range(length)
+                if (j <= i or not rule.causal) and (rule.window is None or abs(i - j) < rule.window)
+            ]
+            for head in range(HEADS):
+                scores = key[head // groups, rows] @ query[head, start + i] * rule.scale
+                if rule.softcap:
+                    scores = (scores / rule.softcap).tanh() * rule.softcap
+                out[start + i, head] = scores.softmax(0) @ value[head // groups, rows]
+        start += length
+    return out[None]
+
+
+def packed_attention(qkv: Any, lengths: list[int], rule: AttentionRule) -> torch.Tensor:
+    module = torch.nn.Module()
+    module.is_causal = rule.causal
+    scale = None if rule.scale == HEAD_DIM**-0.5 else rule.scale  # as transformers gives it
+    how = {"packed": packed_of(lengths), "sliding_window": rule.window, "softcap": rule.softcap}
+    found, weights = attention.packed_attention(module, *qkv, None, scale, **how)
+    assert weights is None
+    return found
+
+
+@settings(max_examples=100, deadline=None)
 @given(
     lengths=LENGTHS,
-    seed=st.integers(0, 2**31),
+    rule=RULES,
+    key_heads=st.sampled_from([1, 2, 4]),
     strided=st.booleans(),
-    scaling=st.sampled_from([None, 0.5, 1.0]),
+    seed=SEEDS,
 )
-def test_packed_attention_equals_dense_mask_attention(
-    lengths: list[int], seed: int, strided: bool, scaling: float | None
-) -> None:
-    query, key, value = random_qkv(sum(lengths), seed, strided=strided)
-    ours, weights = attention.packed_attention(
-        torch.nn.Module(), query, key, value, None, scaling, packed=packed_of(lengths)
-    )
-    scale = scaling or 1 / math.sqrt(HEAD_DIM)
-    torch.testing.assert_close(
-        ours, dense_mask_attention(query, key, value, lengths, scale), rtol=0, atol=1e-5
-    )
+def test_packed_attention_of_every_rule_equals_the_plain_one(
+    lengths, rule, key_heads, strided, seed
+):
+    qkv = random_qkv(sum(lengths), seed, key_heads)
+    ours = packed_attention(qkv if strided else [x.contiguous() for x in qkv], lengths, rule)
     assert ours.shape == (1, sum(lengths), HEADS, HEAD_DIM)
-    assert weights is None
+    torch.testing.assert_close(ours, reference(qkv, lengths, rule), **CLOSE)
 
 
 @settings(max_examples=30, deadline=None)
-@given(lengths=LENGTHS, seed=st.integers(0, 2**31), data=st.data())
-def test_packed_attention_of_a_passage_ignores_all_others(
-    lengths: list[int], seed: int, data: st.DataObject
-) -> None:
+@given(lengths=LENGTHS, seed=SEEDS, data=st.data())
+def test_packed_attention_of_a_passage_ignores_all_others(lengths, seed, data):
     row = data.draw(st.integers(0, len(lengths) - 1))
-    start = sum(lengths[:row])
-    own = slice(start, start + lengths[row])
-    query, key, value = random_qkv(sum(lengths), seed, strided=True)
-    before, _ = attention.packed_attention(
-        torch.nn.Module(), query, key, value, None, packed=packed_of(lengths)
-    )
+    own = slice(sum(lengths[:row]), sum(lengths[: row + 1]))
+    qkv = random_qkv(sum(lengths), seed)
+    before = packed_attention(qkv, lengths, FULL)
     foreign = torch.ones(sum(lengths), dtype=torch.bool)
     foreign[own] = False
-    for tensor in (query, key, value):
+    for tensor in qkv:
         tensor[:, :, foreign] = float("nan")
-    after, _ = attention.packed_attention(
-        torch.nn.Module(), query, key, value, None, packed=packed_of(lengths)
-    )
+    after = packed_attention(qkv, lengths, FULL)
     assert torch.equal(after[:, own], before[:, own])
     assert after[:, foreign].isnan().all()
 
 
-FULL = AttentionRule(causal=False, window=None, softcap=None, scale=0.4)
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize(
+    "rule",
+    [
+        AttentionRule(causal=True, window=None, softcap=0.5, scale=1.0),
+        AttentionRule(causal=True, window=3, softcap=50.0, scale=0.3),
+        AttentionRule(causal=False, window=2, softcap=None, scale=1.0),
+    ],
+)
+def test_attend_flex_equals_the_plain_one(rule):
+    """The kernel for CUDA, run uncompiled: the rule it is given is the same."""
+    for lengths in ([7], [1, 9, 9, 2, 30]):
+        ours = attend_flex(*flat_qkv(sum(lengths), 5, 2), packed_of(lengths), rule)
+        expected = reference(random_qkv(sum(lengths), 5, 2), lengths, rule)
+        torch.testing.assert_close(ours[None], expected, **CLOSE)
+
+
+def test_attend_capped_in_parts_equals_at_once(monkeypatch):
+    rule = AttentionRule(causal=True, window=4, softcap=2.0, scale=1.0)
+    qkv = random_qkv(33, 1, 2)
+    at_once = packed_attention(qkv, [11, 11, 11], rule)
+    monkeypatch.setattr(capped_attention, "_SCORES_AT_ONCE", 3 * HEADS * 11 * 2)
+    in_parts = packed_attention(qkv, [11, 11, 11], rule)
+    torch.testing.assert_close(in_parts, at_once, rtol=0, atol=1e-6)
 
 
 @settings(max_examples=60, deadline=None)
-@given(lengths=LENGTHS, seed=st.integers(0, 2**31))
-def test_attend_of_first_tokens_only_equals_their_rows_of_all(
-    lengths: list[int], seed: int
-) -> None:
-    packed = packed_of(lengths)
-    query, key, value = (x[0].transpose(0, 1) for x in random_qkv(sum(lengths), seed, strided=True))
-    expected = attention.attend(query, key, value, packed, FULL)[packed.firsts_N]
-    found = attention.attend(query[packed.firsts_N], key, value, packed, FULL, first_only=True)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    assert found.is_contiguous()
-
-
-@pytest.mark.parametrize("change", [{"causal": True}, {"window": 2}, {"softcap": 1.0}], ids=str)
-def test_attend_of_first_tokens_by_a_rule_that_is_not_full_refused(change: dict[str, Any]) -> None:
-    qkv = torch.zeros(3, HEADS, HEAD_DIM)
-    rule = dataclasses.replace(FULL, **change)
-    with pytest.raises(NotImplementedError, match="first tokens"):
-        attention.attend(qkv[:1], qkv, qkv, packed_of([3]), rule, first_only=True)
-
-
-@settings(max_examples=40, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 70), min_size=1, max_size=6),
     more=st.integers(0, 5),
     first_only=st.booleans(),
-    seed=st.integers(0, 2**31),
+    seed=SEEDS,
 )
-def test_attend_in_bfloat16_equals_float32(
-    lengths: list[int], more: int, first_only: bool, seed: int
-) -> None:
+def test_attend_of_first_tokens_or_in_bfloat16_equals_that_of_all(lengths, more, first_only, seed):
     """Lengths that get masked keys behind them, and rows of no passage."""
     packed, tokens = packed_of(lengths), sum(lengths)
-    wide = [x[0].transpose(0, 1) for x in random_qkv(tokens + more, seed, strided=True)]
+    qkv = flat_qkv(tokens + more, seed)
+    exact = attention.attend(*(x[:tokens] for x in qkv), packed, FULL)
     if first_only:
-        wide[0] = wide[0][packed.firsts_N]
-    exact = attention.attend(*wide, packed, FULL, first_only=first_only)
-    wide[1][tokens:] = wide[2][tokens:] = 1e4  # of no passage: nobody attends to them
-    found = attention.attend(*(x.bfloat16() for x in wide), packed, FULL, first_only=first_only)
-    torch.testing.assert_close(found.float(), exact, rtol=0, atol=4e-2)
+        qkv[0], exact = qkv[0][packed.firsts_N], exact[packed.firsts_N]
+        found = attention.attend(*qkv, packed, FULL, first_only=True)
+        torch.testing.assert_close(found, exact, **CLOSE)
+        assert found.is_contiguous()
+    qkv[1][tokens:] = qkv[2][tokens:] = 1e4  # of no passage: nobody attends to them
+    found = attention.attend(*(x.bfloat16() for x in qkv), packed, FULL, first_only=first_only)
+    torch.testing.assert_close(found[: len(exact)].float(), exact, rtol=0, atol=4e-2)
     assert found.is_contiguous()
     assert found.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("length", "causal", "dtype", "device", "masked"),
-    [
-        (63, False, torch.bfloat16, "cpu", True),
-        (64, False, torch.bfloat16, "cpu", False),
-        (1_039, False, torch.bfloat16, "cpu", False),
-        (63, True, torch.bfloat16, "cpu", False),
-        (63, False, torch.float32, "cpu", False),
-        (63, False, torch.bfloat16, "meta", False),  # a GPU without flash attention, say
-    ],
-    ids=str,
-)
-def test_masked_keys_stand_behind_others_only_where_that_pays(
-    length: int, causal: bool, dtype: torch.dtype, device: str, masked: bool
-) -> None:
-    rule = dataclasses.replace(FULL, causal=causal)
-    query = torch.empty(1, dtype=dtype, device=device)
-    assert attention._tail_costs(length, rule, query) is masked
-
-
 def varlen_by_hand(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    cu_queries: torch.Tensor,
-    cu_keys: torch.Tensor,
-    max_queries: int,
-    max_keys: int,
-    *,
-    scale: float,
-    window_size: tuple[int, int],
-) -> torch.Tensor:
+    query, key, value, cu_queries, cu_keys, max_queries, max_keys, *, scale, window_size
+):
     """What torch's kernel says of itself; it runs on CUDA only."""
     assert cu_queries.dtype == cu_keys.dtype == torch.int32
     assert len(cu_queries) == len(cu_keys)
@@ -197,35 +246,36 @@ def varlen_by_hand(
 
 @pytest.mark.parametrize("first_only", [False, True], ids=["all", "first"])
 @pytest.mark.parametrize("lengths", [[1], [3, 3, 1], [1, 9, 2, 2]], ids=str)
-def test_attend_tells_flash_attention_where_queries_and_keys_lie(
-    lengths: list[int], first_only: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_attend_tells_flash_attention_where_queries_and_keys_lie(lengths, first_only, monkeypatch):
     packed = packed_of(lengths)
-    query, key, value = (x[0].transpose(0, 1) for x in random_qkv(sum(lengths), 0, strided=True))
+    query, key, value = flat_qkv(sum(lengths), 0)
     query = query[packed.firsts_N] if first_only else query
     expected = attention.attend(query, key, value, packed, FULL, first_only=first_only)
     monkeypatch.setattr(attention, "_has_flash", lambda _: True)
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_by_hand)
     found = attention.attend(query, key, value, packed, FULL, first_only=first_only)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, expected, **CLOSE)
 
 
-def test_packed_attention_with_a_mask_refused() -> None:
-    query, key, value = random_qkv(4, 0, strided=True)
-    mask = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+def test_attention_that_is_not_computed_is_refused():
+    qkv = torch.zeros(3, HEADS, HEAD_DIM)
+    for change in ({"causal": True}, {"window": 2}, {"softcap": 1.0}):
+        rule = dataclasses.replace(FULL, **change)
+        with pytest.raises(NotImplementedError, match="first tokens"):
+            attention.attend(qkv[:1], qkv, qkv, packed_of([3]), rule, first_only=True)
+    mask, packed = torch.ones(1, 1, 4, 4, dtype=torch.bool), packed_of([4])
     with pytest.raises(NotImplementedError, match="takes no mask"):
-        attention.packed_attention(
-            torch.nn.Module(), query, key, value, mask, packed=packed_of([4])
-        )
+        attention.packed_attention(torch.nn.Module(), *random_qkv(4, 0), mask, packed=packed)
 
 
-def test_register_twice_leaves_packed_attention_known_to_transformers() -> None:
+def test_register_twice_leaves_packed_attention_known_to_transformers():
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    attention.register()
-    once = set(AttentionInterface().valid_keys()), set(AttentionMaskInterface().valid_keys())
-    attention.register()
-    twice = set(AttentionInterface().valid_keys()), set(AttentionMaskInterface().valid_keys())
-    assert once == twice
+    names = []
+    for _ in range(2):
+        attention.register()
+        interfaces = (AttentionInterface(), AttentionMaskInterface())
+        names.append([set(interface.valid_keys()) for interface in interfaces])
+    assert names[0] == names[1]
     assert AttentionInterface()[attention.NAME] is attention.packed_attention
     assert AttentionMaskInterface()[attention.NAME](1, key="anything") is None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -16,19 +16,19 @@ from actors.network.batch_runner import SingleThreads, keep_freed_blocks
 
 
 @pytest.fixture(autouse=True)
-def _threads_as_before() -> Iterator[None]:
+def _threads_as_before():
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("threads", [2, 3])
-def test_run_gives_each_piece_one_thread_that_computes_alone(threads: int) -> None:
+def test_run_gives_each_piece_one_thread_that_computes_alone(threads):
     torch.set_num_threads(threads)
     together = threading.Barrier(threads, timeout=60)
     seen: list[tuple[int, int]] = []
 
-    def work(piece: int) -> None:
+    def work(piece):
         together.wait()  # no thread takes two
         torch.ones(200, 200) @ torch.ones(200, 200)
         seen.append((piece, torch.get_num_threads()))
@@ -42,20 +42,21 @@ def test_run_gives_each_piece_one_thread_that_computes_alone(threads: int) -> No
 
 
 @pytest.mark.parametrize(("threads", "pieces"), [(1, 3), (2, 1)])
-def test_run_of_one_piece_or_one_thread_stays_in_this_thread(threads: int, pieces: int) -> None:
+def test_run_of_one_piece_or_one_thread_stays_in_this_thread(threads, pieces):
     torch.set_num_threads(threads)
-    seen: list[tuple[str, int]] = []
-    SingleThreads().run(
-        lambda _: seen.append((threading.current_thread().name, torch.get_num_threads())),
-        range(pieces),
-    )
-    assert seen == [(threading.current_thread().name, threads)] * pieces
+    seen: list[tuple[int, int]] = []
+
+    def work(_):
+        seen.append((threading.get_ident(), torch.get_num_threads()))
+
+    SingleThreads().run(work, range(pieces))
+    assert seen == [(threading.get_ident(), threads)] * pieces
 
 
-def test_run_raises_what_the_first_piece_that_fails_does() -> None:
+def test_run_raises_what_the_first_piece_that_fails_does():
     torch.set_num_threads(2)
 
-    def work(piece: int) -> None:
+    def work(piece):
         if piece:
             raise ValueError(f"piece {piece}")
 
@@ -64,7 +65,7 @@ def test_run_raises_what_the_first_piece_that_fails_does() -> None:
 
 
 _FAULTS = """
-import ctypes, resource, sys, threading
+import ctypes, resource, threading
 from actors.network.batch_runner import keep_freed_blocks
 keep_freed_blocks()
 libc = ctypes.CDLL(None)
@@ -90,21 +91,14 @@ print(faults * resource.getpagesize() / (8 * SIZE))
 """
 
 
-def has_mallopt() -> bool:
-    import ctypes
-
-    return hasattr(ctypes.CDLL(None), "mallopt")
-
-
-@pytest.mark.skipif(not has_mallopt(), reason="no glibc")
-def test_blocks_freed_in_a_thread_used_again() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _FAULTS], capture_output=True, text=True, check=True, timeout=60
-    )
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="no glibc")
+def test_blocks_freed_in_a_thread_are_used_again():
+    command = [sys.executable, "-c", _FAULTS]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     # How many times over the pages came from the kernel: of 20 passes, all of them without it.
     assert float(done.stdout) < 2
 
 
-def test_keep_freed_blocks_without_glibc_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keep_freed_blocks_without_glibc_does_nothing(monkeypatch):
     monkeypatch.setattr(batch_runner.ctypes, "CDLL", lambda _: SimpleNamespace())
     keep_freed_blocks()

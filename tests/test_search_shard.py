@@ -20,43 +20,35 @@ from actors.search.shard import Shard
 from actors.search.top_rows import TopRows
 from actors.vectors import fixed_size_lists
 
-DIM = 4
-VOCABULARY = 12
+DIM, VOCABULARY = 4, 12
 RANKINGS = ("dense", "sparse", "colbert", "hybrid")
 WEIGHTS = (1.0, 0.5, 2.0)
+SEEDS = st.integers(0, 2**32 - 1)
+SPARSE = pa.struct([("indices", pa.list_(pa.int32())), ("values", pa.list_(pa.float32()))])
+NOTHING = -np.inf
 
 
-def random_columns(rng: np.random.Generator, n: int, *, tokens: int = 5) -> pa.Table:
+def random_columns(rng: np.random.Generator, n: int) -> pa.Table:
     """Vectors whose dense and sparse scores are exact in float32, with many ties."""
-    eighths = lambda *shape: rng.integers(-3, 4, shape).astype(np.float16) / np.float16(8)  # noqa: E731
-    lengths = rng.integers(0, tokens, n)
-    sparse = [
-        {
-            "indices": sorted(rng.choice(VOCABULARY, rng.integers(0, 6), replace=False).tolist()),
-            "values": [],
-        }
-        for _ in range(n)
-    ]
-    for row in sparse:
-        row["values"] = (rng.integers(1, 5, len(row["indices"])) / 4).tolist()
-    kind = pa.struct([("indices", pa.list_(pa.int32())), ("values", pa.list_(pa.float32()))])
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
-    tokens_TD = fixed_size_lists(eighths(int(lengths.sum()), DIM))
-    return pa.table(
-        {
-            "dense": fixed_size_lists(eighths(n, DIM)),
-            "sparse": pa.array(sparse, kind),
-            "colbert": pa.ListArray.from_arrays(offsets, tokens_TD),
-        }
-    )
+
+    def eighths(rows: int) -> pa.Array:
+        numbers = rng.integers(-3, 4, (rows, DIM)).astype(np.float16)
+        return fixed_size_lists(numbers / np.float16(8))
+
+    sparse = []
+    for _ in range(n):
+        ids = sorted(rng.choice(VOCABULARY, rng.integers(0, 6), replace=False).tolist())
+        sparse.append({"indices": ids, "values": (rng.integers(1, 5, len(ids)) / 4).tolist()})
+    offsets = np.concatenate([[0], np.cumsum(rng.integers(0, 5, n))])
+    tokens = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), eighths(int(offsets[-1])))
+    return pa.table({"dense": eighths(n), "sparse": pa.array(sparse, SPARSE), "colbert": tokens})
 
 
 def naive_score(query: dict[str, Any], row: dict[str, Any], by: str) -> float:
     if by == "dense":
         return float(np.dot(np.float64(query["dense"]), np.float64(row["dense"])))
     if by == "sparse":
-        mine = dict(zip(query["sparse"]["indices"], query["sparse"]["values"], strict=True))
-        theirs = dict(zip(row["sparse"]["indices"], row["sparse"]["values"], strict=True))
+        mine, theirs = (dict(zip(*each["sparse"].values(), strict=True)) for each in (query, row))
         return float(sum(mine[i] * theirs[i] for i in mine.keys() & theirs.keys()))
     if by == "colbert":
         if not query["colbert"] or not row["colbert"]:
@@ -67,9 +59,7 @@ def naive_score(query: dict[str, Any], row: dict[str, Any], by: str) -> float:
     return float(np.dot(parts, WEIGHTS) / sum(WEIGHTS))
 
 
-def naive_ranking(
-    query: dict[str, Any], rows: list[dict[str, Any]], docs: Sequence[str], by: str, unit: str
-) -> list[tuple[float, int]]:
+def naive_ranking(query, rows, docs: Sequence[str], by: str, unit: str) -> list[tuple[float, int]]:
     """(score, row), best first."""
     scored = [(naive_score(query, row, by), i) for i, row in enumerate(rows)]
     if unit == "document":
@@ -82,75 +72,63 @@ def naive_ranking(
     return sorted(scored, key=lambda pair: (-pair[0], pair[1]))
 
 
-def in_blocks(column: pa.ChunkedArray, cuts: Sequence[int]) -> pa.ChunkedArray:
-    array = column.combine_chunks()
-    bounds = [0, *cuts, len(array)]
-    # Slices: blocks of one buffer, as those of a mapped file are.
-    parts = [array.slice(a, b - a) for a, b in itertools.pairwise(bounds)]
-    return pa.chunked_array(parts, array.type)
+def in_blocks(array: pa.Array, cuts: Sequence[int]) -> pa.ChunkedArray:
+    """Slices: blocks of one buffer, as those of a mapped file are."""
+    bounds = itertools.pairwise([0, *cuts, len(array)])
+    return pa.chunked_array([array.slice(a, b - a) for a, b in bounds], array.type)
 
 
-def random_documents(rng: np.random.Generator, n: int) -> tuple[list[str], list[int]]:
-    """Ids of rows, and a few places where a block may end."""
-    ids = np.sort(rng.integers(0, max(n * 2 // 3, 1), n))
+def random_shard(rng: np.random.Generator, n: int) -> tuple[Shard, pa.Table, list[str]]:
+    """In blocks of whole documents; with its rows and their documents' ids."""
+    table, ids = random_columns(rng, n), np.sort(rng.integers(0, max(n * 2 // 3, 1), n))
     ends = np.flatnonzero(np.diff(ids)) + 1
-    some = rng.random(len(ends)) < 0.3
-    return [f"d{i}" for i in ids], ends[some].tolist()
+    cuts = ends[rng.random(len(ends)) < 0.3].tolist()
+    docs = [f"d{i}" for i in ids]
+    vectors = {output: in_blocks(table[output].combine_chunks(), cuts) for output in OUTPUTS}
+    return Shard(in_blocks(pa.array(docs, pa.string()), cuts), vectors), table, docs
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    seed=st.integers(0, 2**32 - 1),
+    seed=SEEDS,
     n=st.integers(0, 30),
     n_queries=st.integers(1, 4),
     top=st.integers(1, 12),
     unit=st.sampled_from(["passage", "document"]),
 )
-def test_shard_rank_equals_scoring_every_row(
-    seed: int, n: int, n_queries: int, top: int, unit: Any
-) -> None:
+def test_shard_rank_equals_scoring_every_row(seed, n, n_queries, top, unit):
     rng = np.random.default_rng(seed)
-    table, queries = random_columns(rng, n), random_columns(rng, n_queries)
-    docs, cuts = random_documents(rng, n)
-    vectors = {output: in_blocks(table[output], cuts) for output in OUTPUTS}
-    ids = in_blocks(pa.chunked_array([pa.array(docs, pa.string())]), cuts)
-    shard = Shard(ids, vectors)
+    shard, table, docs = random_shard(rng, n)
     assert len(shard) == n
+    queries, rows = random_columns(rng, n_queries), table.to_pylist()
     found = shard.rank(queries, RANKINGS, top, unit=unit, weights=WEIGHTS)
-    rows, asked = table.to_pylist(), queries.to_pylist()
     for by in RANKINGS:
         scores_QK, rows_QK = found[by]
         assert scores_QK.shape == rows_QK.shape == (n_queries, top)
-        for query, scores, places in zip(asked, scores_QK, rows_QK, strict=True):
-            expected = naive_ranking(query, rows, docs, by, unit)[:top]
-            kept = places >= 0
+        for query, scores, places in zip(queries.to_pylist(), scores_QK, rows_QK, strict=True):
+            every = naive_ranking(query, rows, docs, by, unit)
+            expected, kept = every[:top], places >= 0
             assert kept.sum() == len(expected) == np.isfinite(scores).sum()
             np.testing.assert_allclose(scores[kept], [s for s, _ in expected], atol=1e-5)
             if by in ("dense", "sparse"):  # exact in float32: also the order of ties
                 assert places[kept].tolist() == [row for _, row in expected]
             else:
-                everything = {r: s for s, r in naive_ranking(query, rows, docs, by, unit)}
-                mine = [everything[row] for row in places[kept].tolist()]
+                score_of = {row: score for score, row in every}
+                mine = [score_of[row] for row in places[kept].tolist()]
                 np.testing.assert_allclose(mine, scores[kept], atol=1e-5)
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 20))
-def test_shard_score_of_pairs_equals_naive(seed: int, n: int) -> None:
+@given(seed=SEEDS, n=st.integers(1, 20))
+def test_shard_score_of_pairs_equals_naive(seed, n):
     rng = np.random.default_rng(seed)
-    table, queries = random_columns(rng, n), random_columns(rng, 3)
-    docs, cuts = random_documents(rng, n)
-    shard = Shard(
-        in_blocks(pa.chunked_array([pa.array(docs)]), cuts),
-        {output: in_blocks(table[output], cuts) for output in OUTPUTS},
-    )
+    shard, table, docs = random_shard(rng, n)
+    queries, rows = random_columns(rng, 3), table.to_pylist()
     query_M, row_M = rng.integers(0, 3, 15), rng.integers(0, n, 15)
-    found = shard.score(queries, query_M, row_M)
-    rows, asked = table.to_pylist(), queries.to_pylist()
+    found, asked = shard.score(queries, query_M, row_M), queries.to_pylist()
     for output in OUTPUTS:
-        expected = [
-            naive_score(asked[q], rows[r], output) for q, r in zip(query_M, row_M, strict=True)
-        ]
+        pairs = zip(query_M, row_M, strict=True)
+        expected = [naive_score(asked[q], rows[r], output) for q, r in pairs]
         np.testing.assert_allclose(found[output].to_numpy(), expected, atol=1e-5)
     first, stop = shard.document_rows(row_M).T
     assert [docs[i] for i in first] == [docs[r] for r in row_M] == [docs[i - 1] for i in stop]
@@ -158,12 +136,9 @@ def test_shard_score_of_pairs_equals_naive(seed: int, n: int) -> None:
     assert all(i == n or docs[i - 1] != docs[i] for i in stop)
 
 
-def test_shard_rank_by_several_threads_equals_that_by_one() -> None:
+def test_shard_rank_by_several_threads_equals_that_by_one():
     rng = np.random.default_rng(3)
-    table, queries = random_columns(rng, 200), random_columns(rng, 150)
-    docs, cuts = random_documents(rng, 200)
-    ids = in_blocks(pa.chunked_array([pa.array(docs)]), cuts)
-    shard = Shard(ids, {output: in_blocks(table[output], cuts) for output in OUTPUTS})
+    shard, queries = random_shard(rng, 200)[0], random_columns(rng, 150)
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 3):
@@ -178,53 +153,42 @@ def test_shard_rank_by_several_threads_equals_that_by_one() -> None:
         np.testing.assert_array_equal(found[0][by][1], found[1][by][1])
 
 
-def test_shard_with_columns_of_other_blocks_is_refused() -> None:
-    table = random_columns(np.random.default_rng(0), 4)
-    ids = pa.chunked_array([pa.array(["a", "b"]), pa.array(["c", "d"])])
+def test_shard_takes_columns_of_the_same_blocks_and_makes_no_copy_of_them():
+    column = random_columns(np.random.default_rng(0), 4)["dense"].combine_chunks()
+    ids = pa.array(list("abcd"))
+    shard: Any = Shard(in_blocks(ids, []), {"dense": in_blocks(column, [])})
+    address = shard._blocks[0].rows["dense"]._rows_BD.data_ptr()
+    assert address == column.flatten().buffers()[1].address
     with pytest.raises(ValueError, match="the same rows"):
-        Shard(ids, {"dense": in_blocks(table["dense"], [1])})
-
-
-def test_shard_of_mapped_vectors_makes_no_copy_of_them() -> None:
-    table = random_columns(np.random.default_rng(0), 4)
-    column = table["dense"].combine_chunks()
-    shard = Shard(pa.chunked_array([pa.array(list("abcd"))]), {"dense": pa.chunked_array([column])})
-    rows: Any = shard._blocks[0].rows["dense"]
-    assert rows._rows_BD.data_ptr() == column.flatten().buffers()[1].address
+        Shard(in_blocks(ids, [2]), {"dense": in_blocks(column, [1])})
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    seed=st.integers(0, 2**32 - 1),
+    seed=SEEDS,
     blocks=st.lists(st.integers(1, 40), min_size=1, max_size=6),
     k=st.integers(1, 12),
     on_device=st.booleans(),
 )
-def test_top_rows_of_blocks_equal_a_stable_sort_of_all(
-    seed: int, blocks: list[int], k: int, on_device: bool
-) -> None:
+def test_top_rows_of_blocks_equal_a_stable_sort_of_all(seed, blocks, k, on_device):
     rng = np.random.default_rng(seed)
     scores = rng.integers(-3, 4, (3, sum(blocks))).astype(np.float32)
     scores[scores == 0] *= rng.choice([-1, 1])  # -0.0 equals 0.0
     best, first = TopRows(3, k), 0
+    add = best.add_from_device if on_device else best.add
     for n in blocks:
-        tile = torch.from_numpy(scores[:, first : first + n].copy())
-        if on_device:
-            best.add_from_device(tile, first, above=-2.0)
-        else:
-            best.add(tile, first, above=-2.0)
+        add(torch.from_numpy(scores[:, first : first + n].copy()), first, above=-2.0)
         first += n
-    found, rows = best.sorted()
-    for query in range(3):
-        order = np.argsort(-scores[query], kind="stable")
-        order = order[scores[query][order] > -2][:k]
-        assert rows[query][: len(order)].tolist() == order.tolist()
-        assert found[query][: len(order)].tolist() == scores[query][order].tolist()
-        assert (rows[query][len(order) :] == -1).all()
-        assert np.isneginf(found[query][len(order) :]).all()
+    for mine, found, rows in zip(scores, *best.sorted(), strict=True):
+        order = np.argsort(-mine, kind="stable")
+        order = order[mine[order] > -2][:k]
+        assert rows[: len(order)].tolist() == order.tolist()
+        assert found[: len(order)].tolist() == mine[order].tolist()
+        assert (rows[len(order) :] == -1).all()
+        assert np.isneginf(found[len(order) :]).all()
 
 
-def test_top_rows_of_many_rows_equal_a_sort() -> None:
+def test_top_rows_of_many_rows_equal_a_sort():
     """Enough of them for several rounds of throwing away."""
     scores = np.random.default_rng(1).standard_normal((5, 5_000)).astype(np.float32)
     best = TopRows(5, 10)
@@ -233,49 +197,43 @@ def test_top_rows_of_many_rows_equal_a_sort() -> None:
     assert (best.sorted()[1] == np.argsort(-scores, axis=1)[:, :10]).all()
 
 
+@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 5), min_size=1, max_size=8),
     reduce=st.sampled_from(["max", "sum"]),
 )
-@settings(deadline=None)
-def test_segments_on_a_device_equal_those_of_numpy(lengths: list[int], reduce: str) -> None:
+def test_segments_on_a_device_equal_those_of_numpy(lengths, reduce):
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     values = torch.randn(3, int(offsets[-1]), generator=torch.Generator().manual_seed(0))
     there = segments_on_device(values, offsets, reduce)
     torch.testing.assert_close(segments(values, offsets, reduce), there)
-    run = [values[:, a:b] for a, b in itertools.pairwise(offsets)]
-    naive = [
-        torch.zeros(3) if not r.shape[1] else (r.amax(1) if reduce == "max" else r.sum(1))
-        for r in run
-    ]
+    function, naive = torch.amax if reduce == "max" else torch.sum, []
+    for run in (values[:, a:b] for a, b in itertools.pairwise(offsets)):
+        naive.append(function(run, 1) if run.shape[1] else torch.zeros(3))
     torch.testing.assert_close(there, torch.stack(naive, 1))
 
 
-def best(rows: list[list[int]], scores: list[list[float]]) -> tuple[np.ndarray, np.ndarray]:
+def best(rows, scores):
     return np.array(scores, np.float32), np.array(rows)
 
 
-def test_merge_of_shards_keeps_the_lower_row_of_equal_scores() -> None:
-    nothing = -np.inf
-    merged = merge(
-        [best([[5, 1, -1]], [[2.0, 1.0, nothing]]), best([[7, 9, 8]], [[3.0, 2.0, 1.0]])], 4
-    )
-    assert merged[1].tolist() == [[7, 5, 9, 1]]
-    assert merged[0].tolist() == [[3.0, 2.0, 2.0, 1.0]]
+def test_merge_of_shards_keeps_the_lower_row_of_equal_scores():
+    one, other = best([[5, 1, -1]], [[2, 1, NOTHING]]), best([[7, 9, 8]], [[3, 2, 1]])
+    scores, rows = merge([one, other], 4)
+    assert rows.tolist() == [[7, 5, 9, 1]]
+    assert scores.tolist() == [[3.0, 2.0, 2.0, 1.0]]
 
 
-def test_reciprocal_rank_fusion_adds_what_ranks_give() -> None:
-    nothing = -np.inf
-    one = best([[4, 2, 9], [3, -1, -1]], [[9, 8, 7], [1, nothing, nothing]])
-    other = best([[2, 9, 5], [-1, -1, -1]], [[3, 2, 1], [nothing] * 3])
+def test_reciprocal_rank_fusion_adds_what_ranks_give():
+    one = best([[4, 2, 9], [3, -1, -1]], [[9, 8, 7], [1, NOTHING, NOTHING]])
+    other = best([[2, 9, 5], [-1, -1, -1]], [[3, 2, 1], [NOTHING] * 3])
     scores, rows = reciprocal_rank_fusion([one, other], top=4, k=60)
     assert rows.tolist() == [[2, 9, 4, 5], [3, -1, -1, -1]]
-    np.testing.assert_allclose(
-        scores[0], [1 / 62 + 1 / 61, 1 / 63 + 1 / 62, 1 / 61, 1 / 63], rtol=1e-6
-    )
+    expected = [1 / 62 + 1 / 61, 1 / 63 + 1 / 62, 1 / 61, 1 / 63]
+    np.testing.assert_allclose(scores[0], expected, rtol=1e-6)
 
 
-def test_best_of_pairs_in_any_order_sorts_within_queries() -> None:
+def test_best_of_pairs_in_any_order_sorts_within_queries():
     pairs = [np.array(a) for a in ([1, 0, 1, 0], [3, 3, 2, 8], [0.5, 0.1, 0.5, 0.9])]
     scores, rows = best_of_pairs(*pairs, queries=2, top=1)
     assert rows.tolist() == [[8], [2]]

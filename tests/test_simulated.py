@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from conftest import ROOT
 
-from actors.config import ModelConfig
+from actors.config import OUTPUTS, ModelConfig
 from actors.encoder import load_encoder
 from actors.errors import ModelError
 from actors.fingerprint import fingerprint, space_parts
@@ -25,9 +27,8 @@ from pipelines.endpoint.deployment import _load
 from pipelines.estimate.speed import recall_speed, remember_speed
 from pipelines.index import open_index
 
-ALL = ("dense", "sparse", "colbert")
 TOKENS = pa.array([[0, 5, 2], [0, 7, 8, 9, 2], [0, 2], *[[0, *range(5, 60), 2]] * 20])
-TINY = ModelConfig(name="builtin:tiny-m3", outputs=ALL, device="cpu")
+TINY = ModelConfig(name="builtin:tiny-m3", outputs=OUTPUTS, device="cpu")
 
 
 def simulated(**changes) -> ModelConfig:
@@ -38,7 +39,7 @@ class Clock:
     """Time that only passes in sleeps, each of which lasts a little too long."""
 
     def __init__(self, overshoot: float = 0.0) -> None:
-        self.now, self._overshoot = 100.0, overshoot
+        self.now, self._overshoot = 0.0, overshoot
 
     def __call__(self) -> float:
         return self.now
@@ -48,30 +49,24 @@ class Clock:
         self.now += seconds + self._overshoot
 
     def encoder(self, speed: float, **changes) -> SimulatedEncoder:
-        config = simulated(**changes)
-        return SimulatedEncoder(
-            config, resolve_model(config), SimulatedDevice(speed, self, self.sleep)
-        )
+        config, device = simulated(**changes), SimulatedDevice(speed, self, self.sleep)
+        return SimulatedEncoder(config, resolve_model(config), device)
 
 
-def test_stream_takes_as_long_as_its_tokens_at_that_speed():
-    clock = Clock()
+def test_stream_takes_as_long_as_its_tokens_at_that_speed_also_where_sleeps_last_too_long():
+    tokens, clock = len(TOKENS.flatten()), Clock()
     list(clock.encoder(100.0).stream(TOKENS))
-    assert clock.now - 100 == pytest.approx(len(TOKENS.flatten()) / 100)
-
-
-def test_sleeps_that_last_too_long_do_not_add_up():
+    assert clock.now == pytest.approx(tokens / 100)
     clock = Clock(overshoot=0.01)
-    encoder = clock.encoder(1000.0, max_batch_tokens=57)
-    assert len(list(encoder.stream(TOKENS))) > 20
-    assert clock.now - 100 == pytest.approx(len(TOKENS.flatten()) / 1000, abs=0.02)
+    assert len(list(clock.encoder(1000.0, max_batch_tokens=57).stream(TOKENS))) > 20
+    assert clock.now == pytest.approx(tokens / 1000, abs=0.02)  # they do not add up
 
 
 def test_time_in_which_nobody_encodes_is_not_made_up_for():
     clock = Clock()
     for _ in clock.encoder(1000.0, max_batch_tokens=57).stream(TOKENS):
         clock.now += 1.0
-    assert clock.now - 100 > 20 + len(TOKENS.flatten()) / 1000
+    assert clock.now > 20 + len(TOKENS.flatten()) / 1000
 
 
 @pytest.mark.parametrize(
@@ -88,12 +83,15 @@ def test_columns_have_the_types_and_sizes_of_the_real_encoder(changes):
     config = dataclasses.replace(TINY, **changes)
     real, made = load_encoder(config), load_simulated(simulated(**changes))
     assert made.empty().schema == real.empty().schema
-    [theirs] = real.stream(TOKENS)
-    [ours] = made.stream(TOKENS)
+    [theirs], [ours] = real.stream(TOKENS), made.stream(TOKENS)
     assert ours.columns.schema == theirs.columns.schema
     assert (ours.start, ours.stop, ours.failures) == (0, len(TOKENS), {})
     for name in set(config.outputs) - {"sparse"}:
         assert ours.columns[name].nbytes == theirs.columns[name].nbytes
+    if "dense" in config.outputs:
+        vectors = np.array(ours.columns["dense"].to_pylist())
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-2)
+        assert len(np.unique(vectors, axis=0)) == len(vectors)
     if "sparse" in config.outputs:
         indices = ours.columns["sparse"].combine_chunks().field("indices").to_pylist()
         assert [len(row) for row in indices] == [1, 3, 0] + [55] * 20
@@ -115,16 +113,8 @@ def test_batches_are_those_of_a_real_encoder_on_a_gpu(monkeypatch):
     assert found == [(batch.start, batch.stop) for batch in real.stream(chunked)]
 
 
-def test_vectors_are_finite_and_of_unit_length():
-    [batch] = load_simulated(simulated(outputs=("dense",))).stream(TOKENS)
-    vectors = np.array(batch.columns["dense"].to_pylist())
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-2)
-    assert len(np.unique(vectors, axis=0)) == len(vectors)
-
-
 def test_a_batch_larger_than_what_is_made_before():
-    long = pa.array([[5] * 500] * 9)
-    [batch] = load_simulated(simulated()).stream(long)
+    [batch] = load_simulated(simulated()).stream(pa.array([[5] * 500] * 9))
     assert len(batch.columns["colbert"].combine_chunks().flatten()) == 9 * 499
 
 
@@ -139,56 +129,49 @@ def test_its_space_is_not_that_of_the_model():
 
 def test_its_speed_is_not_remembered_as_the_models(make_config, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    remember_speed(
-        make_config("docs", model={"simulated_tokens_per_second": 5e4}), 5e4, "simulated"
-    )
+    config = make_config("docs", model={"simulated_tokens_per_second": 5e4})
+    remember_speed(config, 5e4, "simulated")
     assert recall_speed(make_config("docs")) is None
 
 
-def test_load_encoder_refuses_it():
+def test_load_encoder_and_the_endpoint_refuse_it_and_a_speed_of_nothing_is_none():
     with pytest.raises(ModelError, match=r"simulated_tokens_per_second: expected a model that"):
         load_encoder(simulated())
-
-
-def test_the_endpoint_refuses_it():
     model = {"name": "builtin:tiny-m3", "simulated_tokens_per_second": 1000}
     with pytest.raises(ModelError, match="simulated_tokens_per_second") as caught:
         _load(parse_endpoint_config({"model": model}))
     assert "\n" not in str(caught.value)
+    for speed in (0.0, -1.0, float("nan")):
+        with pytest.raises(ModelError, match="more than 0"):
+            simulated(simulated_tokens_per_second=speed)
 
 
-@pytest.mark.parametrize("speed", [0.0, -1.0, float("nan")])
-def test_a_speed_of_nothing_is_refused(speed):
-    with pytest.raises(ModelError, match="more than 0"):
-        simulated(simulated_tokens_per_second=speed)
+NO_TORCH = """
+import sys
+import pyarrow as pa
+from actors.config import ModelConfig
+from pipelines.run.job import load_encoder
+outputs = {"outputs": ("dense", "sparse"), "simulated_tokens_per_second": 1e6}
+list(load_encoder(ModelConfig(name="builtin:tiny-m3", **outputs)).stream(pa.array([[1, 2]])))
+print("torch" in sys.modules)
+"""
 
 
 def test_without_colbert_no_torch_is_loaded():
-    code = (
-        "import sys; from actors.config import ModelConfig; "
-        "from pipelines.run.job import load_encoder; "
-        "c = ModelConfig(name='builtin:tiny-m3', outputs=('dense', 'sparse'),"
-        " simulated_tokens_per_second=1e6); "
-        "import pyarrow as pa; list(load_encoder(c).stream(pa.array([[1, 2]]))); "
-        "print('torch' in sys.modules)"
-    )
     resolve_model(TINY)  # written by now
-    root = Path(__file__).parent.parent
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", NO_TORCH]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
 
 
 def test_embed_corpus_commits_with_it(ray_cluster, make_config, articles, tmp_path):
-    import pyarrow.parquet as pq
-
     pq.write_table(articles.slice(0, 60), tmp_path / "docs.parquet")
     config = make_config(tmp_path / "docs.parquet", model={"simulated_tokens_per_second": 50_000})
     manifest = embed_corpus(config)
     assert manifest.counts.documents == 60
-    index = open_index(config.index.uri)
-    table = index.to_table(columns=["passage_id", "n_tokens", "dense", "sparse", "colbert"])
+    table = open_index(config.index.uri).to_table(
+        columns=["n_tokens", "dense", "sparse", "colbert"]
+    )
     assert table.num_rows == manifest.counts.passages
     assert [len(row) + 1 for row in table["colbert"].to_pylist()] == table["n_tokens"].to_pylist()
     report = json.loads((Path(config.index.uri) / "generations/000001/report.json").read_text())
