@@ -18,18 +18,21 @@ from pipelines.index.parts import COMPUTED_COLUMNS
 from pipelines.index.reader import Index, describe_index, open_index
 from pipelines.terminal.cli import Generation, IndexUri, exit_with_one_line, new_app
 
-_SHOWN = ("passage_id", "text", "n_tokens", *COMPUTED_COLUMNS)
-_OTHERS_WIDTH = 70  # terminal columns for everything except the text
+_SHOWN = ("passage_id", "title", "text", "n_tokens", *COMPUTED_COLUMNS)
+_OTHERS_WIDTH = 70  # terminal columns for everything except title and text
 
 
 def look(index: Index, rows: int, width: int) -> Table:
     """Return the first rows as a table `width` columns wide, with abbreviated vectors."""
     names = [name for name in _SHOWN if name in index.schema.names]
+    found = index.scanner(names).head(rows)
+    if "title" in names and found["title"].null_count == found.num_rows:
+        names.remove("title")
     table = Table(box=box.SIMPLE)
     for name in names:
         table.add_column(name, no_wrap=True)
-    text_width = max(width - _OTHERS_WIDTH, 12)
-    for row in index.scanner(names).head(rows).to_pylist():
+    text_width = max((width - _OTHERS_WIDTH) // (2 if "title" in names else 1), 12)
+    for row in found.to_pylist():
         table.add_row(*(_cell(name, row[name], text_width) for name in names))
     return table
 

@@ -174,7 +174,7 @@ def test_error_index_of_another_request(run: Any) -> None:
     code, message = run(engine="in_process")
     assert code == 0, message
     result = run(chunk__max_tokens=32, outputs=["dense", "sparse"])
-    check(result, "generation 1 of another request", "chunk.max_tokens", "outputs", "--fresh")
+    check(result, "generation 1 with another", "chunk.max_tokens", "outputs", "--fresh")
 
 
 def test_error_index_that_another_run_holds(tmp_path: Path, run: Any) -> None:

@@ -24,6 +24,17 @@ from pipelines.config.sections import Section
 
 AnySection = TypeVar("AnySection", bound=Section)
 
+# Names that other libraries use for a key.
+_ALSO_CALLED = {
+    "size": "max_tokens",
+    "chunk_size": "max_tokens",
+    "batch_size": "max_batch_tokens",
+    "path": "uri",
+    "url": "uri",
+    "use_fp16": "dtype",
+    "max_seq_length": "max_length",
+}
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file and apply `a.b=value` overrides, whose values are YAML too.
@@ -141,7 +152,8 @@ def _refuse_unknown_keys(raw: Any, known: Mapping[str, bool], where: str, path: 
     names = [name for name in names if "." not in name]
     for key, value in raw.items():
         if key not in names:
-            close = difflib.get_close_matches(str(key), names, n=1)
+            other = _ALSO_CALLED.get(str(key))
+            close = [other] if other in names else difflib.get_close_matches(str(key), names, n=1)
             raise ConfigError(
                 f"{where}: unknown key {f'{path}{key}'!r}.",
                 f"Did you mean {close[0]!r}?" if close else f"Expected one of: {', '.join(names)}.",

@@ -131,6 +131,21 @@ def live_generation(store: Store) -> int | None:
     return live_of(publications(store))
 
 
+def refuse_folder_of_others(store: Store) -> None:
+    """Refuse to start an index in a folder that contains folders and is no index.
+
+    Raises:
+        IndexStateError: naming the folders found, as of `out` where indexes are `out/<name>`.
+    """
+    found = [path.rpartition("/")[2] for path in store.list_folders("")]
+    if found and not {"runs", "generations", "leases"}.intersection(found):
+        raise IndexStateError(
+            f"{store.uri}: expected an index or an empty folder, found other folders in it: "
+            f"{', '.join(found[:3])}{', ...' * (len(found) > 3)}.",
+            f"Set index.uri to a folder of its own, such as {store.uri.rstrip('/')}/index.",
+        )
+
+
 def require_live(store: Store) -> int:
     """Return the live generation.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipelines.config.run import AnyRunConfig, RunConfig
+from pipelines.index.generations import refuse_folder_of_others
 from pipelines.plan.request import Request
 from pipelines.run.engine import Engine
 from pipelines.run.gate import check_gate
@@ -55,13 +56,15 @@ class RunContext:
         if isinstance(config, RunConfig):
             check_gate(config)
         source = Source(config.source)
+        store = open_store(config.index.uri, config.index.storage_options)
+        refuse_folder_of_others(store)
         return RunContext(
             config=config,
             job=job,
             request=job.request(),
             source=source,
             listing=source.list_files(),
-            store=open_store(config.index.uri, config.index.storage_options),
+            store=store,
             engine=engine or engine_of(config),
             progress=progress,
             publishes=publishes,

@@ -83,7 +83,7 @@ def next_embed_task(context: RunContext, *, fresh: bool, replay: bool) -> Task |
         return Task(request.run_id(), None, pin)
     live, plan = committed
     if plan.listing != listing.hash:
-        raise _differs(store, live.generation, ["the source's files"])
+        raise _differs(store, live.generation, [])
     return live
 
 
@@ -114,7 +114,7 @@ def _live(store: Store, request: Request) -> tuple[Manifest, Plan] | None:
     live = read_manifest(store, number)
     _check_kind(store, live, request)
     plan = load_plan(store, live.run_id)
-    others = request.differences(plan.request) if plan else ["its plan is gone"]
+    others = request.differences(plan.request) if plan else ["plan (it was removed)"]
     if plan is None or others:
         raise _differs(store, number, others)
     return live, plan
@@ -132,12 +132,16 @@ def _check_kind(store: Store, live: Manifest, request: Request) -> None:
 
 
 def _differs(store: Store, number: int, others: Sequence[str]) -> IndexStateError:
+    """Return the error for a generation with other keys, or with other files if `others` is []."""
     up_to_date = "Run python -m pipelines.reindex to bring the index up to date; "
     if SCORE in read_manifest(store, number).outputs:
         up_to_date = ""  # pairs cannot be re-indexed
+    named = f"{', '.join(others[:6])}{', ...' * (len(others) > 6)}"
     return IndexStateError(
-        f"{store.uri} holds generation {number} of another request; what differs: "
-        f"{', '.join(others[:6])}{', ...' if len(others) > 6 else ''}.",
+        f"{store.uri}: expected an index of this configuration, found generation {number} with "
+        f"another {named}."
+        if others
+        else f"{store.uri}: the files of the source have changed since generation {number}.",
         f"{up_to_date}--fresh starts a generation without a parent; or use another index.uri.",
     )
 

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
 
 from actors.errors import EmbedError
 
@@ -86,9 +87,25 @@ _OURS = re.compile(r"\nactors\.errors\.\w+: (.+)$")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
+class _Command(TyperCommand):
+    """A command whose help shows flags without a type."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params = super().get_params(ctx)
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return params
+
+
+class _App(typer.Typer):
+    def command(self, *args: Any, **options: Any) -> Any:
+        return super().command(*args, cls=_Command, **options)
+
+
 def new_app() -> typer.Typer:
     """Return an application for one command, without typer's error panels."""
-    return typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    return _App(add_completion=False, pretty_exceptions_enable=False)
 
 
 def with_limit(overrides: list[str] | None, limit: int | None) -> list[str]:

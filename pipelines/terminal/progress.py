@@ -113,7 +113,11 @@ class Progress:
         before = (
             f", {self._kept['documents']:,} of them already done" if self._kept["slices"] else ""
         )
-        known = "documents" if documents is None else f"{'~' * about}{documents:,} documents"
+        known = (
+            "documents are counted while they are read"
+            if documents is None
+            else f"{'~' * about}{documents:,} documents"
+        )
         self.log.say("start", f"run {run_id}: {known}{before}", **facts)
 
     def update(self, done: Done) -> None:
