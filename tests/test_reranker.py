@@ -85,13 +85,10 @@ def test_scores_by_transformers_own_layers_equal_flag_embeddings(monkeypatch):
     np.testing.assert_allclose(scores, EXPECTED["reranker.scores"], **CLOSE)
 
 
-@pytest.mark.parametrize(("kind", "key"), [("encoder", "reranker"), ("llm", "llmreranker")])
-def test_normalised_scores_equal_flag_embeddings(kind, key):
-    scores = load(kind).score(PAIRS, normalize=True)
-    np.testing.assert_allclose(scores, EXPECTED[f"{key}.normalized"], **CLOSE)
-
-
-def test_token_ids_equal_flag_embeddings_and_yes_of_an_llm_is_its_first():
+def test_normalised_scores_and_token_ids_equal_flag_embeddings():
+    for kind, key in (("encoder", "reranker"), ("llm", "llmreranker")):
+        scores = load(kind).score(PAIRS, normalize=True)
+        np.testing.assert_allclose(scores, EXPECTED[f"{key}.normalized"], **CLOSE)
     assert load("encoder").tokenize(PAIRS).rows() == EXPECTED["reranker.input_ids"]
     assert load("llm")._pairs.first_id("Yes") == EXPECTED["llmreranker.yes_loc"]
 
@@ -378,28 +375,16 @@ def parts_of(name: Path = ENCODER, **options: Any) -> dict[str, Any]:
     return score_parts(config, resolve_reranker(config))
 
 
-@pytest.mark.parametrize(
-    ("options", "base", "same"),
-    [
-        ({"dtype": "bfloat16"}, {}, True),
-        ({"max_batch_tokens": 8}, {}, True),
-        ({"query_max_length": 72}, {}, True),
-        ({"max_length": 95}, {}, False),
-        ({"query_max_length": 10}, {}, False),
-        ({"name": FOLDERS["llm"]}, {}, False),
-        ({"compress_ratio": 2}, {}, False),
-        ({"cutoff_layers": (2,)}, {"name": LAYERWISE}, False),
-        ({"prompt": "Is it?"}, {"name": FOLDERS["llm"]}, False),
-    ],
-    ids=str,
-)
-def test_score_parts_are_the_same_exactly_where_scores_are(options, base, same):
-    assert (parts_of(**base, **options) == parts_of(**base)) is same
-
-
-def test_score_parts_of_the_models_own_prompt_are_the_same():
-    own = parts_of(name=FOLDERS["llm"])
-    assert parts_of(name=FOLDERS["llm"], prompt=own["prompt"]) == own
+def test_score_parts_are_the_same_exactly_where_scores_are():
+    for options in ({"dtype": "bfloat16"}, {"max_batch_tokens": 8}, {"query_max_length": 72}):
+        assert parts_of(**options) == parts_of(), options
+    for options in ({"max_length": 95}, {"query_max_length": 10}, {"compress_ratio": 2}):
+        assert parts_of(**options) != parts_of(), options
+    assert parts_of(LAYERWISE, cutoff_layers=(2,)) != parts_of(LAYERWISE)
+    own = parts_of(FOLDERS["llm"])
+    assert own != parts_of()
+    assert parts_of(FOLDERS["llm"], prompt="Is it?") != own
+    assert parts_of(FOLDERS["llm"], prompt=own["prompt"]) == own
 
 
 def test_load_pair_scorer_of_an_embedder_is_model_error():
