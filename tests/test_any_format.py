@@ -348,7 +348,7 @@ def test_any_format_absent_column_is_refused_naming_those_present(tmp_path, name
     fill(tmp_path, files_of(name, simple_rows(2)))
     with pytest.raises(SourceError, match=rf"source\.columns\.{message}") as caught:
         documents(tmp_path, **FORMATS[name][2] | {"columns": columns})
-    remedy = "Where there is none: source.columns.id=null takes ids from file and position."
+    remedy = "If there are no ids: source.columns.id=null makes them of file and position."
     assert caught.value.remedy == (remedy if "id" in columns else "")
 
 

@@ -354,7 +354,7 @@ def test_jsonl_file_that_is_one_json_value_is_refused_with_a_remedy(tmp_path):
     array = '[\n{"id": "a", "text": "x"}\n]'
     cases = dict.fromkeys(['[{"id": "a"}]', f"\n  {array}", f"\ufeff{array}"], "an array")
     for content, found in (cases | {'{\n  "id": "a"\n}\n': "an object of several lines"}).items():
-        message = f"a.json: expected one JSON object a line, found {found}"
+        message = f"a.json: expected one JSON object per line, found {found}"
         with pytest.raises(SourceError, match=message) as caught:
             read(tmp_path, "a.json", content)
         remedy = "jq -c '.[]' array" if found == "an array" else "jq -c . objects"

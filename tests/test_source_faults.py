@@ -117,6 +117,6 @@ def test_plan_of_a_store_that_never_answers_is_one_line(place):
     uri, options, proxy, put = place
     put("docs.jsonl", FILES["docs.jsonl"])
     proxy.inject("slow_down", times=FOR_EVER)
-    with pytest.raises(SourceError, match=r"expected a readable place at .*, found ") as caught:
+    with pytest.raises(SourceError, match=r"expected to read .*, found ") as caught:
         source_of(f"{uri}/docs.jsonl", storage_options=options).list_files()
     assert "\n" not in str(caught.value)

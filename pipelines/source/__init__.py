@@ -1,6 +1,6 @@
-"""The corpus: listing files, cutting them into units, and reading documents of every format.
+"""The corpus: lists files, cuts them into units, and reads documents of every format.
 
-Knows nothing of passages, tokens or an index.
+Does not depend on passages, tokens or an index.
 """
 
 from __future__ import annotations

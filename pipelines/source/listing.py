@@ -1,7 +1,7 @@
-"""Which files a location names, and the state they are in: a file, a folder or a glob.
+"""Lists the files that a location (a file, folder or glob) names, and the state of each file.
 
-Local links are followed; names that begin with a dot or an underscore (_SUCCESS, _temporary/,
-.ipynb_checkpoints/) are left out. Knows nothing of what is in the files.
+Follows local links. Skips names that begin with a dot or an underscore (_SUCCESS, _temporary/,
+.ipynb_checkpoints/). Does not look into the files.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from pipelines.source.units import SourceFile
 
 _THREADS = 32
 
-# What the stores call an ETag, and the time of the last change.
+# The names that the stores use for an ETag and for the modification time.
 _TAGS = ("ETag", "etag", "md5Hash")
 _TIMES = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated")
 
 UNKNOWN_SIZE = -1
-"""Of a file whose HTTP server does not say."""
+"""Sentinel size of a file whose HTTP server does not report one."""
 
 
 @dataclass(frozen=True)
 class FoundFiles:
-    """What a location names."""
+    """The files that a location names."""
 
     files: list[SourceFile]
-    """By path."""
+    """The files, sorted by path."""
     base: str
-    """The folder that names in ids are relative to."""
+    """The folder to which file names in document ids are relative."""
     is_folder: bool
-    """A folder: its files are not named one by one."""
+    """Whether the location is a folder, so that no configuration names its files."""
 
 
 def find_files(fs: Any, root: str) -> FoundFiles:
-    """The files below a folder, the files a glob matches, or the one file.
+    """Return the files below a folder, the files that match a glob, or the one file.
 
     Raises:
-        FileNotFoundError: nothing there.
+        FileNotFoundError: the location does not exist.
     """
     fs.invalidate_cache()
-    # Every URL is a file to HTTP: there a folder is what ends with a slash.
+    # fsspec takes every HTTP URL for a file; here a URL with a slash at its end is a folder.
     if not (is_http(fs) and root.endswith("/")) and fs.isfile(root):  # a name may have brackets
         return FoundFiles([describe_file(fs, root)], root.rpartition("/")[0], is_folder=False)
     magic = re.search(r"[*?\[]", root)
@@ -58,7 +58,7 @@ def find_files(fs: Any, root: str) -> FoundFiles:
     else:
         infos = fs.glob(root, detail=True) if magic else fs.find(root, detail=True)
         names = [name for name, info in infos.items() if info["type"] == "file"]
-        if is_http(fs):  # a page of links tells no sizes
+        if is_http(fs):  # a page of links does not contain sizes
             with ThreadPoolExecutor(_THREADS) as pool:
                 files = list(pool.map(lambda name: describe_file(fs, name), names))
         else:
@@ -71,7 +71,7 @@ def find_files(fs: Any, root: str) -> FoundFiles:
 
 
 def describe_file(fs: Any, path: str) -> SourceFile:
-    """The state of one file now; of a link: of what it points to."""
+    """Return the current state of one file; links are followed."""
     if is_local(fs):
         stat = Path(path).stat()
         return SourceFile(path, stat.st_size, str(stat.st_mtime_ns))
@@ -80,17 +80,17 @@ def describe_file(fs: Any, path: str) -> SourceFile:
 
 
 def is_local(fs: Any) -> bool:
-    """Whether an fsspec file system is this machine's."""
+    """Whether an fsspec file system is the local one."""
     return "file" in _protocols(fs)
 
 
 def is_http(fs: Any) -> bool:
-    """Whether an fsspec file system is a web server's."""
+    """Whether an fsspec file system is HTTP."""
     return "http" in _protocols(fs)
 
 
 def is_s3(fs: Any) -> bool:
-    """Whether an fsspec file system is S3's."""
+    """Whether an fsspec file system is S3."""
     return "s3" in _protocols(fs)
 
 
@@ -99,14 +99,14 @@ def _protocols(fs: Any) -> tuple[str, ...]:
 
 
 def name_in(path: str) -> str:
-    """The last name of a path; of a URL: without its query."""
+    """Return the last component of a path or URL, without a URL's query."""
     if path.startswith(("http://", "https://")):
         path = re.split("[?#]", path)[0]
     return path.rsplit("/", 1)[-1]
 
 
 def common_folder(bases: Sequence[str]) -> str:
-    """The deepest folder that all of them are, or are in."""
+    """Return the deepest folder that contains or equals each of the folders."""
     parts = [base.split("/") for base in bases]
     shared = takewhile(lambda names: len(set(names)) == 1, zip(*parts, strict=False))
     return "/".join(names[0] for names in shared)
@@ -123,7 +123,7 @@ def _etag(info: dict[str, Any]) -> str:
 
 
 def _walk(root: str) -> Iterator[str]:
-    """Files below a local folder, links followed, each folder entered once."""
+    """Yield the files below a local folder. Links are followed; each folder is entered once."""
     entered: set[str] = set()
     for folder, folders, names in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -135,5 +135,5 @@ def _walk(root: str) -> Iterator[str]:
 
 
 def _is_hidden(path: str) -> bool:
-    """Below the configured location: _SUCCESS, _temporary/, .ipynb_checkpoints/ and the like."""
+    """Whether a name in a path relative to the location begins with a dot or an underscore."""
     return any(name.startswith((".", "_")) for name in path.strip("/").split("/"))

@@ -1,7 +1,7 @@
-"""Documents on storage: which files there are, the units they are read in, and the reading.
+"""Lists the files of a source, divides them into units, and reads the documents of a unit.
 
-Formats say what a file holds; here files become units, and units documents. Knows nothing of
-passages, tokens or vectors.
+The modules in `formats` interpret the content of a file. Does not depend on passages, tokens or
+vectors.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from pipelines.source.units import FileRange, Listing, SourceFile, Unit, total
 from pipelines.store.faults import FAULTS, fault_of, fetched, may_pass
 
 _REMEDY = (
-    "Restore it and run the same command again. Re-indexing takes it as it is at its next start; a "
-    "first run starts over with --fresh."
+    "Restore the file and run the same command again; or accept the change: start re-indexing "
+    "again, or start a first run over with --fresh."
 )
 
 
 def unchanged(
     fs: Any, file: SourceFile, batches: Iterator[DocumentBatch]
 ) -> Iterator[DocumentBatch]:
-    """The batches read of a file, each given only when it still is that file after the reading.
+    """Yield the batches of a file, each after a check that the file has not changed meanwhile.
 
-    On S3 only the first is looked after, and the file again at the end: there the driver asks for
-    the version it opened. Where the bytes make no sense: perhaps because they are another file's.
+    On S3, s3fs requests the version it opened, so the check runs only after the first batch and at
+    the end. The check also runs after a decoding error, because a changed file may be the cause.
 
     Raises:
-        SourceChangedError: it is another one now, or gone.
+        SourceChangedError: the file was changed or deleted.
     """
     is_pinned, is_checked = is_s3(fs), False
     try:
@@ -74,8 +74,8 @@ def _check(fs: Any, file: SourceFile) -> None:
         ) from None
     if found != file:
         raise SourceChangedError(
-            f"{file.path}: changed since the run was planned "
-            f"({file.size} bytes, {file.etag} -> {found.size} bytes, {found.etag}).",
+            f"{file.path}: changed since the run was planned (expected {file.size} bytes, "
+            f"{file.etag}; found {found.size} bytes, {found.etag}).",
             _REMEDY,
         )
 
@@ -84,23 +84,23 @@ _THREADS = 32
 
 
 class Source:
-    """The documents a configuration names."""
+    """The documents that a configuration names."""
 
     def __init__(self, config: SourceConfig) -> None:
         """Open the store.
 
         Raises:
-            SourceError: no driver for it, or locations in several stores.
+            SourceError: the store has no driver, or the locations are in several stores.
         """
         self._config = config
         self._fs, self._roots = _filesystem(config)
         self._access = Access(self._fs)
 
     def list_files(self) -> Listing:
-        """The files, each location's by path; one that two locations name counts once.
+        """Return the files, sorted by path within each location, without duplicates.
 
         Raises:
-            SourceError: nothing there, nothing readable, or no one format.
+            SourceError: no file is found, the store cannot be read, or no single format fits.
         """
         found = [
             self._find(uri, root) for uri, root in zip(self._config.uris, self._roots, strict=True)
@@ -118,14 +118,14 @@ class Source:
         return Listing(files, name, common_folder([place.base for place in found]))
 
     def units(self, listing: Listing, known: Mapping[str, pa.DataType] | None = None) -> list[Unit]:
-        """The units in the order of the files, up to `limit` documents.
+        """Return the units in the order of the files, up to `limit` documents.
 
-        `known`: the fields that the index has already, by name; it is not asked again whether there
-        are such, or documents at all, but files must have them in these types.
+        `known`: the types of the fields that the index already has, by name. If given, files must
+        match them, and the checks for missing columns and an empty source are skipped.
 
         Raises:
-            SourceError: no documents, a file not of the format, a configured column that is absent
-                or of another type than in the first file.
+            SourceError: there are no documents, a file has another format, or a configured column
+                is absent or has another type than in the first file.
         """
         units: list[Unit] = []
         left = self._config.limit
@@ -150,12 +150,12 @@ class Source:
         return units
 
     def read(self, unit: Unit, start: int = 0, stop: int | None = None) -> Iterator[DocumentBatch]:
-        """Documents [start, stop) of a unit; none of a file that is no longer what was listed.
+        """Yield documents [start, stop) of a unit, only from files that match the listing.
 
         Raises:
-            SourceChangedError: a file is another one now, or gone, also in the middle.
-            UnreadableUnitError: its bytes are damaged, or the store does not give them.
-            StorageError: a disk of this machine is full.
+            SourceChangedError: a file was changed or deleted, possibly during the reading.
+            UnreadableUnitError: a file is damaged, or the store does not return it.
+            StorageError: a local disk is full.
         """
         if stop is None:
             stop = unit.documents
@@ -166,7 +166,7 @@ class Source:
             if piece.documents is not None and position + piece.documents <= start:
                 position += piece.documents
                 continue
-            with _unreadable(replace(unit, pieces=(piece,))):  # of many files, the one
+            with _unreadable(replace(unit, pieces=(piece,))):  # name only the failing file
                 left = None if stop is None else stop - position
                 batches = _up_to(left, reader.read(self._access, piece))
                 for batch in unchanged(self._fs, piece.file, batches):
@@ -178,7 +178,7 @@ class Source:
                         yield batch.slice(low, high)
 
     def no_documents(self, unit: Unit) -> DocumentBatch:
-        """What `read` gives, with no rows: its types."""
+        """Return an empty batch with the columns and types of `read`."""
         with _unreadable(unit):
             return self._format(unit.format).no_documents(self._access, unit.pieces[0])
 
@@ -201,9 +201,9 @@ class Source:
         present: dict[str, pa.DataType],
         known: Mapping[str, pa.DataType] | None,
     ) -> Iterator[tuple[FileRange, ...]]:
-        """The pieces of each unit; adds to `present` the fields that any file has.
+        """Yield the pieces of each unit; add the fields of every inspected file to `present`.
 
-        Files are looked at as far as units are asked for.
+        Files are inspected only as far as units are requested.
         """
         reader, columns = self._format(listing.format), self._config.columns
         types = known
@@ -246,14 +246,14 @@ class Source:
                 raise
             what, remedy = FAULTS[fault]
             raise SourceError(
-                f"source.uri: expected a readable place at {where}, found {what} ({error!s:.160}).",
+                f"source.uri: expected to read {where}, found {what} ({error!s:.160}).",
                 remedy,
             ) from error
 
 
 @contextmanager
 def _unreadable(unit: Unit) -> Iterator[None]:
-    """Name the unit in what pyarrow (OSError or its own) or the store's driver raises."""
+    """Convert errors of pyarrow and of the store's driver to one error that names the unit."""
     try:
         yield
     except Exception as error:
@@ -269,7 +269,7 @@ def _unreadable(unit: Unit) -> Iterator[None]:
 
 
 def _up_to(documents: int | None, batches: Iterator[DocumentBatch]) -> Iterator[DocumentBatch]:
-    """As many batches as so many documents need."""
+    """Yield batches until they contain the given number of documents; None for all."""
     given = 0
     for batch in batches:
         yield batch
@@ -285,7 +285,7 @@ def _check_types(
     expected: Mapping[str, pa.DataType],
     first: str,
 ) -> None:
-    """What is copied goes into the index as it is: two types would be two schemas in one index."""
+    """Check that copied columns have one type in all files, because an index has one schema."""
     for key, name in columns.by_key.items():
         if name not in columns.copied:
             continue
@@ -309,13 +309,13 @@ def _filesystem(config: SourceConfig) -> tuple[Any, list[str]]:
     if len({id(fs) for fs, _ in opened}) > 1:
         raise SourceError(
             f"source.uri: expected locations in one store, got {config.described}.",
-            "Make an index of each, or bring the files together.",
+            "Make one index for each store, or copy all files to one store.",
         )
     return opened[0][0], [root for _, root in opened]
 
 
 def _http_options(uri: str) -> dict[str, Any]:
-    """One request may last as long as its documents take, not aiohttp's five minutes."""
+    """Lift aiohttp's limit of five minutes a request: reading a unit may take longer."""
     if not uri.startswith(("http://", "https://")):
         return {}
     import aiohttp  # an optional dependency of fsspec

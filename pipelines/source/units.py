@@ -9,73 +9,73 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of the source, as it was when it was listed."""
+    """One file of the source: its path and its state when it was listed."""
 
     path: str
     size: int
     etag: str
-    """The store's ETag, or a time of modification where it has none."""
+    """The store's ETag, or the modification time if the store has no ETags."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a source, as they are now."""
+    """The current files of a source."""
 
     files: list[SourceFile]
-    """In plan order."""
+    """The files in plan order."""
     format: str
     base: str
-    """The folder that names in ids are relative to."""
+    """The folder to which file names in document ids are relative."""
 
     @property
     def hash(self) -> str:
-        """One hash for the state of all of them."""
+        """Return one hash over the state of all files."""
         lines = "".join(f"{file.path}\0{file.size}\0{file.etag}\n" for file in self.files)
         return hashlib.sha256(lines.encode()).hexdigest()[:32]
 
     def name_of(self, file: SourceFile) -> str:
-        """Relative to `base`."""
+        """Return the name of a file relative to `base`."""
         return file.path.removeprefix(self.base).lstrip("/")
 
 
 @dataclass(frozen=True)
 class FileRange:
-    """A part of one file that is read on its own."""
+    """A piece of one file that can be read independently of the rest."""
 
     file: SourceFile
     name: str
-    """The file's name in ids: relative to the configured location, so that a corpus may move."""
+    """The file's name in ids, relative to the configured location, so that a corpus may move."""
     start: int
-    """First row of a row group, else first byte."""
+    """The first row of a row group; in other formats the first byte."""
     stop: int
-    """One past the last."""
+    """One past the last row or byte."""
     row_group: int | None = None
     documents: int | None = None
-    """None where only reading tells."""
+    """The number of documents; None if it is only known after reading."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What one reading task reads: a piece of a file, or several short text files."""
+    """The input of one reading task: a piece of a file, or several short text files."""
 
     number: int
     format: str
     pieces: tuple[FileRange, ...]
     documents: int | None
-    """How many of them, counted from the first, belong to the run; None: all, however many."""
+    """The number of documents, from the first, that belong to the run; None for all."""
     wanted: tuple[tuple[int, int | None], ...] = ((0, None),)
-    """The ranges of documents to read, None for the end; none when it is as it was."""
+    """The ranges of documents to read, None for the end; empty if the unit has not changed."""
     origins: tuple[tuple[str, int], ...] = ()
-    """Where nothing is wanted: the runs that have read it, and its number in each."""
+    """For an unchanged unit: the runs that have read it, and the unit's number in each run."""
 
     @property
     def documents_wanted(self) -> int | None:
-        """How many documents the run reads of it, None where only reading tells."""
+        """Return how many documents the run reads, None if only reading can tell."""
         stops = total(self.documents if stop is None else stop for _, stop in self.wanted)
         return None if stops is None else stops - sum(start for start, _ in self.wanted)
 
     def __str__(self) -> str:
-        """For messages."""
+        """Describe the unit for messages."""
         first = self.pieces[0]
         where = ""
         if first.row_group is not None:
@@ -87,6 +87,6 @@ class Unit:
 
 
 def total(counts: Iterable[int | None]) -> int | None:
-    """The sum of counts, None where one of them is not known."""
+    """Return the sum of the counts, or None if one of them is unknown."""
     known = list(counts)
     return None if None in known else sum(filter(None, known))

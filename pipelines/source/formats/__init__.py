@@ -1,4 +1,4 @@
-"""One module for each kind of file: how it is cut into units and read as documents.
+"""Source formats: each module cuts the files of one kind into pieces and reads documents.
 
-A new format is one module and one line in `registry`.
+A new format needs one module and one line in `registry`.
 """

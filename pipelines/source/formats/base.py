@@ -1,4 +1,4 @@
-"""What formats are given and give: access to a store, pieces of files, batches of documents."""
+"""The interface of formats: access to a store, pieces of files, batches of documents."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipelines.store.faults import SteadyFile, fetched
 from pipelines.store.files import local_disk
 
 BATCH_DOCUMENTS = 128
-_BATCH_CHARACTERS = 8 << 20  # documents of any length: a batch is bounded by both
+_BATCH_CHARACTERS = 8 << 20  # also bounds a batch, because documents may have any length
 _BUFFER_BYTES = 1 << 20
 _BLOCK_BYTES = 8 << 20
 _DECOMPRESSED_BYTES = 4 << 10
@@ -32,12 +32,12 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What a look at a file tells before it is read."""
+    """The pieces and fields of a file, known before its documents are read."""
 
     pieces: list[FileRange]
     present: Mapping[str, pa.DataType] | None
-    """The fields it has by name (of the first records, where each names its own), with their types
-    in the index; None where it does not tell."""
+    """Field names and their types in the index; None if the file does not name its fields. In
+    formats where each record names its own fields, those of the first records."""
 
 
 class SourceRow(NamedTuple):
@@ -48,7 +48,7 @@ class SourceRow(NamedTuple):
     title: str | None = None
     metadata: tuple[str | None, ...] = ()
     fault: tuple[RejectCode, str] | None = None
-    """Why it is not a document: reject code and detail."""
+    """The reject code and detail if the row is not a valid document."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class DocumentBatch:
     table: pa.Table
     """doc_id, text, title (strings), then the metadata columns."""
     faults: Mapping[int, tuple[RejectCode, str]] = field(default_factory=dict)
-    """Row -> why it is not a document."""
+    """Row -> reject code and detail, for rows that are not valid documents."""
 
     def slice(self, low: int, high: int) -> DocumentBatch:
-        """Rows [low, high)."""
+        """Return rows [low, high)."""
         kept = {row - low: fault for row, fault in self.faults.items() if low <= row < high}
         return DocumentBatch(self.table.slice(low, high - low), kept)
 
@@ -73,7 +73,7 @@ class Access:
     fs: Any
 
     def open(self, file: SourceFile) -> Any:
-        """For a reader that asks for what it needs (Parquet: whole column chunks)."""
+        """Open a file for a reader with random access (Parquet reads whole column chunks)."""
         if is_local(self.fs):
             return self.fs.open(file.path, "rb")
         if self.gives_ranges(file):
@@ -85,12 +85,12 @@ class Access:
         return copy
 
     def open_stream(self, file: SourceFile) -> io.BufferedReader:
-        """For reading from some place on; decompressed where the name says that it is compressed.
+        """Open a file for sequential reading; decompress it if its name has such an extension.
 
-        Only from the beginning where the store does not give ranges.
+        The stream is seekable only if the store supports range requests.
 
         Raises:
-            OSError: the compressed bytes are damaged or end too early (when they are read).
+            OSError: the compressed bytes are damaged or truncated; raised while reading.
         """
         if is_local(self.fs):
             raw = self.fs.open(file.path, "rb")
@@ -102,7 +102,7 @@ class Access:
         return io.BufferedReader(raw, _BUFFER_BYTES)
 
     def gives_ranges(self, file: SourceFile) -> bool:
-        """Whether the store gives a part of a file; not every HTTP server does, or says so."""
+        """Whether the store supports range requests; some HTTP servers do not."""
         if not is_http(self.fs):
             return True
         return fetched(lambda: self._gave_ranges(file))
@@ -112,7 +112,7 @@ class Access:
             try:
                 opened.seek(1)
                 opened.read(1)
-            except ValueError:  # what fsspec says of such a server
+            except ValueError:  # raised by fsspec if the server does not support ranges
                 return False
         return True
 
@@ -123,7 +123,7 @@ class Access:
 
 
 class _Decompressed(io.RawIOBase):
-    """Reads little at a time: a read that comes to damaged bytes loses what it had until there."""
+    """Decompresses in small reads: a read that fails also loses good bytes before the damage."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -140,54 +140,54 @@ class _Decompressed(io.RawIOBase):
 
 
 class Format(Protocol):
-    """Documents in files of one kind."""
+    """Reader for files of one kind."""
 
     def inspect(self, access: Access, file: SourceFile, name: str) -> FileFacts:
-        """A look at a file: its pieces and fields; `name` is the file's in ids.
+        """Return the pieces and fields of a file; `name`: the file's name in document ids.
 
         Raises:
-            SourceError: it is not of this format, or lacks a configured column.
+            SourceError: the file has another format, or lacks a configured column.
         """
 
     def read(self, access: Access, piece: FileRange) -> Iterator[DocumentBatch]:
-        """The documents of a piece, in order.
+        """Yield the documents of a piece, in order.
 
         Raises:
-            OSError, pa.ArrowException: its bytes are damaged.
+            OSError, pa.ArrowException: the bytes are damaged.
         """
 
     def no_documents(self, access: Access, piece: FileRange) -> DocumentBatch:
-        """What `read` gives, with no rows: its types."""
+        """Return an empty batch with the columns and types of `read`."""
 
 
 class RecordFiles(ABC):
-    """A `Format` that is read record by record; its fields are strings."""
+    """Base class of formats that are read record by record; all fields are strings."""
 
     def __init__(self, config: SourceConfig) -> None:
         self._config, self._columns = config, config.columns
 
     def inspect(self, access: Access, file: SourceFile, name: str) -> FileFacts:
-        """The pieces, and the fields of the first records."""
+        """Return the pieces, and the fields of the first records."""
         pieces = self._pieces(access, file, name)
         try:
             fields = self._fields(access, pieces[0])
-        except OSError:  # damaged: for the run to find, and to name
+        except OSError:  # damaged: the run reports it when it reads the unit
             fields = None
         return FileFacts(pieces, None if fields is None else dict.fromkeys(fields, pa.string()))
 
     def read(self, access: Access, piece: FileRange) -> Iterator[DocumentBatch]:
-        """One document a record."""
+        """Yield one document for each record."""
         return to_batches(self._records(access, piece), self._columns.copied)
 
     def no_documents(self, access: Access, piece: FileRange) -> DocumentBatch:
-        """Strings, all of them."""
+        """Return an empty batch; all columns are strings."""
         return to_batch([], self._columns.copied)
 
     def _pieces(self, access: Access, file: SourceFile, name: str) -> list[FileRange]:
         return [FileRange(file, name, 0, file.size)]
 
     def _fields(self, access: Access, piece: FileRange) -> Iterable[str] | None:
-        """Plain text has a text and, from its place, an id: under whatever names."""
+        """Return the configured names of id and text, since plain text names no fields."""
         return filter(None, (self._columns.id, self._columns.text))
 
     @abstractmethod
@@ -195,23 +195,23 @@ class RecordFiles(ABC):
 
 
 def compression_of(path: str) -> str | None:
-    """The codec a name ends with."""
+    """Return the codec for the extension of a name, None if the file is not compressed."""
     name = name_in(path).lower()
     return next((codec for end, codec in COMPRESSIONS.items() if name.endswith(end)), None)
 
 
 def is_damage(error: OSError) -> bool:
-    """Whether bytes do not decompress (pyarrow's error has no number); else a store failed."""
+    """Whether decompression failed (pyarrow's error has no errno), rather than the store."""
     return error.errno is None
 
 
 def derived_id(piece: FileRange, position: int) -> str:
-    """The id of a document that has none: where it is."""
+    """Return an id made of file name and position, for a document without an id."""
     return f"{piece.name}:{position}"
 
 
 def to_batches(records: Iterable[SourceRow], metadata: Sequence[str]) -> Iterator[DocumentBatch]:
-    """Records as batches, bounded by documents and by characters."""
+    """Group records into batches, bounded by number of documents and by characters."""
     pending: list[SourceRow] = []
     characters = 0
     try:
@@ -221,7 +221,7 @@ def to_batches(records: Iterable[SourceRow], metadata: Sequence[str]) -> Iterato
             if len(pending) == BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
                 yield to_batch(pending, metadata)
                 pending, characters = [], 0
-    except OSError:  # what comes before the damage is good
+    except OSError:  # the records before the damage are good
         if pending:
             yield to_batch(pending, metadata)
         raise
@@ -230,9 +230,7 @@ def to_batches(records: Iterable[SourceRow], metadata: Sequence[str]) -> Iterato
 
 
 def to_batch(records: Sequence[SourceRow], metadata: Sequence[str]) -> DocumentBatch:
-    """One batch; a string that is not Unicode (bytes that did not decode, lone surrogates) is a
-    fault of its record.
-    """
+    """Make one batch. A record with a string that is not valid Unicode becomes a fault."""
     records = [_encodable(record) for record in records]
     rows = [
         (r.doc_id, r.text, r.title, *r.metadata) if not r.fault else (r.doc_id,) for r in records
@@ -262,10 +260,10 @@ def _is_unicode(value: str | None) -> bool:
 
 
 def check_present(config: SourceConfig, present: Collection[str], where: str) -> None:
-    """Check that every configured column is among those present, once.
+    """Check that every configured column is present exactly once.
 
     Raises:
-        SourceError: naming the key, the place, and what it has instead.
+        SourceError: a column is absent or occurs several times.
     """
     for key, name in config.columns.by_key.items():
         if name is None:
@@ -275,7 +273,7 @@ def check_present(config: SourceConfig, present: Collection[str], where: str) ->
             remedy = ""
             if key == "id":
                 remedy = (
-                    "Where there is none: source.columns.id=null takes ids from file and position."
+                    "If there are no ids: source.columns.id=null makes them of file and position."
                 )
             raise SourceError(
                 f"source.columns.{key}: expected a column {name!r} in {where}, found {found}.",

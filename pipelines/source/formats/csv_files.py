@@ -1,4 +1,4 @@
-"""CSV and TSV with a header line; read whole, since a quoted field may hold line ends."""
+"""Reads CSV and TSV files with a header line, whole, because quoted fields may span lines."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pipelines.source.formats.base import (
 )
 from pipelines.source.units import FileRange
 
-# A field may be a whole book, but a quote that is never closed must not take in a whole disk.
+# A field may be a whole book, but an unclosed quote must not read a whole disk into memory.
 csv.field_size_limit(128 << 20)
 
 _NO_ROW: tuple[int, list[str] | str] = (0, [])
 
 
 class CsvFiles(RecordFiles):
-    """One document a record; fields are strings, an empty one is an empty string."""
+    """CSV: one document per record. Fields are strings; an empty field is an empty string."""
 
     def __init__(self, config: SourceConfig, delimiter: str) -> None:
         super().__init__(config)
@@ -60,14 +60,14 @@ class CsvFiles(RecordFiles):
             )
 
     def _rows(self, access: Access, piece: FileRange) -> Iterator[tuple[int, list[str] | str]]:
-        """(number of its last line, fields), or what is wrong instead of fields; no blank lines."""
+        """Yield (last line number, fields or error message) for each record; skip blank lines."""
         quote = self._config.csv.quote
         again: deque[str] = deque()
         taken: list[str] = []
         number = 0
         with (
             access.open_stream(piece.file) as stream,
-            # What does not decode shows as lone surrogates in its own field only.
+            # Undecodable bytes become lone surrogates, which affect only their own field.
             io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="") as text,
         ):
 
@@ -91,8 +91,8 @@ class CsvFiles(RecordFiles):
                             yield number, row
                     return
                 except csv.Error as error:
-                    # A quote that is never closed takes in the records after it: only its own line
-                    # is bad, the others are read again.
+                    # An unclosed quote swallows the records after it. Only its own line is bad, so
+                    # the later lines are parsed again.
                     again.extendleft(reversed(taken[1:]))
                     taken.clear()
                     number += 1

@@ -1,7 +1,7 @@
-"""Text files read line by line: JSON lines, and plain text with a document a line.
+"""Reads text files line by line: JSON lines, and plain text with one document per line.
 
-A plain file is read in byte ranges: a line belongs to the range it begins in. A compressed one is
-read whole. Blank lines are no documents.
+An uncompressed file is read in byte ranges: a line belongs to the range in which it begins. A
+compressed file is read whole. Blank lines are skipped.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _SAMPLE_BYTES = 256 << 10
 
 
 class TextLines(RecordFiles):
-    """Plain text, a document a line; its id is where it begins."""
+    """Plain text with one document per line; the id contains the byte offset of the line."""
 
     def _pieces(self, access: Access, file: SourceFile, name: str) -> list[FileRange]:
         size = file.size
         if size <= RANGE_BYTES or compression_of(file.path) or not access.gives_ranges(file):
-            return super()._pieces(access, file, name)  # also: a size the server did not say
+            return super()._pieces(access, file, name)  # also if the size is UNKNOWN_SIZE
         starts = range(0, size, RANGE_BYTES)
         return [FileRange(file, name, at, min(at + RANGE_BYTES, size)) for at in starts]
 
@@ -40,12 +40,12 @@ class TextLines(RecordFiles):
 
 
 class JsonLines(TextLines):
-    """One JSON object a line; a column may be a dotted path into it."""
+    """JSON lines: one object per line. A column may be a dotted path into the object."""
 
     def _fields(self, access: Access, piece: FileRange) -> Iterable[str] | None:
         names: dict[str, None] | None = None
         paths = [path for path in self._columns.by_key.values() if path]
-        with suppress(OSError):  # damaged: for the run to find, and to name
+        with suppress(OSError):  # damaged: the run reports it when it reads the unit
             for number, (offset, line) in enumerate(lines(access, piece)):
                 if number == 0:
                     _refuse_one_value(line.strip(), piece.file.path)
@@ -75,7 +75,7 @@ class JsonLines(TextLines):
         text = _at(value, columns.text)
         for name in (columns.text, *columns.copied_strings):
             found = _at(value, name)
-            # Without one of the others it may be a document: that is not for a format to say.
+            # Only the text is required here; blocks.py decides whether the others may be absent.
             if isinstance(found, str | None) or (found is _ABSENT and name != columns.text):
                 continue
             what = "no such field" if found is _ABSENT else type(found).__name__
@@ -88,16 +88,16 @@ class JsonLines(TextLines):
 
 
 def lines(access: Access, piece: FileRange) -> Iterator[tuple[int, bytes]]:
-    """(offset, line) of each line that begins in the piece, without its end; blank ones left out.
+    """Yield (offset, line) for each line that begins in the piece, without blank lines.
 
-    Offsets are of the decompressed file. A byte order mark is no part of the first line.
+    Offsets refer to the decompressed file. Line ends and a byte order mark are removed.
     """
     with access.open_stream(piece.file) as stream:
         at = piece.start
         if at:
             stream.seek(at - 1)
-            at += len(stream.readline()) - 1  # the rest of a line that begins before
-        to_the_end = piece.stop >= piece.file.size  # where compressed, offsets go beyond
+            at += len(stream.readline()) - 1  # the rest of a line that begins before the piece
+        to_the_end = piece.stop >= piece.file.size  # decompressed offsets may exceed the size
         while to_the_end or at < piece.stop:
             line = stream.readline()
             if not line:
@@ -110,7 +110,7 @@ def lines(access: Access, piece: FileRange) -> Iterator[tuple[int, bytes]]:
 
 
 def _refuse_one_value(line: bytes, path: str) -> None:
-    """By its first line: a file that is one JSON value, not one a line."""
+    """Raise SourceError if the first line shows that the file is one JSON value, not JSON lines."""
     if line.startswith(b"["):
         found, remedy = "an array", "jq -c '.[]' array.json > lines.jsonl"
     elif line == b"{":
@@ -118,7 +118,7 @@ def _refuse_one_value(line: bytes, path: str) -> None:
     else:
         return
     raise SourceError(
-        f"{path}: expected one JSON object a line, found {found}.", f"Rewrite it: {remedy}"
+        f"{path}: expected one JSON object per line, found {found}.", f"Rewrite it: {remedy}"
     )
 
 
@@ -126,7 +126,7 @@ _ABSENT: Any = object()
 
 
 def _at(value: dict[str, Any], path: str) -> Any:
-    """The value under a name, or under a dotted path; `_ABSENT` where there is none."""
+    """Return the value at a name or dotted path, `_ABSENT` if the object has no such value."""
     if path in value:
         return value[path]
     found: Any = value
@@ -144,7 +144,7 @@ def _as_text(value: Any) -> str | None:
 
 
 def _parsed(line: bytes) -> dict[str, Any] | str:
-    """The object of a JSON text; a str saying what is wrong where it is none."""
+    """Parse a line; return its object, or a message if the line is not a JSON object."""
     try:
         value = json.loads(line.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:

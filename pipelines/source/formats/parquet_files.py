@@ -1,4 +1,4 @@
-"""Parquet: a piece is a row group; only the configured columns are read."""
+"""Reads Parquet files: a piece is a row group, and only the configured columns are read."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from pipelines.source.units import FileRange, SourceFile
 
 
 class ParquetFiles:
-    """Columns by name or, inside of structs, by dotted path."""
+    """Parquet: a column is a name or, inside structs, a dotted path."""
 
     def __init__(self, config: SourceConfig) -> None:
         self._columns = config.columns
         self._config = config
 
     def inspect(self, access: Access, file: SourceFile, name: str) -> FileFacts:
-        """Row groups, and the types of the configured columns."""
+        """Return the row groups, and the types of the columns."""
         try:
             with access.open(file) as opened:
                 parquet = pq.ParquetFile(opened)
@@ -59,10 +59,10 @@ class ParquetFiles:
         return FileFacts(pieces, present)
 
     def read(self, access: Access, piece: FileRange) -> Iterator[DocumentBatch]:
-        """The rows of the row group."""
+        """Yield the rows of the row group."""
         first = piece.start
         with access.open(piece.file) as opened:
-            # Checksums are verified where the writer left some: damage may decompress.
+            # Checksums, if the file has them, find damage that decompression does not.
             parquet = pq.ParquetFile(opened, pre_buffer=True, page_checksum_verification=True)
             for batch in parquet.iter_batches(
                 BATCH_DOCUMENTS, row_groups=[piece.row_group], columns=self._names
@@ -72,7 +72,7 @@ class ParquetFiles:
                 yield _without_undecodable(table)
 
     def no_documents(self, access: Access, piece: FileRange) -> DocumentBatch:
-        """The types of the file."""
+        """Return an empty batch with the types of the file."""
         with access.open(piece.file) as opened:
             schema = pq.ParquetFile(opened).schema_arrow
         return DocumentBatch(self._canonical(piece, schema.empty_table(), 0))
@@ -100,7 +100,7 @@ class ParquetFiles:
         return column.cast(self._copied_as(name, column.type))
 
     def _copied_as(self, name: str, kind: pa.DataType) -> pa.DataType:
-        """The type in the index: pyarrow can neither filter nor take from views."""
+        """Return the type in the index: views become plain types, which pyarrow can filter."""
         if name in self._columns.copied_strings or pa.types.is_string_view(kind):
             return pa.string()
         return pa.binary() if pa.types.is_binary_view(kind) else kind
@@ -118,7 +118,7 @@ class ParquetFiles:
 
 
 def _column_at(table: pa.Table, path: str) -> pa.ChunkedArray:
-    """The column of a name, or of a dotted path into structs."""
+    """Return the column at a name, or at a dotted path into structs."""
     if path in table.column_names:
         return table[path]
     first, *rest = path.split(".")
@@ -129,15 +129,15 @@ def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     kinds = pa.types
-    # A column of nothing but nulls (an empty pandas partition) has no type of its own.
+    # A column that contains only nulls (an empty pandas partition) has the null type.
     tests = (kinds.is_string, kinds.is_large_string, kinds.is_string_view, kinds.is_null)
     return any(test(kind) for test in tests)
 
 
 def _without_undecodable(table: pa.Table) -> DocumentBatch:
-    """Nulls where a value is not UTF-8, and the rows that have such a value as faults.
+    """Replace values that are not UTF-8 by nulls, and mark their rows as faults.
 
-    Arrow takes the bytes of a Parquet string on trust; Python is where they would fail.
+    Arrow does not validate Parquet strings; converting them to Python would fail.
     """
     bad = np.zeros(table.num_rows, dtype=bool)
     for name in table.column_names:
@@ -163,17 +163,17 @@ def _is_valid(column: pa.ChunkedArray, row: int) -> bool:
 
 @dataclass(frozen=True)
 class ChunkSize:
-    """A column of one row group, as its footer tells."""
+    """The sizes of a column in one row group, read from the footer."""
 
     encoded: int
-    """Bytes: 4 a value more than the text, or, where texts repeat in a dictionary, less."""
+    """Bytes: 4 per value more than the text, or fewer if a dictionary holds repeated texts."""
     compressed: int
     is_dictionary: bool
-    """Its pages are places in a dictionary, or hardly more: writers give up on one of 1 MB."""
+    """Whether almost all values are dictionary indices; writers stop at a dictionary of 1 MB."""
 
 
 def text_sizes(access: Access, file: SourceFile, column: str) -> list[ChunkSize]:
-    """The sizes of a column (a dotted path inside of structs) in each row group."""
+    """Return the sizes of a column (a dotted path inside structs) for each row group."""
     with access.open(file) as opened:
         metadata = pq.ParquetFile(opened).metadata
     sizes = []

@@ -1,4 +1,4 @@
-"""The formats there are, and which one a list of files is of."""
+"""The supported formats, and the detection of the format of a list of files."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from pipelines.source.units import SourceFile
 
 @dataclass(frozen=True)
 class FormatRecord:
-    """One format."""
+    """A format: its reader, and the file names it takes from a folder."""
 
     make: Callable[[SourceConfig], Format]
     extensions: tuple[str, ...] = ()
-    """Of the files it takes from a folder; none: every file."""
+    """The extensions of the files that the format takes from a folder; empty for every file."""
     stem: str | None = None
-    """What those files are called before the extension; None: anything."""
+    """The name that those files must have before the extension; None for any name."""
     files_in_unit: int = 1
-    """Files that make one unit: a slice for every short text file would be a commit for each."""
+    """Files per unit. Short text files share a unit, because every unit costs a commit."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the names of those files end with."""
+        """Return the endings of the file names that the format takes from a folder."""
         return tuple(f"{self.stem or ''}{extension}" for extension in self.extensions)
 
     def takes(self, path: str) -> bool:
-        """Whether a file found in a folder is one of its."""
+        """Whether the format takes a file that was found in a folder."""
         if not self.extensions:
             return True
         extension = extension_of(path)
@@ -47,7 +47,7 @@ class FormatRecord:
 FORMATS: dict[str, FormatRecord] = {
     "parquet": FormatRecord(ParquetFiles, (".parquet", ".pq")),
     "jsonl": FormatRecord(JsonLines, (".jsonl", ".ndjson", ".json")),
-    # Of BEIR's folder only the documents: queries.jsonl and qrels/ lie beside them.
+    # BEIR keeps queries.jsonl and qrels/ in the same folder; only corpus.jsonl holds documents.
     "beir": FormatRecord(JsonLines, (".jsonl",), stem="corpus"),
     "csv": FormatRecord(lambda config: CsvFiles(config, ","), (".csv",)),
     "tsv": FormatRecord(lambda config: CsvFiles(config, "\t"), (".tsv", ".tab")),
@@ -55,14 +55,14 @@ FORMATS: dict[str, FormatRecord] = {
     "lines": FormatRecord(TextLines, (".txt", ".text")),
     "wikiextractor": FormatRecord(WikiExtractorFiles),
 }
-# Text beside files of records is a README; a format without extensions must be named or found out.
+# Detection ignores text files beside these formats: they are usually a README.
 _RECORDS = ("parquet", "jsonl", "csv", "tsv")
 _SNIFFED = 10
 _BEGINNINGS = {b"PAR1": "parquet", b"<doc ": "wikiextractor", b"{": "jsonl"}
 
 
 def plain_name(path: str) -> str:
-    """The file's name in lower case, without a compression's extension."""
+    """Return the file's name in lower case, without the extension of a compression."""
     name = name_in(path).lower()
     for end in COMPRESSIONS:
         name = name.removesuffix(end)
@@ -70,7 +70,7 @@ def plain_name(path: str) -> str:
 
 
 def extension_of(path: str) -> str:
-    """The last one that is no compression's, in lower case."""
+    """Return the file's extension in lower case, ignoring the extension of a compression."""
     name = plain_name(path)
     return f".{name.rpartition('.')[2]}" if "." in name else ""
 
@@ -78,13 +78,13 @@ def extension_of(path: str) -> str:
 def choose_format(
     config: SourceConfig, access: Access, files: Mapping[SourceFile, bool]
 ) -> tuple[str, list[SourceFile]]:
-    """The one format of the files, and those of them it takes.
+    """Return the format of the files, and the files that the format takes.
 
-    `files`: each file, and whether a folder brought it (of which only files with the format's
-    extensions are taken) or the configuration names it, itself or by a glob.
+    `files`: each file, and whether it was found in a folder. From a folder, only files with the
+    format's extensions are taken; a file that the configuration names is always taken.
 
     Raises:
-        SourceError: files of several formats, or none that is known.
+        SourceError: the files have several formats, or none of them has a known format.
     """
     name: str = config.format
     if name == "auto":
@@ -96,7 +96,7 @@ def choose_format(
     if not taken:
         raise SourceError(
             f"source.uri: expected {name} files ({', '.join(record.names)}) at "
-            f"{config.described}, found none of them among {len(files)} files."
+            f"{config.described}, found none among {len(files)} files."
         )
     return name, taken
 
@@ -109,13 +109,13 @@ def _found_out(config: SourceConfig, access: Access, files: Sequence[SourceFile]
         found = " and ".join(f"{n} {name}" for name, n in counts.most_common())
         raise SourceError(
             f"source.uri: expected files of one format at {config.described}, found {found}.",
-            "Name it, as in source.format=jsonl, or narrow the glob.",
+            "Name the format, as in source.format=jsonl, or narrow the glob.",
         )
     if counts:
         return next(iter(counts))
     unknown = [file for file, name in zip(files, known, strict=True) if name is None]
     beginnings = (_beginning(access, file) for file in unknown[:_SNIFFED])
-    first = next(filter(None, beginnings), b"")  # of the first that has one
+    first = next(filter(None, beginnings), b"")  # of the first file that is not empty
     for start, name in _BEGINNINGS.items():
         if first.startswith(start):
             return name
@@ -124,7 +124,7 @@ def _found_out(config: SourceConfig, access: Access, files: Sequence[SourceFile]
     raise SourceError(
         f"source.uri: expected files of a known format at {config.described}, found "
         f"{files[0].path}.",
-        f"Name it with source.format, one of {', '.join(FORMATS)}.",
+        f"Name the format with source.format, one of {', '.join(FORMATS)}.",
     )
 
 
@@ -135,4 +135,4 @@ def _beginning(access: Access, file: SourceFile) -> bytes:
         except OSError as error:
             if not is_damage(error):
                 raise
-            return b""  # not what its name says it is compressed with
+            return b""  # not compressed as its name says

@@ -1,4 +1,4 @@
-"""Plain text with a document a file, and WikiExtractor's files of <doc> elements; read whole."""
+"""Reads whole files of plain text (one document each), and of WikiExtractor's <doc> elements."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _ESCAPED = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&#x27;": "'", "&#39;": "'"
 
 
 class TextFiles(RecordFiles):
-    """A document a file; its id is the file's name, relative to the configured location."""
+    """Plain text: one document per file, whose id is the name relative to the location."""
 
     def _pieces(self, access: Access, file: SourceFile, name: str) -> list[FileRange]:
         return [FileRange(file, name, 0, file.size, documents=1)]
 
     def _records(self, access: Access, piece: FileRange) -> Iterator[SourceRow]:
-        """The one document; where it does not decompress, a fault that spares its neighbours."""
+        """Yield the one document, or a fault if the file is damaged; other files are unaffected."""
         with access.open_stream(piece.file) as stream:
             try:
                 text = stream.read().decode("utf-8-sig", "surrogateescape")
@@ -35,8 +35,8 @@ class TextFiles(RecordFiles):
 class WikiExtractorFiles(RecordFiles):
     """`<doc id="12" url="..." title="...">`, the text, `</doc>`.
 
-    The attributes are the columns. The title, which WikiExtractor repeats as the first line, is no
-    part of the text, and what it escaped (&lt; &gt; &amp; and quotes) is as it was.
+    The attributes are the columns. The title, which WikiExtractor repeats as the first line, is
+    removed from the text. Escapes (&lt; &gt; &amp; and quotes) are resolved.
     """
 
     def _fields(self, access: Access, piece: FileRange) -> list[str] | None:
@@ -65,7 +65,7 @@ class WikiExtractorFiles(RecordFiles):
     def _elements(
         self, access: Access, piece: FileRange
     ) -> Iterator[tuple[dict[str, str], str, str]]:
-        """(attributes, text, what is wrong with it) of each element, and of text outside of any."""
+        """Yield (attributes, text, fault or "") for each element and each text outside of one."""
         attributes: dict[str, str] = {}
         body: list[str] = []
         inside, number, since = False, 0, 0
@@ -96,5 +96,5 @@ def _outside(inside: bool, line: int) -> str:
 
 
 def _unescape(text: str) -> str:
-    """The inverse of html.escape, and no more: other entities are the text's own."""
+    """Invert html.escape; other entities belong to the text and stay."""
     return re.sub("&lt;|&gt;|&quot;|&#x27;|&#39;|&amp;", lambda m: _ESCAPED[m[0]], text)
