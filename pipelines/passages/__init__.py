@@ -1,4 +1,1 @@
-"""From documents to passages, token blocks and slices.
-
-Loads a tokenizer, never a model.
-"""
+"""Turns documents into passages, token blocks and slices. Loads a tokenizer, but no model."""

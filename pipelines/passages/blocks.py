@@ -1,6 +1,6 @@
-"""A batch of documents as output rows without vectors, ledger and rejects.
+"""Turns a batch of documents into output rows without vectors, ledger rows and rejects.
 
-Knows neither how documents become rows (rows.py) nor slices: where these end is decided over the
+How documents become rows is decided in rows.py. Where slices end is decided in slices.py, from the
 block's cumulative counts.
 """
 
@@ -33,46 +33,49 @@ DOCUMENTS_SCHEMA = pa.schema(
         ("old_n_rows", pa.int64()),
     ]
 )
-"""Of documents that have passages; `old_...`: the rows that the index has of an edited one."""
+"""Schema of documents with passages. `old_...`: the index's rows of an edited document."""
 
 
 class DocumentTables(NamedTuple):
-    """What becomes of some documents."""
+    """The output of some documents, before encoding."""
 
     passages: pa.Table
     ledger: pa.Table
     """Schema: DOCUMENTS_SCHEMA."""
     rejects: pa.Table
     unchanged: pa.Table
-    """Of those that the index has already: doc_id, unit, position."""
+    """Documents that the index already has unchanged: doc_id, unit, position."""
 
     @staticmethod
     def concat(tables: Sequence[DocumentTables]) -> DocumentTables:
-        """One after the other."""
+        """Concatenate each table, in order."""
         return DocumentTables(*map(pa.concat_tables, zip(*tables, strict=True)))
 
 
 @dataclass(frozen=True)
 class DocumentBlock:
-    """A batch of documents, chunked and tokenised; each array is cumulative: [documents + 1]."""
+    """A batch of documents, chunked and tokenised.
+
+    Each array holds cumulative counts over the documents, int64 [documents + 1].
+    """
 
     tables: DocumentTables
     ends: tuple[np.ndarray, ...]
-    """Of each of the tables: rows."""
+    """Rows of each table, in the order of `tables`."""
     tokens: np.ndarray
     work: np.ndarray
-    """Documents that are not unchanged."""
+    """Documents that are new, edited or rejected, not unchanged."""
 
     @property
     def rows(self) -> np.ndarray:
-        """Passages."""
+        """Return the cumulative number of passages."""
         return self.ends[0]
 
     def __len__(self) -> int:
         return len(self.tokens) - 1
 
     def between(self, start: int, stop: int) -> DocumentTables:
-        """What documents [start, stop) became."""
+        """Return the tables of documents [start, stop)."""
         parts = zip(self.tables, self.ends, strict=True)
         return DocumentTables(
             *(table.slice(ends[start], ends[stop] - ends[start]) for table, ends in parts)
@@ -80,36 +83,36 @@ class DocumentBlock:
 
 
 Fault = tuple[RejectCode, str]
-"""Why a document is none: code and detail."""
+"""Reject code and detail of a document that cannot be embedded."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The output rows of some documents, in their order."""
+    """The output rows of some documents, in document order."""
 
     document: np.ndarray
-    """int64 [rows]: of each row, ascending."""
+    """int64 [rows]: index of each row's document, ascending."""
     lengths: np.ndarray
-    """int32 [rows]: tokens."""
+    """int32 [rows]: number of tokens."""
     columns: pa.Table
-    """The output columns without vectors and what is copied; `input_ids`: what the encoder gets."""
+    """Output columns without vectors and copied columns, and the encoder's input, `input_ids`."""
 
 
 class RowMaker(Protocol):
-    """How documents become rows."""
+    """Turns documents into rows."""
 
     def faults(self, documents: pa.Table) -> Sequence[Fault | None]:
-        """Of each document; None where it has rows."""
+        """Return the fault of each document, None for a valid document."""
 
     def rows(self, documents: pa.Table) -> Rows:
-        """Of documents without a fault."""
+        """Return the rows of documents without a fault."""
 
 
 class BlockBuilder:
-    """Makes blocks of documents."""
+    """Builds blocks of documents."""
 
     def __init__(self, maker: RowMaker, copied: Sequence[str]) -> None:
-        """`copied`: columns that come again in every row of a document."""
+        """`copied`: source columns that are copied to every row of a document."""
         self._maker, self._copied = maker, copied
 
     def build(
@@ -119,9 +122,9 @@ class BlockBuilder:
         position: int,
         known: KnownDocuments | None = None,
     ) -> DocumentBlock:
-        """The block of documents that begins at `position` of a unit.
+        """Build the block of documents that begins at `position` of a unit.
 
-        `known`: what the index has already; documents that are in it as they are stay out.
+        `known`: the documents of the index; unchanged documents get no rows.
         """
         documents = batch.table
         ids = documents["doc_id"].to_pylist()
@@ -135,7 +138,7 @@ class BlockBuilder:
         if known is not None:
             rows = np.flatnonzero(good)
             found = known.look_up(documents["doc_id"].take(pa.array(rows)), hashes)
-            held = found.unit != NOT_READ_AS  # by a unit that is not read, as it did not change
+            held = found.unit != NOT_READ_AS  # by an unchanged unit, which is not read
             lost = held & found.known & (found.same | (found.unit < unit))
             for row in rows[lost].tolist():
                 faults[row] = duplicate_of("in a file that did not change")
@@ -205,7 +208,7 @@ class BlockBuilder:
         return pa.table(columns | {TOKENS_COLUMN: own[TOKENS_COLUMN]})
 
     def _document_hashes(self, documents: pa.Table) -> list[bytes]:
-        """Of title, text and what is copied, without the id: what re-indexing compares."""
+        """Hash title, text and copied columns, without the id; re-indexing compares the hashes."""
         names = ["title", "text", *self._copied]
         values = zip(*(_plain(documents[name]) for name in names), strict=True)
         return [
@@ -214,14 +217,14 @@ class BlockBuilder:
 
 
 def _plain(column: pa.ChunkedArray) -> list[Any]:
-    """Python values to hash; times as integers, since Python's end with the year 9999."""
+    """Return Python values to hash; times as integers, since Python's years end at 9999."""
     if pa.types.is_temporal(column.type):
         column = column.cast(pa.int32() if column.type.bit_width == 32 else pa.int64())
     return column.to_pylist()  # type: ignore[no-any-return]
 
 
 def hash_of(data: bytes) -> bytes:
-    """16 bytes, as HASH columns hold them."""
+    """Return the 16-byte BLAKE2b hash that HASH columns hold."""
     return hashlib.blake2b(data, digest_size=16).digest()
 
 

@@ -1,7 +1,7 @@
-"""Documents into passages: where each begins and ends, in characters.
+"""Cuts documents into passages, which are spans of characters.
 
-The budget is exact: it is counted on what the encoder gets of each passage. Where to cut is
-`pipelines.passages.splitter`'s business.
+The token budget is exact: tokens are counted on the encoder's whole input for each passage.
+`pipelines.passages.splitter` decides where to cut.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ _TITLE_CHARACTERS_PER_TOKEN = 32
 
 @dataclass(frozen=True)
 class Passages:
-    """The passages of several documents, end to end."""
+    """The passages of several documents, in order."""
 
     document: np.ndarray
-    """int64: which of the documents each passage belongs to."""
+    """int64 [passages]: index of the passage's document."""
     start: np.ndarray
-    """int32: first character in the document."""
+    """int32 [passages]: first character in the document."""
     end: np.ndarray
-    """int32: one past the last character."""
+    """int32 [passages]: one past the last character."""
     texts: list[str]
-    """document[start:end]."""
+    """document[start:end] of each passage."""
     tokens: TokenizedTexts
-    """Of what the encoder gets: instruction and title, where there are such, and the text.
-    `truncated` where that is less than all of title and text."""
+    """The encoder's input: instruction and title, if configured, and the text. `truncated` if title
+    or text was cut."""
 
 
 @dataclass(frozen=True)
 class Title:
-    """What the encoder gets of a document's title."""
+    """The part of a document's title that the encoder gets."""
 
     text: str | None
     is_cut: bool
@@ -59,7 +59,7 @@ class Title:
 
 
 class Chunker:
-    """Cuts and tokenises documents as a configuration says."""
+    """Cuts and tokenises documents according to a configuration."""
 
     def __init__(self, config: ChunkConfig, tokenizer: TextTokenizer) -> None:
         self._tokenizer = tokenizer
@@ -72,7 +72,7 @@ class Chunker:
                 f"chunk.max_tokens: expected at most {tokenizer.max_length} (model.max_length), "
                 f"got {self.max_tokens}."
             )
-        # An instruction's last token may merge with the text's first: two tokens of slack for that.
+        # Two tokens of slack: an instruction's last token may merge with the text's first.
         self._room = self.max_tokens - tokenizer.overhead - 2 * bool(tokenizer.prompt.before)
         if config.by != "none" and (self._room < 1 or config.overlap >= self._room):
             raise ConfigError(
@@ -83,10 +83,10 @@ class Chunker:
     def passages(
         self, documents: Sequence[str], titles: Sequence[str | None] | None = None
     ) -> Passages:
-        """The passages of each document, in order; whitespace at their ends is left out.
+        """Return the passages of each document, in order, without whitespace at their ends.
 
-        A document that is nothing but whitespace has no passage. `titles` are one a document, and
-        used with `chunk.title_prefix` only.
+        A document that contains only whitespace has no passage. `titles`: one for each document;
+        used only with `chunk.title_prefix`.
         """
         heads = self.titles(titles or [None] * len(documents))
         is_cut = np.array([head.is_cut for head in heads], dtype=bool)
@@ -125,7 +125,7 @@ class Chunker:
         )
 
     def titles(self, titles: Sequence[str | None]) -> list[Title]:
-        """What the encoder gets of each title, before every passage of its document."""
+        """Return the part of each title that precedes every passage of its document."""
         if not self._config.title_prefix:
             return [Title(None, False, self._room)] * len(titles)
         tokens = self._tokenizer.tokenize([encoder_input(t, "") for t in titles], self.max_tokens)
@@ -138,11 +138,10 @@ class Chunker:
         ]
 
     def _dividers(self) -> Iterator[_Divide]:
-        """Ways to divide what is over the budget, the next one for what still is."""
+        """Yield ways to divide pieces over the budget; each gets what the previous one left too long."""
         yield self._estimated
         yield self._counted
-        # The splitter takes a token to be a byte at least, which NFKC makes untrue ("½" is three
-        # tokens).
+        # The splitter assumes at least one byte per token. NFKC breaks this: "½" is three tokens.
         yield from itertools.repeat(lambda text, head: halves(text))
 
     def _estimated(self, text: str, head: Title) -> Iterator[Span]:
@@ -165,7 +164,7 @@ class Chunker:
         return split_text(text, head.room, self._config.overlap, lambda window: count)
 
     def _sections(self, text: str, room: int) -> Iterator[tuple[int, int, bool]]:
-        """Runs of sections [start, end), and whether they are more than fits."""
+        """Yield runs of sections: start, end, and whether the run exceeds `room`."""
         markup = self._config.markup
         found = [(0, 0)] if markup == "plain" else heading_sections(text, markup)
         if len(found) == 1:
@@ -183,7 +182,7 @@ class Chunker:
             yield ends[first], ends[last], sum(sizes[first:last]) > room
 
     def _cut(self, title: str) -> Title:
-        """The words of a title that take half of the budget at most."""
+        """Cut a title to the words that take at most half of the budget."""
         half = max(self._room // 2, 0)
         spans = self._tokenizer.spans(title[: _TITLE_CHARACTERS_PER_TOKEN * half])[:half]
         end = spans[-1][1] if spans else 0
@@ -197,7 +196,7 @@ _Divide = Callable[[str, Title], Iterable[Span]]
 
 
 def _pieces(spans: Iterable[tuple[int, str, Span]]) -> list[tuple[int, int, int]]:
-    """(document, start, end) of what is more than whitespace."""
+    """Return (document, start, end) of each span that contains more than whitespace."""
     found = ((i, *stripped(text, *span)) for i, text, span in spans)
     return [(i, start, end) for i, start, end in found if start < end]
 
@@ -206,7 +205,7 @@ _Passage = tuple[int, int, int, bool, np.ndarray]
 
 
 def _none_inside_another(passages: list[_Passage]) -> Iterator[_Passage]:
-    """In order, less those that overlap made a part of the one before."""
+    """Yield the passages in order, without those that lie inside an earlier one due to overlap."""
     document, furthest = -1, 0
     for passage in sorted(passages, key=lambda p: (p[0], p[1], -p[2])):
         i, _, end, *_ = passage

@@ -1,4 +1,4 @@
-"""Documents as passages: chunked, tokenised, their text beside them."""
+"""Turns documents into rows: chunked and tokenised passages, or tokenised pairs."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from pipelines.passages.chunker import Chunker
 
 
 class PassageRows:
-    """A `RowMaker`: chunks as a configuration says."""
+    """`RowMaker` that chunks documents into passages."""
 
     def __init__(self, config: RunConfig, files: ModelFiles) -> None:
-        """Load the tokenizer; raises as `passage_blocks`."""
+        """Load the tokenizer; raise the errors of `passage_blocks`."""
         tokenizer = TextTokenizer(files.folder, files.max_length, files.prompts.passage)
         self._chunker = Chunker(config.chunk, tokenizer)
         self._store_text = config.index.store_text
 
     def faults(self, documents: pa.Table) -> list[Fault | None]:
-        """A document needs an id, and a text with something in it."""
+        """Return the fault of each document that has no id or no text."""
         columns = (documents[name].to_pylist() for name in ("doc_id", "text"))
         return [text_fault(*row) for row in zip(*columns, strict=True)]
 
     def rows(self, documents: pa.Table) -> Rows:
-        """As `RowMaker`: a row a passage."""
+        """Return one row for each passage."""
         texts, titles = (documents[name].to_pylist() for name in ("text", "title"))
         passages = self._chunker.passages(texts, titles)
         columns: dict[str, Any] = {}
@@ -54,16 +54,16 @@ class PassageRows:
 
 
 def passage_blocks(config: RunConfig, files: ModelFiles) -> BlockBuilder:
-    """What makes blocks of a corpus.
+    """Return the builder of a corpus's blocks.
 
     Raises:
-        ConfigError: passages that the model cannot hold.
+        ConfigError: the configured passages do not fit the model.
     """
     return BlockBuilder(PassageRows(config, files), config.source.columns.copied)
 
 
 def text_fault(doc_id: str | None, text: str | None) -> Fault | None:
-    """Why an id and a text are no document; None where they are one."""
+    """Return the fault of a document with this id and text, None if it is valid."""
     if not doc_id:
         return "missing_id", ""
     if text is None:
@@ -72,17 +72,17 @@ def text_fault(doc_id: str | None, text: str | None) -> Fault | None:
 
 
 def _passage_hashes(tokens: TokenizedTexts) -> Sequence[bytes]:
-    """Of the exact encoder input: the token ids as little-endian int32."""
+    """Hash the exact encoder input of each passage: token ids as little-endian int32."""
     values = tokens.values.astype("<i4", copy=False)
     ends = tokens.offsets.tolist()
     return [hash_of(values[a:b].tobytes()) for a, b in itertools.pairwise(ends)]
 
 
 class PairRows:
-    """A `RowMaker`: tokenises pairs as their reranker wants them."""
+    """`RowMaker` that tokenises pairs in the reranker's input format."""
 
     def __init__(self, config: PairsConfig, files: RerankerFiles) -> None:
-        """Load the tokenizer; raises as `pair_blocks`."""
+        """Load the tokenizer; raise the errors of `pair_blocks`."""
         self._tokenizer = load_pair_tokenizer(files, config.reranker)
         self._query = config.source.columns.query
         self._refuses = config.reranker.too_long == "refuse"
@@ -90,7 +90,7 @@ class PairRows:
         self._store_text = config.index.store_text
 
     def faults(self, documents: pa.Table) -> list[Fault | None]:
-        """A pair needs an id and two texts, with or without a word in them."""
+        """Return the fault of each pair that lacks an id or a text; an empty text is valid."""
         columns = (documents[name].to_pylist() for name in ("doc_id", self._query, "text"))
         faults = [_pair_fault(*row) for row in zip(*columns, strict=True)]
         if self._refuses:
@@ -101,7 +101,7 @@ class PairRows:
         return faults
 
     def rows(self, documents: pa.Table) -> Rows:
-        """As `RowMaker`: a row a pair."""
+        """Return one row for each pair."""
         tokens = self._tokens(documents)
         lengths = tokens.lengths.astype(np.int32)
         columns: dict[str, Any] = {}
@@ -124,10 +124,10 @@ class PairRows:
 
 
 def pair_blocks(config: PairsConfig, files: RerankerFiles) -> BlockBuilder:
-    """What makes blocks of pairs.
+    """Return the builder of blocks of pairs.
 
     Raises:
-        ModelError: lengths that leave no room for a passage.
+        ModelError: the configured lengths leave no room for a passage.
     """
     return BlockBuilder(PairRows(config, files), config.source.columns.copied)
 
@@ -141,7 +141,7 @@ def _pair_fault(pair_id: str | None, query: str | None, passage: str | None) -> 
 
 
 def _pair_hashes(tokens: PairTokens) -> list[bytes]:
-    """Of the exact input: where the passage begins, and the token ids as little-endian int32."""
+    """Hash the exact input of each pair: passage start and token ids as little-endian int32."""
     values = tokens.values.astype("<i4", copy=False)
     starts = tokens.passage_starts.astype("<i4")
     ends = tokens.offsets.tolist()

@@ -1,9 +1,8 @@
-"""Read, chunk and tokenise one unit, and cut it into slices.
+"""Reads, chunks and tokenises one unit, and cuts it into slices.
 
-A slice is a run of documents, cut always in the same place: at so many documents or so many tokens,
-whichever comes first. So slices depend neither on the cluster nor on what was done before.
-One slice is one row of the dataset; its passages are a nested column, with the final output columns
-already in place, so that ColBERT vectors never have to cross the object store.
+A slice ends at a fixed number of documents or tokens, so its limits depend neither on the cluster
+nor on earlier runs. A slice is one row of the Ray dataset: its passages are a nested column with
+all output columns but the vectors. So ColBERT vectors never cross the object store.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from pipelines.source.source import Source
 from pipelines.source.units import Unit
 
 _UNCHANGED_PER_DOCUMENT = 100
-"""A slice's limit is on documents that have to be done; of all, it has so many times more."""
+"""A slice may hold this many times `max_documents` documents if most of them are unchanged."""
 
 
 @dataclass(frozen=True)
@@ -36,21 +35,21 @@ class Slice:
     unit: int
     first_document: int
     documents: int
-    """Input rows, rejects included."""
+    """The number of input documents, including rejects."""
     last: bool
-    """It ends its unit."""
+    """Whether the slice is the last of its unit."""
     passages: pa.Table
     """Output columns without vectors, and `input_ids`; rows in document order."""
     ledger: pa.Table
-    """Of each document that has passages; schema: DOCUMENTS_SCHEMA."""
+    """The documents that have passages; schema: DOCUMENTS_SCHEMA."""
     rejects: pa.Table
     unchanged: pa.Table
-    """Of documents that the index has as they are; schema: UNCHANGED_SCHEMA."""
+    """The documents that the index already has unchanged; schema: UNCHANGED_SCHEMA."""
     unreadable: bool = False
-    """The unit could not be read from here on; the one reject says why."""
+    """Whether the unit could not be read from this slice on; its one reject holds the reason."""
 
     def to_row(self) -> pa.Table:
-        """As one row: what travels between tasks."""
+        """Return the slice as one row, the form that is sent between tasks."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return pa.table(
             {
@@ -61,7 +60,7 @@ class Slice:
 
     @staticmethod
     def from_row(row: pa.Table) -> Slice:
-        """The inverse of `to_row`; no buffer is copied."""
+        """Invert `to_row` without copying buffers."""
         assert row.num_rows == 1, f"expected one slice a call, got {row.num_rows}"
         columns = zip(row.column_names, row.columns, strict=True)
         return Slice(
@@ -72,20 +71,20 @@ class Slice:
         )
 
     def edited(self) -> list[tuple[str, int, int]]:
-        """Part, first row and rows of what the index has of documents that are other ones now."""
+        """Return part, first row and number of rows of the old version of each edited document."""
         old = self.ledger.filter(pc.is_valid(self.ledger["old_part"]))
         names = ("old_part", "old_first_row", "old_n_rows")
         return list(zip(*(old[name].to_pylist() for name in names), strict=True))
 
 
 class SliceReader:
-    """Yields the slices of units that are not done yet."""
+    """Reads the slices of units."""
 
     def __init__(
         self, source: Source, builder: BlockBuilder, max_documents: int, max_tokens: int
     ) -> None:
-        """A slice ends at `max_documents` documents or `max_tokens` tokens, whichever is first."""
-        # One task is one CPU; the tokenizer's own threads would fight its neighbours'.
+        """A slice ends when it reaches `max_documents` documents or `max_tokens` tokens."""
+        # A task has one CPU: the tokenizer's own threads would compete with other tasks.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         self._source, self._builder = source, builder
         self._limits = max_documents, max_tokens
@@ -97,10 +96,10 @@ class SliceReader:
         stop: int | None = None,
         known: KnownDocuments | None = None,
     ) -> Iterator[Slice]:
-        """The slices of documents [start, stop) of a unit; `start` must be a slice's first.
+        """Yield the slices of documents [start, stop) of a unit; a slice must begin at `start`.
 
-        `known`: what the index has already. Where the unit cannot be read, the last slice is one
-        that says so.
+        `known`: the documents of the index. If the unit cannot be read, the last slice is an
+        `unreadable_slice`.
         """
         pending = _Pending(unit, start, *self._limits)
         try:
@@ -108,7 +107,7 @@ class SliceReader:
                 block = self._builder.build(batch, unit.number, pending.next_document, known)
                 done = 0
                 while done < len(block):
-                    if pending.is_full:  # only now it is known not to be the last
+                    if pending.is_full:  # more documents follow, so it is not the last slice
                         yield pending.close(last=False)
                     done = pending.take(block, done)
             if not pending.documents:
@@ -135,12 +134,12 @@ class _Pending:
 
     @property
     def next_document(self) -> int:
-        """Position in the unit of the next document."""
+        """Return the position of the next document in the unit."""
         return self.first + self.documents
 
     @property
     def is_full(self) -> bool:
-        """A limit is reached: the document that reaches the token limit still belongs to it."""
+        """Whether a limit is reached; the document that reaches it belongs to the slice."""
         return (
             self._work >= self._max_documents
             or self.documents >= self._max_documents * _UNCHANGED_PER_DOCUMENT
@@ -148,7 +147,7 @@ class _Pending:
         )
 
     def take(self, block: DocumentBlock, start: int) -> int:
-        """Add documents of a block, from `start` on, as many as fit; returns where it stopped."""
+        """Add as many documents of a block as fit, from `start` on; return where to continue."""
         tokens = block.tokens[start] + self._max_tokens - self._tokens
         work = block.work[start] + self._max_documents - self._work
         stop = min(
@@ -164,7 +163,7 @@ class _Pending:
         return stop
 
     def close(self, *, last: bool) -> Slice:
-        """The slice; the next one begins after it."""
+        """Return the slice, and begin the next one after it."""
         number = self._unit.number
         tables = _without_duplicates(number, DocumentTables.concat(self._blocks))
         full = Slice(number, self.first, self.documents, last, *tables)
@@ -174,7 +173,7 @@ class _Pending:
 
 
 def unreadable_slice(unit: int, first: int, reason: str) -> Slice:
-    """What stands for the documents of a unit from `first` on when they cannot be read."""
+    """Return a slice that stands for the unreadable documents of a unit from `first` on."""
     rejects = reject_table([(None, unit, first, "unreadable_unit", reason)])
     nothing = PASSAGE_SCHEMA.append(pa.field(TOKENS_COLUMN, pa.list_(pa.int32()))).empty_table()
     ledger, unchanged = DOCUMENTS_SCHEMA.empty_table(), UNCHANGED_SCHEMA.empty_table()
@@ -182,7 +181,7 @@ def unreadable_slice(unit: int, first: int, reason: str) -> Slice:
 
 
 def _without_duplicates(unit: int, tables: DocumentTables) -> DocumentTables:
-    """The first document of each id stays, the others become rejects."""
+    """Keep the first document of each id; turn the others into rejects."""
     ledger = tables.ledger
     keep = ~pd.Series(ledger["doc_id"].to_pylist(), dtype=object).duplicated().to_numpy()
     if keep.all():

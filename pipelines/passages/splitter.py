@@ -1,7 +1,7 @@
-"""Where a long text is cut: at headings, then paragraphs, sentences, words, characters.
+"""Splits a long text at headings, then at paragraphs, sentences, words and characters.
 
-Headings are found here; what is below them, semantic-text-splitter decides. Nothing here is exact
-about tokens: the caller checks every piece. Pieces are character spans [start, end).
+This module finds headings; semantic-text-splitter splits the text below them. Token counts are
+estimates, so the caller checks every piece. Pieces are character spans [start, end).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CountTokens = Callable[[str], int]
 
 _WINDOW_CHARACTERS = 8_192
 
-_LOWEST = 6  # level of a heading
+_LOWEST = 6  # the lowest level of a heading
 _FENCE = r"^ {0,3}(?P<fence>`{3,}(?=[^`\n]*$)|~{3,})(?P<info>[^\n]*)"
 _ATX = r"^ {0,3}(?P<marks>#{1,6})[ \t][^\n]*"
 _UNDERLINED = r"^ {0,3}(?=\S)[^\n]+\n {0,3}(?P<line>=+|-+)[ \t\r]*$"
@@ -30,8 +30,8 @@ _HEADINGS = {
     "markdown": regex.compile(f"{_FENCE}|{_ATX}|{_UNDERLINED}", regex.M),
 }
 
-# A word is what stands between spaces, in scripts that have them: the splitter's own words end at
-# every hyphen, apostrophe and asterisk, and the full stop after a word is one more.
+# In scripts with spaces, a word extends to the next space. The splitter itself also cuts at every
+# hyphen, apostrophe and asterisk, and before the full stop after a word.
 _NO_SPACES = (
     r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
     r"\u3000-\u303f\uff00-\uffef]"
@@ -45,9 +45,9 @@ _CLUSTER = regex.compile(r"\X")
 
 
 def heading_sections(text: str, markup: Literal["auto", "markdown"]) -> list[tuple[int, int]]:
-    """Where each section begins and the level (1-6) of its heading; the first begins at 0.
+    """Return the start of each section and the level (1-6) of its heading; the first starts at 0.
 
-    A heading with nothing below it belongs to the section that follows. Fenced code has none.
+    A heading without text below it belongs to the next section. Fenced code contains no headings.
     """
     found = [(0, _LOWEST)]
     fence = ""
@@ -71,9 +71,9 @@ def heading_sections(text: str, markup: Literal["auto", "markdown"]) -> list[tup
 
 
 def packed_sections(levels: Sequence[int], sizes: Sequence[int], capacity: int) -> Iterator[Span]:
-    """Runs [first, last) of sections to keep together: as many as fit, cut at the highest level.
+    """Yield runs [first, last) of sections that fit `capacity` together, cut at the highest level.
 
-    A section that does not fit alone is a run of its own.
+    A section that exceeds the capacity alone is a run of its own.
     """
     ends = [0, *itertools.accumulate(sizes)]
 
@@ -94,10 +94,10 @@ def packed_sections(levels: Sequence[int], sizes: Sequence[int], capacity: int) 
 
 
 class WindowCounter:
-    """Counts the tokens of pieces of a window by looking them up among the window's own.
+    """Counts the tokens of a piece by looking them up in the tokenised window.
 
-    Tokenising every candidate is what a splitter takes its time for. The count may be off where a
-    piece begins or ends inside a word, since that changes how the rest of the word is cut.
+    Tokenising each candidate would be slow. The count may be wrong if a piece begins or ends inside
+    a word, because the rest of the word may then be tokenised differently.
     """
 
     def __init__(self, tokenizer: TextTokenizer, overlap: int, window: str) -> None:
@@ -108,27 +108,27 @@ class WindowCounter:
         self._last = 0
 
     def __call__(self, piece: str) -> int:
-        """Any place that has these characters will do; the splitter mostly moves forward."""
+        """Count the tokens at some occurrence of `piece`; the splitter mostly moves forward."""
         start = self._window.find(piece, self._last)
         if start < 0:
             start = max(self._window.find(piece), 0)
         self._last = start
         first = bisect.bisect_right(self._ends, start)
         count = bisect.bisect_left(self._starts, start + len(piece)) - first
-        if count <= self._overlap:  # an overlap is not checked by the caller
+        if count <= self._overlap:  # the caller does not check an overlap
             return len(self._tokenizer.spans(piece))
-        # XLM-R marks the beginning of a word, also where it was not one, with a token at times.
+        # XLM-R may add a token for the start of a word, even if the piece begins inside a word.
         return count + (start > 0 and not self._window[start - 1].isspace())
 
 
 def split_text(
     text: str, capacity: int, overlap: int, counter_of: Callable[[str], CountTokens]
 ) -> Iterator[Span]:
-    """Pieces of about `capacity` tokens as `counter_of(window)` counts them, in order.
+    """Yield pieces of about `capacity` tokens, counted by `counter_of(window)`, in order.
 
-    Pieces overlap by at most `overlap` tokens. Only a word longer than the capacity is cut inside.
-    The splitter's time grows faster than the length of text without paragraphs, so it sees a
-    window at a time, and the window's last piece is left to the next.
+    Pieces overlap by at most `overlap` tokens. A word is cut only if it exceeds the capacity. The
+    splitter's time grows faster than linearly with text without paragraphs. So it gets one window
+    at a time, and the last piece of a window is split again with the next window.
     """
     overlap = min(overlap, capacity - 1)
     least = max(_WINDOW_CHARACTERS, 16 * capacity)
@@ -155,7 +155,7 @@ def split_text(
                     yield first, space
                     start = space
                     break
-                if at < end:  # the overlap takes the word's room
+                if at < end:  # the overlap leaves no room for the word
                     start = end
                     break
             yield first, last
@@ -163,7 +163,7 @@ def split_text(
 
 
 def halves(text: str) -> list[Span]:
-    """Two pieces, cut at the space nearest to the middle, else between two characters."""
+    """Return two pieces, cut at the space nearest to the middle or, without one, at a character."""
     middle = len(text) // 2
     cuts = [m.start() for m in _SPACE.finditer(text, 1)]
     cuts = cuts or [m.start() for m in _CLUSTER.finditer(text)][1:] or [middle]
@@ -172,19 +172,19 @@ def halves(text: str) -> list[Span]:
 
 
 def stripped(text: str, start: int, end: int) -> Span:
-    """The span less the whitespace at its ends; empty where it is nothing else."""
+    """Return the span without whitespace at its ends; empty if it is all whitespace."""
     piece = text[start:end]
     first = start + len(piece) - len(piece.lstrip())
     return first, max(start + len(piece.rstrip()), first)
 
 
 def inside_word(text: str, at: int) -> bool:
-    """Whether a cut here would be in a word of a script that puts spaces between words."""
+    """Whether a cut at `at` would split a word of a script that puts spaces between words."""
     return bool(at and _WORD_CUT.match(text, at - 1))
 
 
 def before_space(text: str, start: int, end: int) -> int:
-    """Where the last whitespace in [start, end) begins, 0 where there is none."""
+    """Return the start of the last whitespace between words in [start, end), 0 if there is none."""
     words = text[start:end].rsplit(None, 1)
     return start + len(words[0]) if len(words) == 2 else 0
 
@@ -194,7 +194,7 @@ def _has_words(text: str, start: int, end: int) -> bool:
 
 
 def _after_word(text: str, start: int, end: int) -> int:
-    """Where the word around `start` ends; `start` if not before `end` and that cuts it too."""
+    """Return the end of the word around `start`, or `start` if `end` lies in the same word."""
     if space := _SPACE.search(text, start, end):
         return int(space.end())
     return start if inside_word(text, end) else end
