@@ -138,8 +138,10 @@ def test_actor_that_dies_whenever_it_loads_the_model_ends_the_run(
         embed_corpus(make_config(corpus({})))
     assert caught.value.exit_code == 1
     line = " ".join(said.getvalue().split())
-    assert line.startswith("error: expected the model to be loaded, found that 3 more processes")
-    assert line.endswith("See whether the actors' memory is enough for the model, and Ray's logs.")
+    assert line.startswith("error: expected actors to load the model, found 3 more processes")
+    assert line.endswith(
+        "Check Ray's logs, and whether the actors have enough memory for the model."
+    )
 
 
 def fatal_read_rows(*args: Any, **kwargs: Any) -> Iterator[pa.Table]:

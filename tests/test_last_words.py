@@ -172,7 +172,7 @@ def test_processes_that_die_before_they_have_a_model_end_the_run(store):
     for _ in range(2 * MOST_STARTS):
         CrashJournal(store, "run", "s1", "host:1", actors=2)
     CrashJournal(store, "run", "s2", "host:1", actors=2)  # another try starts anew
-    with pytest.raises(EmbedError, match=f"{2 * MOST_STARTS} more processes died over it"):
+    with pytest.raises(EmbedError, match=f"{2 * MOST_STARTS} more processes that died"):
         CrashJournal(store, "run", "s1", "host:1", actors=2)
 
 

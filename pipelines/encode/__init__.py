@@ -1,4 +1,4 @@
 """Encodes one slice: vectors, part, ledger, rejects and the done record that commits them.
 
-Runs in an actor or in this process; does not know which.
+Runs unchanged in a Ray actor or in the driver's process.
 """

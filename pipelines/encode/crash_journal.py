@@ -1,15 +1,15 @@
 """Crash journal: what each process works on, so that its successor can isolate what kills it.
 
-A process may die of what it reads or encodes: of memory, of a faulty kernel. Ray starts it again on
-the same input, for ever. So each process records on storage what it is about to do:
+The input of a process may kill it, for example through memory use or a faulty kernel. Ray would
+restart it on the same input for ever. So each process records on storage what it begins:
 
     runs/<run_id>/words/<session>-<nonce>.json      {"at": {"000001-0000000000": [0, 180]}, ...}
     runs/<run_id>/readings/<session>-<unit>/<nonce>
 
-A slice on which an encoding process died is encoded in pieces, each announced before it begins and
-alone in its process; a piece on which a process died is cut again; a passage that was alone at
-three deaths is rejected. Of n passages, one that kills is found after 3 + log64(n) deaths, rounded
-up. A unit that was begun MOST_READINGS times counts as unreadable.
+If a process died on a slice, the slice is encoded in pieces. Each piece is announced before it
+begins and runs alone in its process; a piece on which a process died is divided again. A passage
+that was alone at three deaths is rejected. One killing passage in n is found after ceil(3 +
+log64(n)) deaths. A unit whose reading began MOST_READINGS times counts as unreadable.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from pipelines.index.records import JsonRecord
 from pipelines.store.store import Store
 
 Rows = tuple[int, int]
-"""Passages [first, stop) of a slice."""
+"""The passages [first, stop) of a slice."""
 
 PIECES = 64
 DEATHS_ALONE = 3
-"""More than one: a machine that is taken away just then must not cost a passage."""
+"""Deaths before a passage is rejected. More than one, because a preempted machine also kills."""
 MOST_STARTS = 8
-"""For each actor of the pool, in one session: so many more may die before they have a model than
-after."""
+"""The limit per actor of the pool and session on deaths before the model was loaded, minus
+processes that loaded it."""
 MOST_DEATHS = 32
-"""Of one slice in one session: several passages that kill are still found."""
+"""The limit of deaths per slice and session; large enough to isolate several killing passages."""
 MOST_READINGS = 8
-"""Of one unit in one session. More than one: machines that are taken away end a process too, and
-Ray reads again what was lost with one."""
+"""The limit of readings per unit and session. More than one, because a preempted machine also ends
+a process, and Ray reads lost blocks again."""
 
 
 def may_read(store: Store, run_id: str, session: str, unit: int) -> bool:
-    """Record that a unit is about to be read; False where that happened too often."""
+    """Record that the reading of a unit begins; return False if it began too often."""
     folder = readings_folder(run_id, session, unit)
     begun = len(store.list(folder))
     if begun < MOST_READINGS:
@@ -57,18 +57,18 @@ def may_read(store: Store, run_id: str, session: str, unit: int) -> bool:
 
 
 class JournalEntry(JsonRecord):
-    """What one process was working on last."""
+    """The last recorded work of one process."""
 
     worker: str
-    """host:pid."""
+    """The process, as host:pid."""
     at: dict[str, Rows]
-    """Name of each slice -> passages it was encoding."""
+    """Slice name -> the passages that the process was encoding."""
     loaded: bool = False
-    """Whether its model was loaded."""
+    """Whether the process had loaded its model."""
 
 
 def pieces(n: int, deaths: Counter[Rows]) -> Iterator[Rows]:
-    """[0, n) cut into consecutive pieces, finer where processes died."""
+    """Divide [0, n) into consecutive pieces, smaller ones where processes died."""
 
     def cut(start: int, stop: int) -> Iterator[Rows]:
         if not deaths[start, stop] or stop - start <= 1:
@@ -82,28 +82,29 @@ def pieces(n: int, deaths: Counter[Rows]) -> Iterator[Rows]:
 
 
 def is_hopeless(piece: Rows, deaths: Counter[Rows]) -> bool:
-    """Whether a piece is one passage that killed often enough."""
+    """Whether a piece is a single passage with DEATHS_ALONE deaths."""
     return piece[1] - piece[0] == 1 and deaths[piece] >= DEATHS_ALONE
 
 
 class CrashJournal:
-    """The entry of this process, and those of the ones before it. Safe to share between threads."""
+    """The entries of this process and of earlier processes. Safe to share between threads."""
 
     def __init__(
         self, store: Store, run_id: str, session: str, worker: str, actors: int = 1
     ) -> None:
-        """Read the entries of earlier processes, and record that this one has begun.
+        """Read the entries of earlier processes, and record that this process has begun.
 
-        `session`: of the run's driver; `actors`: so many may be loading their models just now.
+        `session`: the session of the run's driver; `actors`: the size of the pool, whose actors
+        may all be loading their models.
 
         Raises:
-            EmbedError: too many died before they had a model.
+            EmbedError: too many processes died before they had loaded the model.
         """
         self._store, self.worker = store, worker
         self._path = words_path(run_id, session, new_nonce())
         self._heard: dict[str, Counter[Rows]] = defaultdict(Counter)
         self._deaths_now: Counter[str] = Counter()
-        failed = 0  # less those that did not: a long run on machines that go away has both
+        failed = 0  # minus successes: a long run on preemptible machines has both
         for path, words in read_journal(store, run_id).items():
             is_now = Path(path).name.startswith(session)
             failed += is_now * (-1 if words.loaded else 1)
@@ -112,9 +113,9 @@ class CrashJournal:
                 self._deaths_now[name] += is_now
         if failed >= MOST_STARTS * actors:
             raise EmbedError(
-                f"expected the model to be loaded, found that {failed} more processes died over it "
-                "than did it.",
-                "See whether the actors' memory is enough for the model, and Ray's logs.",
+                f"expected actors to load the model, found {failed} more processes that died "
+                "before they had loaded it than processes that loaded it.",
+                "Check Ray's logs, and whether the actors have enough memory for the model.",
             )
         self._at: dict[str, Rows] = {}
         self._loaded = False
@@ -122,35 +123,35 @@ class CrashJournal:
         self._write()
 
     def loaded(self) -> None:
-        """Record that this process has its model."""
+        """Record that this process has loaded its model."""
         with self._lock:
             self._loaded = True
             self._write()
 
     def deaths(self, name: str) -> Counter[Rows]:
-        """How often a process died at which passages of a slice.
+        """Return the number of deaths for each range of passages of a slice.
 
         Raises:
-            EmbedError: it has been too often for one run.
+            EmbedError: more than MOST_DEATHS processes died on the slice in this session.
         """
         if self._deaths_now[name] > MOST_DEATHS:
             raise EmbedError(
                 f"slice {name}: expected to encode it, found that the process died "
                 f"{self._deaths_now[name]} times on it, at different passages.",
-                "See whether the actors' memory is enough (model.max_batch_tokens, "
-                "slice.max_tokens), then run the same command again: finished slices are kept.",
+                "Give the actors more memory, or lower model.max_batch_tokens or "
+                "slice.max_tokens; then run the command again: finished slices are kept.",
             )
         return self._heard[name]
 
     @contextmanager
     def announced(self, name: str, rows: Rows, *, careful: bool) -> Iterator[None]:
-        """Record that these passages are being encoded; `careful`: and when they are done."""
+        """Record that passages are being encoded and, if `careful`, when they are done."""
         self._say(name, rows)
         yield
         self._say(name, None, write=careful)
 
     def _say(self, name: str, rows: Rows | None, *, write: bool = True) -> None:
-        with self._lock:  # the file must say what was said last
+        with self._lock:  # the file must hold the latest state
             self._at.pop(name, None)
             if rows:
                 self._at[name] = rows
@@ -163,14 +164,14 @@ class CrashJournal:
 
 
 def read_journal(store: Store, run_id: str) -> dict[str, JournalEntry]:
-    """Path -> entry, of every process of a run."""
+    """Return the path and entry of every process of a run."""
     paths = store.list(words_folder(run_id))
     entries = map(JournalEntry.model_validate_json, store.read_many(paths))
     return dict(zip(paths, entries, strict=True))
 
 
 def describe_journal(store: Store, run_id: str, session: str) -> str:
-    """What the encoding processes of a session were working on, for a message."""
+    """Describe for a message what the encoding processes of a session were working on."""
     said = [
         f"{name} in {words.worker}"
         for path, words in read_journal(store, run_id).items()
@@ -181,7 +182,7 @@ def describe_journal(store: Store, run_id: str, session: str) -> str:
 
 
 class SliceSlots:
-    """How many slices may be encoded at once in this process, or one alone."""
+    """Limits how many slices are encoded at once in this process, or gives it to one slice."""
 
     def __init__(self, threads: int) -> None:
         self._free = threading.Semaphore(threads)
@@ -190,7 +191,7 @@ class SliceSlots:
 
     @contextmanager
     def take(self, *, alone: bool) -> Iterator[None]:
-        """Wait for a turn; `alone`: until nobody else has one."""
+        """Wait for a slot; if `alone`, for all slots."""
         wanted = self._threads if alone else 1
         with self._alone if alone else nullcontext():
             for _ in range(wanted):

@@ -1,9 +1,9 @@
 """Overlaps encoding and writing in one actor.
 
-The slice that came first has the encoder until its last passage; what it has encoded is written
-meanwhile and afterwards, while the next slice is encoded. If slices took turns, all would be
-written at the same time while the encoder waited. Encoded batches that are not yet written are
-bounded by bytes; a slice that reaches the bound lets others pass.
+The first slice holds the encoder until its last passage. Its vectors are written meanwhile and
+while the next slice is encoded. If slices alternated, all would finish at the same time, and the
+encoder would wait while they were written. Encoded but unwritten batches are bounded by bytes; a
+slice that reaches the bound yields the encoder to others.
 """
 
 from __future__ import annotations
@@ -17,40 +17,40 @@ from dataclasses import dataclass, field
 
 from actors.encoded import EncodedBatch
 
-_AHEAD_BYTES = 64 << 20  # of one slice; one batch may be larger
+_AHEAD_BYTES = 64 << 20  # per slice; a single batch may be larger
 
 
 @dataclass
 class Spent:
-    """Seconds of one slice."""
+    """The seconds that one slice spent in each phase."""
 
     encoding: float = 0.0
-    """It had the encoder."""
+    """Seconds in which the slice held the encoder."""
     waiting: float = 0.0
-    """Who writes had nothing to write."""
+    """Seconds in which the writer waited for encoded batches."""
     writing: float = 0.0
-    """Rows were put together and written to a local file."""
+    """Seconds to assemble rows and write them to a local file."""
     uploading: float = 0.0
-    """That file was brought to the index."""
+    """Seconds to upload the local file to the index."""
 
 
 @dataclass
 class _Buffer:
-    """What one slice has encoded and not written; guarded by the condition of `EncoderQueue`."""
+    """Encoded, unwritten batches of one slice; guarded by the condition of `EncoderQueue`."""
 
     batches: deque[EncodedBatch] = field(default_factory=deque)
     bytes: int = 0
     ended: bool = False
     error: BaseException | None = None
     closed: bool = False
-    """Nobody reads it any more."""
+    """Whether the reader has finished."""
 
 
 class EncoderQueue:
-    """Slices that wait for the encoder of one actor. Safe to share between their threads."""
+    """Queue of slices for the encoder of one actor. Safe to share between threads."""
 
     def __init__(self, ahead_bytes: int = _AHEAD_BYTES) -> None:
-        """`ahead_bytes`: how far a slice's encoding may be ahead of its writing."""
+        """`ahead_bytes`: the most bytes that a slice may have encoded but not written."""
         self._ahead_bytes = ahead_bytes
         self._changed = threading.Condition()
         self._numbers = itertools.count()
@@ -58,7 +58,7 @@ class EncoderQueue:
         self._taken = False
 
     def run(self, batches: Iterator[EncodedBatch], spent: Spent) -> Iterator[EncodedBatch]:
-        """The batches, in order, made in a thread of their own; what it raises is raised here."""
+        """Yield the batches in order. A separate thread makes them; its errors are raised here."""
         buffer, number = _Buffer(), next(self._numbers)
         thread = threading.Thread(
             target=self._fill, args=(number, batches, buffer, spent), name="encode", daemon=True
@@ -100,7 +100,7 @@ class EncoderQueue:
                 if batch is None:
                     break
                 self._put(number, batch, buffer)
-        except BaseException as raised:  # noqa: BLE001  the reader raises it
+        except BaseException as raised:  # noqa: BLE001  the reader raises the error
             error = raised
         with self._changed:
             self._taken = False
@@ -108,7 +108,7 @@ class EncoderQueue:
             self._changed.notify_all()
 
     def _take(self, number: int) -> None:
-        """Wait for the encoder; slices that came earlier go first."""
+        """Wait for the encoder, in order of arrival."""
         with self._changed:
             self._waiting.add(number)
             self._changed.wait_for(lambda: not self._taken and min(self._waiting) == number)
@@ -117,7 +117,7 @@ class EncoderQueue:
             self._changed.notify_all()
 
     def _put(self, number: int, batch: EncodedBatch, buffer: _Buffer) -> None:
-        """Hand over a batch; while there is no room for it, others may have the encoder."""
+        """Add a batch to the buffer; while the buffer is full, yield the encoder to others."""
         size = batch.columns.nbytes
 
         def has_room() -> bool:

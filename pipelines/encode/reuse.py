@@ -1,9 +1,9 @@
-"""Where each passage of a slice gets its vectors: the encoder, the index, or an equal passage.
+"""Decides where each passage of a slice gets its vectors: encoder, index, or an equal passage.
 
-Passages are equal when their `passage_hash` is: the encoder gets the same tokens. Of equal ones the
-first is encoded; of an edited document, those that its old version had take the vectors from there.
-Vectors come out in the order of the passages. What is held meanwhile: the vectors that a later
-passage needs too, and of those from the index about 32 MB at once.
+Passages are equal if their `passage_hash` is equal: the encoder gets the same tokens. Of equal
+passages the first is encoded. Passages that an edited document had before take their vectors from
+the index. Vectors are returned in passage order. Memory holds only the vectors that a later passage
+needs again, and about 32 MB of vectors from the index.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _WINDOW_BYTES = 32 << 20
 _THREADS = 16
 
 OldRows = tuple[str, int, int]
-"""A part, its first row of a document, and how many rows the document has."""
+"""A document's rows in the index: part, first row, number of rows."""
 
 
 @dataclass(frozen=True)
 class _Old:
-    """One row of the index: a part, a row group and the row in it."""
+    """One row of the index: a part, a row group, and the row within it."""
 
     part: str
     group: int
@@ -40,7 +40,7 @@ class _Old:
 
 
 class VectorSources:
-    """Decides for one slice, and puts the vectors together."""
+    """Assigns a source to each passage of one slice, and assembles the vectors."""
 
     def __init__(
         self,
@@ -50,8 +50,8 @@ class VectorSources:
         empty: pa.Table,
         storage: ColbertStorage,
     ) -> None:
-        """`hashes`: passage_hash of the slice's passages; `edited`: rows of documents that these
-        may replace; `empty`: the encoder's columns without rows.
+        """`hashes`: passage_hash of each passage; `edited`: the old rows of edited documents;
+        `empty`: the encoder's columns without rows.
 
         Raises:
             StorageError: a part cannot be read.
@@ -69,20 +69,20 @@ class VectorSources:
         self._old = _find_old(store, coded.dictionary, edited) if edited else {}
         encoded = np.array([g not in self._old for g in range(groups)], bool)
         self.to_encode: np.ndarray = np.sort(self._first[encoded])
-        """int64: the passages that go through the model, ascending."""
+        """int64: the passages that the model encodes, ascending."""
         self._encoded_as = {int(self._group[p]): i for i, p in enumerate(self.to_encode)}
         self._held: dict[int, pa.Table] = {}
         self._failed: dict[int, str] = {}
 
     @property
     def is_plain(self) -> bool:
-        """Every passage is encoded itself."""
+        """Whether every passage is encoded, and none is reused."""
         return len(self.to_encode) == self._n
 
     def put_together(self, encoded: Iterable[EncodedBatch]) -> Iterator[EncodedBatch]:
-        """The vectors of all passages, in order, as a part stores them.
+        """Yield the vectors of all passages, in order, as a part stores them.
 
-        `encoded`: those of `to_encode`, numbered by it.
+        `encoded`: the encoded passages, numbered by their index in `to_encode`.
         """
         position = 0
         for batch in encoded:
@@ -101,11 +101,11 @@ class VectorSources:
             yield from self._windows(position, self._n, self._nothing, 0)
 
     def _hold(self, columns: pa.Table, batch: EncodedBatch, stop: int) -> None:
-        """Keep what passages from `stop` on need, and nothing else."""
+        """Keep only the vectors that passages from `stop` on need."""
         for row in range(batch.start, batch.stop):
             group = int(self._group[self.to_encode[row]])
             if self._last[group] >= stop:
-                # A copy: a slice would keep the whole batch.
+                # `take` copies; a slice would keep the whole batch in memory.
                 self._held[group] = columns.take([row - batch.start])
         for group in [group for group in self._held if self._last[group] < stop]:
             del self._held[group]
@@ -113,7 +113,7 @@ class VectorSources:
     def _windows(
         self, start: int, stop: int, columns: pa.Table, first: int
     ) -> Iterator[EncodedBatch]:
-        """`columns`: of `to_encode` from `first` on."""
+        """Yield [start, stop) in windows; `columns`: vectors of `to_encode` from `first` on."""
         row_bytes = columns.nbytes // max(columns.num_rows, 1) or 4096
         step = max(_WINDOW_BYTES // row_bytes, 1)
         for low in range(start, stop, step):
@@ -136,7 +136,7 @@ class VectorSources:
         return EncodedBatch(start, stop, pa.concat_tables(tables).take(rows), failures)
 
     def _read(self, groups: Sequence[int]) -> pa.Table:
-        """Vectors out of the index, in the order of the groups."""
+        """Read vectors from the index, in the order of the groups."""
         if not groups:
             return self._nothing
         by_part: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
@@ -167,7 +167,7 @@ class VectorSources:
 
 
 def _find_old(store: Store, hashes: pa.Array, edited: Sequence[OldRows]) -> dict[int, _Old]:
-    """For each of the distinct hashes that a row of these documents has: that row."""
+    """Map the index of each hash that occurs in these documents' old rows to such a row."""
     by_part: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for part, first, n in edited:
         by_part[part].append((first, n))

@@ -1,7 +1,7 @@
 """Encodes one slice, writes its files, and commits it by its done record.
 
-Several threads may call one encoder, each with its slice, so that writing one slice overlaps with
-encoding the next; the forward passes themselves are serialised. Knows nothing of where it runs.
+Several threads may call one encoder, each with its own slice, so that writing one slice overlaps
+with encoding the next. Forward passes are serialised. Does not depend on Ray.
 """
 
 from __future__ import annotations
@@ -45,26 +45,26 @@ from pipelines.store.store import Store
 
 @dataclass
 class PlacedRows:
-    """Where each passage's row went, and which documents failed.
+    """The row of each passage in the part, and the documents that failed.
 
-    A document is embedded whole or not at all: rows that were already written when a later passage
-    of the same document failed are masked.
+    A document is embedded whole or not at all. If a passage fails after earlier rows of its
+    document were written, those rows are masked.
     """
 
     document: np.ndarray
-    """int64 [passages]: document of each passage, as a row of the slice's ledger."""
+    """int64 [passages]: the row of the passage's document in the slice's ledger."""
     document_ok: np.ndarray
-    """bool [documents]."""
+    """bool [documents]: whether no passage of the document has failed."""
     row: np.ndarray
-    """int64 [passages]: row in the part, -1 where not written."""
+    """int64 [passages]: the row in the part, -1 if not written."""
     reasons: dict[int, str]
-    """Document -> why it failed."""
+    """Document -> the reason of its failure."""
     encoded: np.ndarray
-    """int64: the passages that went through the model."""
+    """int64: the passages that the model encoded."""
 
     @staticmethod
     def of(work: Slice) -> PlacedRows:
-        """Nothing is placed yet."""
+        """Return the initial state of a slice, without placed rows."""
         n_rows = work.ledger["n_rows"].to_numpy()
         document = np.repeat(np.arange(len(n_rows)), n_rows)
         nothing = np.zeros(0, np.int64)
@@ -72,7 +72,7 @@ class PlacedRows:
         return PlacedRows(document, np.ones(len(n_rows), bool), np.full(n, -1), {}, nothing)
 
     def place(self, start: int, stop: int, failures: dict[int, str], first: int) -> np.ndarray:
-        """Give rows [start, stop) their places from `first` on; which of them to write."""
+        """Place passages [start, stop) from row `first` on; return a mask of those to write."""
         for passage, reason in failures.items():
             document = int(self.document[passage])
             self.document_ok[document] = False
@@ -83,7 +83,7 @@ class PlacedRows:
         return keep
 
     def ledger(self, work: Slice, part: FileRecord | None) -> pa.Table:
-        """The ledger rows of the documents that were embedded."""
+        """Return the ledger rows of the embedded documents."""
         ok = pa.array(self.document_ok)
         documents = work.ledger.filter(ok)
         firsts = np.searchsorted(self.document, np.arange(len(self.document_ok)))
@@ -103,7 +103,7 @@ class PlacedRows:
         )
 
     def rejects(self, work: Slice) -> pa.Table:
-        """The reject rows of the documents that failed."""
+        """Return the reject rows of the failed documents."""
         ids, positions = work.ledger["doc_id"], work.ledger["position"]
         return reject_table(
             (ids[d].as_py(), work.unit, positions[d].as_py(), "encoder_error", reason)
@@ -111,7 +111,7 @@ class PlacedRows:
         )
 
     def masked(self, work: Slice, part: FileRecord | None) -> list[MaskedRows]:
-        """Rows in the part that belong to documents that failed."""
+        """Return the rows in the part that belong to failed documents."""
         found = []
         for document in sorted(self.reasons):
             rows = self.row[(self.document == document) & (self.row >= 0)]
@@ -137,10 +137,10 @@ class SliceEncoder:
         colbert_storage: ColbertStorage,
         slices_at_once: int,
     ) -> None:
-        """`space_fingerprint`: what the encoder's must be.
+        """`space_fingerprint`: the fingerprint that the encoder must have.
 
         Raises:
-            ModelError: this node's model files are not the driver's.
+            ModelError: the model files of this node differ from the driver's.
         """
         self._encoder, self._store, self._journal = encoder, store, journal
         info = encoder.info
@@ -155,10 +155,10 @@ class SliceEncoder:
         self._slots = SliceSlots(slices_at_once)
 
     def encode(self, work: Slice) -> Done:
-        """Encode and write a slice, then create its done record.
+        """Encode and write a slice, then create and return its done record.
 
-        Losing the race for the record to another attempt is no error: its record is returned, and
-        what was written here is garbage.
+        If another attempt created the record first, its record is returned, and the files that this
+        attempt wrote are garbage.
         """
         began, started, spent = time.time(), time.monotonic(), Spent()
         nonce = new_nonce()
@@ -258,7 +258,7 @@ class SliceEncoder:
         return record, placed
 
     def _batches(self, work: Slice, sources: VectorSources, spent: Spent) -> Iterator[EncodedBatch]:
-        """The vectors that are to be computed, in order; with care where a process died on it."""
+        """Encode `to_encode` in order; if a process died on the slice, in separate pieces."""
         name = slice_name(work.unit, work.first_document)
         tokens = work.passages[TOKENS_COLUMN].combine_chunks()
         if not sources.is_plain:
@@ -271,7 +271,7 @@ class SliceEncoder:
             for piece in pieces(len(tokens), deaths):
                 first, stop = piece
                 if is_hopeless(piece, deaths):
-                    reason = f"the process died {DEATHS_ALONE} times while it encoded this alone"
+                    reason = f"the process died {DEATHS_ALONE} times while encoding it alone"
                     yield EncodedBatch.failed(first, reason, self._encoder.empty())
                     continue
                 with self._journal.announced(name, piece, careful=careful):

@@ -138,7 +138,7 @@ class Chunker:
         ]
 
     def _dividers(self) -> Iterator[_Divide]:
-        """Yield ways to divide pieces over the budget; each gets what the previous one left too long."""
+        """Yield ways to divide pieces over the budget; each gets what is still too long."""
         yield self._estimated
         yield self._counted
         # The splitter assumes at least one byte per token. NFKC breaks this: "½" is three tokens.

@@ -1,5 +1,5 @@
-"""What a run reads: the request, the pinned units, and what the index already has of them.
+"""Decides what a run reads: the request, the pinned units, and the documents already indexed.
 
-A request is everything that decides a result; a plan pins the units of one request; a task (in
-`run`) is the next plan to carry out.
+A request is everything that determines the result of a run. A plan pins the units of one request.
+A task (in `run`) is the next plan to carry out.
 """

@@ -1,8 +1,8 @@
-"""Which units an index's generation consists of, and which of them tonight's source still has.
+"""Lists the units of an index's generation, and finds those that are unchanged in the source.
 
-A unit whose files are as they were (path, size, etag) is not read again. It is carried over into
-the new plan with nothing wanted of it, and with its origins: the runs that have read it, so that
-ledgers of any age say which of today's units a document is in.
+A unit whose files are unchanged (path, size, etag) is not read again. The new plan carries it over
+with no wanted documents and with its origins, the runs that have read it. The origins map the unit
+numbers in older ledgers to those of the new plan.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from pipelines.store.store import Store
 
 
 def plan_of(store: Store, manifest: Manifest) -> Plan:
-    """The plan of a committed run.
+    """Return the plan of a committed run.
 
     Raises:
-        IndexStateError: it is gone.
+        IndexStateError: the plan no longer exists.
     """
     plan = load_plan(store, manifest.run_id)
     if plan is None:
         raise IndexStateError(
             f"{store.uri}: expected the plan of run {manifest.run_id} (generation "
-            f"{manifest.generation}), found none: what it read cannot be told.",
-            "Start over beside it with python -m pipelines.embed_corpus ... --fresh.",
+            f"{manifest.generation}), found none, so the documents it read are unknown.",
+            "Start a new generation with python -m pipelines.embed_corpus ... --fresh.",
         )
     return plan
 
 
 def inventory(store: Store, manifest: Manifest) -> list[Unit]:
-    """All units of the corpus as a generation has it, each with its origins.
+    """Return all units of the corpus in a generation, each with its origins.
 
     Raises:
-        FileNotFoundError: the run's units are gone.
+        FileNotFoundError: the run's units no longer exist.
     """
     run_id = manifest.run_id
     return [
@@ -53,7 +53,7 @@ def inventory(store: Store, manifest: Manifest) -> list[Unit]:
 
 
 def read_again(units: Sequence[Unit], again: Collection[int]) -> list[Unit]:
-    """The units of an inventory, of which the numbered ones are wanted whole, and nothing else."""
+    """Return the units of an inventory such that exactly the units in `again` are read, whole."""
     return [
         replace(unit, wanted=((0, None),), origins=())
         if unit.number in again
@@ -69,13 +69,13 @@ def units_now(
     again: Collection[int],
     types: Mapping[str, pa.DataType],
 ) -> list[Unit]:
-    """The units of the source as it is listed now; nothing is wanted of those that are as before.
+    """Return the units of the current listing; unchanged units have no wanted documents.
 
-    `before`: the inventory; `again`: numbers of its units that are to be read all the same;
-    `types`: of the fields that the index has.
+    `before`: the inventory; `again`: numbers of its units to read even if unchanged; `types`: the
+    types of the index's fields.
 
     Raises:
-        SourceError: a new or changed file is not as the index needs it.
+        SourceError: a new or changed file does not fit the index.
     """
     kept = unchanged_units(listing, before)
     rank = {file.path: number for number, file in enumerate(listing.files)}
@@ -93,7 +93,7 @@ def units_now(
 
 
 def unchanged_units(listing: Listing, before: Sequence[Unit]) -> list[Unit]:
-    """Units of which every file is listed as it was, and every other unit of these files too."""
+    """Return the units whose files are all unchanged and not shared with a changed unit."""
     now = {file.path: file for file in listing.files}
     broken: set[SourceFile] = set()
     usable = [
@@ -112,13 +112,13 @@ def unchanged_units(listing: Listing, before: Sequence[Unit]) -> list[Unit]:
 
 @dataclass(frozen=True)
 class Numbering:
-    """From the numbers that units had in earlier runs to those they have now."""
+    """Mapping from the unit numbers of earlier runs to those of the new plan."""
 
     units: Sequence[Unit]
-    """Of the plan that is made: those with origins are carried over."""
+    """The units of the new plan; those with origins are carried over."""
 
     def of_run(self, run_id: str) -> np.ndarray:
-        """int32, by the number in that run; NOT_READ_AS where it is read again, or gone."""
+        """Return int32 [units of that run]: the new number, or NOT_READ_AS if not carried over."""
         pairs = [(n, u.number) for u in self.units for run, n in u.origins if run == run_id]
         numbers = np.full(max((n for n, _ in pairs), default=-1) + 1, NOT_READ_AS, np.int32)
         for old, new in pairs:
@@ -126,7 +126,7 @@ class Numbering:
         return numbers
 
     def rejects(self, table: pa.Table, before: Sequence[Unit]) -> pa.Table:
-        """The rejects of units that are carried over, renumbered; `before`: the inventory."""
+        """Return the rejects of carried-over units, renumbered; `before`: the inventory."""
         now = {unit.origins: unit.number for unit in self.units if unit.origins}
         numbers = {unit.number: now[unit.origins] for unit in before if unit.origins in now}
         old = table["unit"].to_numpy()
@@ -137,5 +137,5 @@ class Numbering:
 
 
 def for_now(rejects: pa.Table) -> set[int]:
-    """Units with rejects that are tried again."""
+    """Return the units that have rejects to try again (not `final`)."""
     return set(rejects.filter(pc.invert(rejects["final"]))["unit"].to_pylist())

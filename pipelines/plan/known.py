@@ -1,12 +1,11 @@
-"""What an index holds, for re-indexing to compare with: live documents, sorted by hashes of ids.
+"""Live documents of an index, sorted by the hash of their ids, for comparison in re-indexing.
 
-The rule of duplicates is here too: of documents with one id, the first in corpus order (unit, then
-position) keeps it, and the others become rejects `duplicate_id`.
+This module also defines duplicates: of several documents with one id, the first in corpus order
+(unit, then position) keeps the id, and the others become rejects with code `duplicate_id`.
 
-Arrays only, 48 bytes a document, so that they lie in shared memory once a node and are read in
-place: 10 million documents take 480 MB. Larger indexes are cut into buckets by the first bits of
-the hash. Two 64-bit hashes of an id stand for it: of a billion ids, the chance that any two are
-taken for one is 1e-21.
+A document takes 48 bytes in plain arrays, which each node holds once in shared memory: 480 MB for
+10 million documents. Larger indexes are divided into buckets by the first bits of the hash. An id
+is represented by two 64-bit hashes: with a billion ids, the collision probability is 1e-21.
 """
 
 from __future__ import annotations
@@ -21,30 +20,30 @@ import pyarrow as pa
 
 from pipelines.index.schemas import RejectCode
 
-_KEYS = ("packvec document", "document, second")  # pandas wants 16 characters
+_KEYS = ("packvec document", "document, second")  # pandas requires 16 characters
 NOT_READ_AS = -1
 """Sentinel unit number: this document's old location is read again or no longer exists."""
 
 Where = Literal[
     "in the same slice", "in another slice", "in another file", "in a file that did not change"
 ]
-"""Where the document is that keeps the id of a duplicate."""
+"""The location of the document that keeps the id of a duplicate."""
 
 
 def duplicate_of(where: Where) -> tuple[RejectCode, str]:
-    """Code and detail of the reject that a duplicate becomes."""
+    """Return code and detail of a duplicate's reject."""
     return "duplicate_id", where
 
 
 def id_hashes(ids: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Two uint64 hashes of each id (a string)."""
+    """Return two uint64 hashes of each id (a string)."""
     values = ids.to_numpy(zero_copy_only=False).astype(object)
     first, second = (pd.util.hash_array(values, hash_key=key, categorize=False) for key in _KEYS)
     return first, second
 
 
 def halves(hashes: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """The two halves of each doc_hash (binary[16])."""
+    """Return the two halves of each doc_hash (binary[16]) as uint64."""
     if isinstance(hashes, pa.ChunkedArray):
         hashes = hashes.combine_chunks()
     data = np.frombuffer(hashes.buffers()[1], np.uint8)
@@ -55,14 +54,14 @@ def halves(hashes: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class IdSet:
-    """Ids by their hashes, sorted by the first."""
+    """A set of ids, represented by two hashes each and sorted by the first."""
 
     ids: np.ndarray
     checks: np.ndarray
 
     @staticmethod
     def of(columns: Iterable[pa.ChunkedArray]) -> IdSet:
-        """The ids in these columns."""
+        """Make the set of all ids in these columns."""
         pairs = [id_hashes(column) for column in columns]
         if not pairs:
             return IdSet(np.zeros(0, np.uint64), np.zeros(0, np.uint64))
@@ -71,10 +70,10 @@ class IdSet:
         return IdSet(ids[order], checks[order])
 
     def find(self, ids: np.ndarray, checks: np.ndarray) -> np.ndarray:
-        """int64: where each of these is, -1 where it is not."""
+        """Return int64 [ids]: the index of each id in the set, -1 if it is absent."""
         found = np.full(len(ids), -1, np.int64)
         pending, at = np.arange(len(ids)), np.searchsorted(self.ids, ids)
-        while len(pending):  # once, but where first hashes are equal by chance
+        while len(pending):  # more than one pass only if first hashes collide
             inside = at < len(self.ids)
             pending, at = pending[inside], at[inside]
             same = self.ids[at] == ids[pending]
@@ -87,27 +86,27 @@ class IdSet:
 
 @dataclass(frozen=True)
 class Bucket(IdSet):
-    """Live documents whose ids hash into one range; one row each."""
+    """Live documents whose id hashes are in one range; arrays [documents]."""
 
     hash_a: np.ndarray
     """uint64: the first half of doc_hash; `hash_b`: the second."""
     hash_b: np.ndarray
     part: np.ndarray
-    """int32: which of the index's parts has its rows; with `first_row` and `n_rows`."""
+    """int32: index of the part that holds the document's rows; see `first_row` and `n_rows`."""
     first_row: np.ndarray
     n_rows: np.ndarray
     unit: np.ndarray
-    """int32: the unit it was last seen in, if that is not read again; else NOT_READ_AS."""
+    """int32: the unit the document was last seen in, NOT_READ_AS if that unit is read again."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """What is known of each of some documents; arrays are parallel to them."""
+    """The result of looking up documents in the index; arrays are parallel to the documents."""
 
     known: np.ndarray
     """bool: the index has the id."""
     same: np.ndarray
-    """bool: and with the same doc_hash."""
+    """bool: the index has the id with the same doc_hash."""
     unit: np.ndarray
     part: np.ndarray
     first_row: np.ndarray
@@ -115,10 +114,10 @@ class Match:
 
 
 class KnownDocuments:
-    """All buckets, and the names of parts."""
+    """All live documents of an index: the buckets, and the paths of the parts."""
 
     def __init__(self, buckets: Sequence[Bucket], parts: Sequence[str]) -> None:
-        """`buckets`: a power of two of them."""
+        """`buckets`: their number is a power of two."""
         self.buckets, self.parts = buckets, parts
 
     def __len__(self) -> int:
@@ -127,7 +126,7 @@ class KnownDocuments:
     def look_up(
         self, doc_ids: pa.ChunkedArray | pa.Array, hashes: pa.ChunkedArray | pa.Array
     ) -> Match:
-        """What the index has of documents: their ids, and their doc_hash now."""
+        """Look up documents by their ids and compare their current doc_hash."""
         ids, checks = id_hashes(doc_ids)
         now_a, now_b = halves(hashes)
         n = len(ids)
@@ -147,7 +146,7 @@ class KnownDocuments:
 
 
 def _split(ids: np.ndarray, buckets: int) -> list[tuple[int, np.ndarray]]:
-    """(bucket, rows that belong to it)."""
+    """Return each bucket that occurs, with the rows that belong to it."""
     if buckets == 1:
         return [(0, np.arange(len(ids)))]
     number = bucket_of(ids, buckets)
@@ -155,7 +154,7 @@ def _split(ids: np.ndarray, buckets: int) -> list[tuple[int, np.ndarray]]:
 
 
 def bucket_of(ids: np.ndarray, buckets: int) -> np.ndarray:
-    """The bucket of each hash; `buckets`: a power of two."""
+    """Return the bucket of each hash; `buckets`: a power of two."""
     bits = buckets.bit_length() - 1
     if not bits:
         return np.zeros(len(ids), np.int64)

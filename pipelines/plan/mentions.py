@@ -1,7 +1,7 @@
-"""Gathers what the tables of an index say of documents, and resolves where each is now.
+"""Gathers the mentions of documents in an index's tables, and resolves each document's location.
 
-Ledgers say where a document was when it was embedded; tables of unchanged documents, where a later
-run saw it; deletions, that rows no longer count. The newest of them is the truth.
+A ledger mentions where a document was when it was embedded. A table of unchanged documents mentions
+where a later run saw it. A deletion mentions rows that no longer count. The newest mention counts.
 """
 
 from __future__ import annotations
@@ -36,19 +36,20 @@ _MENTION = np.dtype(
 
 
 class Mentions:
-    """Turns tables of generations into arrays of mentions, by bucket."""
+    """Converts tables of generations to arrays of mentions, one for each bucket."""
 
     def __init__(self, parts: Sequence[str], buckets: int) -> None:
-        """`parts`: paths of all parts, sorted; `buckets`: a power of two."""
+        """`parts`: the sorted paths of all parts; `buckets`: a power of two."""
         self._parts = pa.array(parts, pa.string())
         self._buckets = buckets
 
     def of(
         self, kind: int, table: pa.Table, generation: int, units: np.ndarray | None = None
     ) -> list[np.ndarray]:
-        """What a table of a generation mentions, by bucket; `kind`: LEDGER, UNCHANGED or DELETED.
+        """Return the mentions in a generation's table, by bucket.
 
-        `units`: new number of each unit of that run, or NOT_READ_AS; deletions name no units.
+        `kind`: LEDGER, UNCHANGED or DELETED; `units`: the new number of each unit of that run, or
+        NOT_READ_AS. A deletion names no unit.
         """
         rows = np.zeros(table.num_rows, _MENTION)
         rows["id"], rows["check"] = id_hashes(table["doc_id"])
@@ -69,7 +70,7 @@ class Mentions:
 
 
 def resolve(mentions: Iterable[np.ndarray]) -> Bucket:
-    """The live documents of one bucket: their rows, and the unit of their newest mention."""
+    """Return one bucket's live documents, with their rows and the unit of the newest mention."""
     every = _in_order(mentions)
     last = _is_last(every)
     unit = every["unit"][last][np.cumsum(last) - last]
@@ -82,9 +83,9 @@ def resolve(mentions: Iterable[np.ndarray]) -> Bucket:
 
 
 def _in_order(mentions: Iterable[np.ndarray]) -> np.ndarray:
-    """Mentions that count, by document; the newest last.
+    """Return the mentions that count, sorted by document; the newest is last.
 
-    Of one generation's, the last is the first in corpus order: the others lost their id to it.
+    Within a generation, the first in corpus order is last, because duplicates lose their id to it.
     """
     every = np.concatenate([np.zeros(0, _MENTION), *mentions])
     every = every[(every["kind"] != DELETED) & ~_dead(every)]
@@ -94,14 +95,14 @@ def _in_order(mentions: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def _is_last(ordered: np.ndarray) -> np.ndarray:
-    """bool: the last mention of its document."""
+    """Return bool [mentions]: whether it is the last mention of its document."""
     ids, checks = ordered["id"], ordered["check"]
     differs = (ids[1:] != ids[:-1]) | (checks[1:] != checks[:-1])
     return np.append(differs, np.ones(min(len(ordered), 1), bool))
 
 
 def _dead(rows: np.ndarray) -> np.ndarray:
-    """Ledger rows that a deletion names."""
+    """Return bool [rows]: whether it is a ledger row that a deletion names."""
     deleted = rows[rows["kind"] == DELETED]
     dead = np.zeros(len(rows), bool)
     suspects = np.flatnonzero((rows["kind"] == LEDGER) & np.isin(rows["id"], deleted["id"]))
@@ -120,18 +121,18 @@ def _renumbered(units: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class MentionFile:
-    """A file of a generation that mentions documents: a ledger, or a table of unchanged ones."""
+    """A generation's file that mentions documents: a ledger, or a table of unchanged documents."""
 
     kind: int
     """LEDGER or UNCHANGED."""
     path: str
     generation: int
     units: np.ndarray = field(repr=False)
-    """New number of each unit of that run, or NOT_READ_AS."""
+    """The new number of each unit of that run, or NOT_READ_AS."""
 
 
 def mention_files(index: Index, units_of: Callable[[str], np.ndarray]) -> Iterator[MentionFile]:
-    """Every such file of an index; `units_of`: run id -> the new numbers of its units."""
+    """Yield every `MentionFile` of an index; `units_of`: run id -> new numbers of its units."""
     units = cache(units_of)
     for kind, files in ((LEDGER, index.ledgers()), (UNCHANGED, index.unchanged())):
         for manifest, path in files:
@@ -141,7 +142,7 @@ def mention_files(index: Index, units_of: Callable[[str], np.ndarray]) -> Iterat
 def read_mentions(
     store: Store, mentions: Mentions, files: Iterable[MentionFile], only: IdSet | None = None
 ) -> list[list[np.ndarray]]:
-    """What each file mentions, by bucket; `only`: of these documents."""
+    """Return the mentions in each file, by bucket; `only`: restrict them to these documents."""
 
     def read(file: MentionFile) -> list[np.ndarray]:
         table = read_columns(store, file.path, _COLUMNS[file.kind])
@@ -153,12 +154,12 @@ def read_mentions(
 
 
 def deletions(index: Index, mentions: Mentions) -> list[list[np.ndarray]]:
-    """What each generation's table of deletions mentions, by bucket."""
+    """Return the mentions in each generation's table of deletions, by bucket."""
     return [mentions.of(DELETED, table, each.generation) for each, table in index.deletions()]
 
 
 def gather(index: Index, units_of: Callable[[str], np.ndarray]) -> Bucket:
-    """All live documents of an index in one bucket, read by this process."""
+    """Read all live documents of an index into one bucket, in this process."""
     mentions = Mentions(index.part_paths, 1)
     found = read_mentions(index.store, mentions, mention_files(index, units_of))
     return resolve(rows for (rows,) in [*deletions(index, mentions), *found])
@@ -166,16 +167,16 @@ def gather(index: Index, units_of: Callable[[str], np.ndarray]) -> Bucket:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a document was last seen in the corpus."""
+    """The location at which a document was last seen in the corpus."""
 
     run_id: str
     unit: int
-    """Its number in that run."""
+    """The number of the unit in that run."""
     position: int
 
 
 def newest_places(index: Index, ids: Sequence[str]) -> dict[str, Place]:
-    """Where each of these documents was last seen, if it is live; reads all ledgers."""
+    """Return the last location of each document that is live; reads all ledgers."""
     if not ids:
         return {}
     first, check = id_hashes(pa.array(ids, pa.string()))

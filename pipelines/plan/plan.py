@@ -1,4 +1,4 @@
-"""What a run reads, pinned before it starts: its plan, its units, what of them is left to do."""
+"""Pins what a run reads before it starts (plan and units), and computes what is left to do."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ _PIECE_FIELDS = ("name", "start", "stop", "row_group", "documents")
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A pinned plan and its units."""
+    """A pinned plan with its units."""
 
     plan: Plan
     units: list[Unit]
 
 
 def load_plan(store: Store, run_id: str) -> Plan | None:
-    """A run's plan, None when it has none."""
+    """Return a run's plan, None if it does not exist."""
     try:
         return Plan.model_validate_json(store.read(plan_path(run_id)))
     except FileNotFoundError:
@@ -66,12 +66,12 @@ def plan_run(
     parent: int | None = None,
     kind: RunKind = "embed",
 ) -> PlannedRun:
-    """Pin what the run reads, or take up the plan an earlier try pinned.
+    """Pin what the run reads, or return the plan that an earlier attempt pinned.
 
-    `pin` gives the units and the hash of the listing they come from; `files`: as they are now.
+    `pin`: returns the units and the hash of their listing; `files`: the current files.
 
     Raises:
-        SourceChangedError: a file of the earlier plan is no longer what it was.
+        SourceChangedError: a file of the earlier plan was changed or deleted.
     """
     if not store.exists(units_path(run_id)):
         store.create_exclusive(units_path(run_id), units_to_bytes(*pin()))
@@ -95,14 +95,14 @@ def plan_run(
 
 
 def load_units(store: Store, run_id: str) -> list[Unit]:
-    """The units a run pinned."""
+    """Return the units that a run pinned."""
     return _read_units(store, run_id)[0]
 
 
 def todo_table(units: Iterable[Unit], done: Iterable[Done]) -> pa.Table:
-    """One row for each unit with something left: the unit, and the document ranges to read.
+    """Return a row for each incomplete unit: the unit, and the document ranges to read.
 
-    A range that ends with null goes to the end of the unit. What could not be read is left.
+    A range that ends with null goes to the end of the unit. Unreadable documents are read again.
     """
     by_unit: dict[int, list[Done]] = defaultdict(list)
     for record in done:
@@ -117,7 +117,7 @@ def todo_table(units: Iterable[Unit], done: Iterable[Done]) -> pa.Table:
 
 
 def _missing_ranges(unit: Unit, done: Sequence[Done]) -> list[tuple[int, int | None]]:
-    """Wanted ranges of documents without a done record."""
+    """Return the wanted ranges of documents that have no done record."""
     ranges: list[tuple[int, int | None]] = []
     for start, stop in unit.wanted:
         position, at_end = start, False
@@ -133,7 +133,7 @@ def _missing_ranges(unit: Unit, done: Sequence[Done]) -> list[tuple[int, int | N
 
 
 def incomplete_units(units: Iterable[Unit], done: Iterable[Done]) -> list[int]:
-    """Units whose done records do not reach from the first document to the last."""
+    """Return the units whose done records do not cover every wanted document."""
     complete = [record.model_copy(update={"unreadable": False}) for record in done]
     return todo_table(units, complete)["unit"].to_pylist()  # type: ignore[no-any-return]
 
@@ -144,8 +144,8 @@ def _check_unchanged(units: Sequence[Unit], files: Sequence[SourceFile]) -> None
         if now.get(file.path) != file:
             state = "changed" if file.path in now else "is gone"
             raise SourceChangedError(
-                f"{file.path} {state} since this run was planned; the two must not be mixed.",
-                "Restore it, or start over with --fresh; re-indexing just runs again.",
+                f"{file.path} {state} since this run was planned; a run needs unchanged files.",
+                "Restore the file, or start over with --fresh. Re-indexing: run it again.",
             )
 
 
@@ -166,9 +166,9 @@ def _piece_row(piece: FileRange) -> dict[str, Any]:
 
 
 def units_to_bytes(units: Sequence[Unit], listing: str) -> bytes:
-    """What `load_units` reads; `listing`: the hash of the files they come from."""
+    """Serialise units for `load_units`; `listing`: the hash of the listing they come from."""
     table = pa.Table.from_pylist([_unit_row(unit) for unit in units], UNITS_SCHEMA)
-    # Beside the units: a plan made after a crash must not count in what was listed since.
+    # Stored with the units: a plan that is made after a crash must not use a newer listing.
     table = table.replace_schema_metadata({"listing": listing})
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
@@ -181,7 +181,7 @@ def _read_units(store: Store, run_id: str) -> tuple[list[Unit], str]:
 
 
 def unit_of(row: Mapping[str, Any]) -> Unit:
-    """A row of units.parquet as a unit."""
+    """Convert a row of units.parquet to a unit."""
     pieces = (
         FileRange(
             file=SourceFile(*(piece[name] for name in _FILE_FIELDS)),
@@ -190,7 +190,7 @@ def unit_of(row: Mapping[str, Any]) -> Unit:
         for piece in row["pieces"]
     )
     wanted = tuple((start, stop) for start, stop in row["wanted"])
-    # Indexes that were written before there was re-indexing have no such column.
+    # Indexes written before re-indexing was added do not have this column.
     origins = tuple((origin["run_id"], origin["unit"]) for origin in row.get("origins") or ())
     return Unit(row["unit"], row["format"], tuple(pieces), row["documents"], wanted, origins)
 
@@ -199,19 +199,19 @@ DIGEST_RECORDS = 500
 
 
 class DoneRecords:
-    """Those of one run, as its driver sees them."""
+    """The done records of one run, kept by its driver."""
 
     def __init__(self, store: Store, run_id: str) -> None:
         self.store, self._run_id = store, run_id
         self._known: dict[str, Done] = {}
         self._has_digests = False
         self._loose: list[Done] = []
-        """Known, and in no digest yet."""
+        """Known records that are not in a digest yet."""
 
     def read(self) -> list[Done]:
-        """All there are now, by unit and first document; what is known is not read again.
+        """Return all records by unit and first document; known records are not read again.
 
-        Of the records that a unit could not be read, one at most: where nothing was read beyond it.
+        A record of an unreadable unit is included only if no other record lies beyond it.
         """
         if not self._has_digests:
             self._known |= {self._path(done): done for done in self._read_digests()}
@@ -223,7 +223,7 @@ class DoneRecords:
         return in_order(self._known[path] for path in paths)
 
     def add(self, done: Done) -> None:
-        """Note one that an actor has written."""
+        """Add a record that an actor has written."""
         path = self._path(done)
         if path not in self._known:
             self._known[path] = done
@@ -247,7 +247,7 @@ class DoneRecords:
 
 
 def read_done(store: Store, run_id: str, unit: int | None = None) -> list[Done]:
-    """The done records of a run, or of one unit of it, as `DoneRecords.read`; writes nothing."""
+    """Return what `DoneRecords.read` returns, of a run or one unit; write no digests."""
     paths = store.list(done_folder(run_id))
     if unit is not None:
         paths = [path for path in paths if path.startswith(done_prefix(run_id, unit))]
@@ -255,8 +255,8 @@ def read_done(store: Store, run_id: str, unit: int | None = None) -> list[Done]:
 
 
 def in_order(records: Iterable[Done]) -> list[Done]:
-    """By unit and first document, without records of unreadable units that others go beyond."""
-    # Where both begin at one document, what could be read counts.
+    """Sort records by unit and first document; drop `unreadable` ones that later ones supersede."""
+    # If two records begin at the same document, the readable one counts.
     found = sorted(records, key=lambda done: (done.unit, done.first_document, not done.unreadable))
     return [
         record

@@ -1,7 +1,7 @@
-"""What a run is asked, in comparable form, and its id.
+"""The request of a run in comparable form, and the run id.
 
-The id is a hash of the request, so that the same command after a crash finds its own plan and goes
-on with it.
+The id is a hash of the request, so that the same command finds and continues its plan after a
+crash.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pipelines.config.sections import ChunkConfig
 
 @dataclass(frozen=True)
 class Request:
-    """Everything that decides the result of a run, in comparable form."""
+    """Everything that determines the result of a run, in comparable form."""
 
     parts: dict[str, Any]
-    """Plain data; what two requests differ in is named by its dotted path."""
+    """Nested plain data; differences between requests are named by dotted paths."""
 
     @staticmethod
     def of(config: RunConfig, files: ModelFiles) -> Request:
-        """The request a configuration makes of a resolved model."""
+        """Return the request of a configuration with a resolved model."""
         return Request(
             {
                 **_common(config),
@@ -40,7 +40,7 @@ class Request:
 
     @staticmethod
     def of_pairs(config: PairsConfig, files: RerankerFiles) -> Request:
-        """As `of`, for scores of pairs."""
+        """Return the request of a run that scores pairs."""
         return Request(
             {
                 **_common(config),
@@ -52,37 +52,37 @@ class Request:
 
     @property
     def space_fingerprint(self) -> str:
-        """Equal where vectors may be compared."""
+        """Return the fingerprint that is equal if vectors may be compared."""
         return fingerprint(self.parts["model"])
 
     @property
     def index_fingerprint(self) -> str:
-        """Equal where two generations may be one index."""
+        """Return the fingerprint that is equal if two generations may belong to one index."""
         parts = {k: v for k, v in self.parts.items() if k not in ("source", "slice")}
         return fingerprint(parts | {"columns": self.parts["source"]["columns"]})
 
     def run_id(self, **occasion: int | str) -> str:
-        """The id of the run this request makes; `occasion`: what makes it another one each time.
+        """Return the run id of this request.
 
-        Nothing for a first run. Starting over (--fresh) counts in what is published and the
-        source's listing, so that a plan the source has outgrown blocks nothing; replaying rejects,
-        the generation whose they are.
+        `occasion`: values that distinguish runs of the same request; empty for a first run. With
+        --fresh: the publication and the source's listing, so that an outdated plan does not block
+        the run. For replaying rejects: the generation that has the rejects.
         """
         return fingerprint({"request": self.parts, "occasion": occasion})[:16]
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
-        """Dotted paths at which the other request's parts differ."""
+        """Return the dotted paths at which the parts of another request differ."""
         return differences(self.parts, other)
 
 
 def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Dotted paths at which two nested mappings differ."""
+    """Return the dotted paths at which two nested mappings differ."""
     ours, others = dict(_flatten(mine)), dict(_flatten(theirs))
     return sorted(key for key in ours | others if ours.get(key) != others.get(key))
 
 
 def _common(config: AnyRunConfig) -> dict[str, Any]:
-    """What decides the result of a run of any kind."""
+    """Return the parts that determine the result of a run of any kind."""
     source = config.with_absolute_paths().source
     return {
         "source": source.model_dump(mode="json", exclude={"storage_options"}),
@@ -95,7 +95,7 @@ def _common(config: AnyRunConfig) -> dict[str, Any]:
 
 
 def _chunk_parts(chunk: ChunkConfig, files: ModelFiles) -> dict[str, Any]:
-    if chunk.by == "none":  # its other keys change nothing
+    if chunk.by == "none":  # the other keys have no effect
         return {"by": "none", "title_prefix": chunk.title_prefix}
     return chunk.model_dump() | {"max_tokens": chunk.max_tokens or files.max_length}
 
