@@ -1,1 +1,1 @@
-"""Benchmarks: what a number in the documentation was measured with. Not installed, not tested."""
+"""Benchmarks that measure the figures of the documentation. Not installed, not tested."""

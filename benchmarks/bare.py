@@ -1,4 +1,4 @@
-"""The encoder alone in a process of its own: the same token blocks, no Ray, nothing written."""
+"""Runs the encoder alone in its own process on the same token blocks, without Ray or output."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipelines.source import Source
 
 
 def slices_of(config: RunConfig) -> Iterator[Slice]:
-    """What reading tasks would make of the source, one after the other."""
+    """Yield the slices that reading tasks would make of the source."""
     source = Source(config.source)
     reader = slice_reader(config)
     for unit in source.units(source.list_files()):
@@ -29,9 +29,9 @@ def slices_of(config: RunConfig) -> Iterator[Slice]:
 
 
 def tokenise(config: RunConfig, path: Path) -> dict[str, Any]:
-    """Write what the encoder gets of all slices to a file; what reading took, what slices weigh.
+    """Write the encoder's input for all slices to a file; return seconds and sizes.
 
-    Of equal passages of a slice the encoder gets one: `tokens` and `passages` count these alone.
+    The encoder gets equal passages of a slice once; `tokens` and `passages` count them once.
     """
     began = time.perf_counter()
     work = [*slices_of(config)]
@@ -58,7 +58,7 @@ def _distinct(passages: pa.Table) -> pa.Table:
 
 
 def encode(config: ModelConfig, path: Path, blocks: int | None = None) -> float:
-    """Seconds of encoding the blocks of a file, or the first of them."""
+    """Encode the blocks of a file, or the first `blocks` of them; return the seconds."""
     encoder = _load(config)
     with pa.memory_map(str(path)) as file:
         batches = pa.ipc.open_file(file)
@@ -77,7 +77,7 @@ def _load(config: ModelConfig) -> Any:
 
 
 class Memory:
-    """The most that processes below this one held, in bytes that are theirs alone."""
+    """Peak private memory of the child processes, in bytes."""
 
     def __init__(self) -> None:
         self.encoder = self.reader = 0
@@ -85,7 +85,7 @@ class Memory:
 
 @contextmanager
 def watched_memory(seconds: float = 0.5) -> Iterator[Memory]:
-    """Looks now and then; of Ray's processes, those that encode and those that read."""
+    """Sample the memory of Ray's encoding and reading processes periodically."""
     memory, stop = Memory(), threading.Event()
 
     def look() -> None:

@@ -1,16 +1,16 @@
-"""How fast texts become vectors, beside sentence-transformers and FlagEmbedding.
+"""Measures the speed of encoding, compared with sentence-transformers and FlagEmbedding.
 
     make bench-encode
     python -m benchmarks.encode --models minilm --profiles paragraphs --rounds 5
 
-Each system is a process of its own, in its own environment; all have loaded their model before any
-is measured. In each round each encodes the whole list of texts once, from text to vectors in host
-memory, one system at a time, so what disturbs the machine disturbs all of them. Figures are medians
-over rounds; ratios are of one round each, then the median.
+Each system has its own process and environment; all load their models before the first measurement.
+In each round, each system in turn encodes the whole list of texts once, from text to vectors in
+host memory, so that disturbances of the machine affect all systems. Figures are medians over
+rounds; ratios are computed for each round before the median.
 
-A peer is measured as it ships, and with its best compute type and batch size: bfloat16 where the
-CPU has AMX, float32 elsewhere; the batch size by trying. No batch is larger than a quarter of the
-texts: in a corpus none holds all lengths, and a short list must not be padded more than a long one.
+A peer is measured with its defaults, and with its best compute type (bfloat16 if the CPU has AMX,
+else float32) and best batch size, found by trying. A batch holds at most a quarter of the texts, so
+that a short list is not padded more than a corpus would be.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure, print, write benchmarks/results/encode.json after each case."""
+    """Measure and print; write benchmarks/results/encode.json after each case."""
     args = _arguments()
     os.environ["HF_HUB_OFFLINE"] = "1"
     # A process that waits for its turn must not turn in circles on the others' cores.

@@ -1,10 +1,9 @@
-"""One system in a process of its own: it loads a model, then encodes whenever it is told to.
+"""Runs one system in its own process: loads a model, then encodes on request.
 
     python -m benchmarks.encode_worker      # with the python of the system's own environment
 
-Requests come as JSON lines on standard input, each is answered by one on standard output; the
-first is a `Load`. benchmarks.encode sends them. Knows torch and, of the systems, only the one it
-is asked for.
+benchmarks.encode sends requests as JSON lines on standard input; each is answered by a JSON line on
+standard output. The first request is a `Load`. Imports torch and the requested system only.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _MATMUL_TOKENS = 2_048
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What a worker is."""
+    """The configuration of a worker."""
 
     system: str
     folder: str
@@ -42,11 +41,11 @@ class Load:
 
 
 Encode = Callable[[list[str], int], tuple[np.ndarray, float]]
-"""(texts, batch size) -> (dense vectors in host memory, seconds that a corpus would not cost)."""
+"""(texts, batch size) -> (dense vectors in host memory, seconds that are not counted)."""
 
 
 def _ours(load: Load) -> Encode:
-    """Texts to an Arrow table; it makes its batches by itself."""
+    """Encode texts to an Arrow table; the encoder makes its own batches."""
     from actors.config import ModelConfig
     from actors.encoder import load_encoder
 
@@ -67,7 +66,7 @@ def _ours(load: Load) -> Encode:
 
 
 def _sentence_transformers(load: Load) -> Encode:
-    """Sorts by length and pads by itself."""
+    """Encode with sentence-transformers, which sorts by length and pads."""
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(load.folder, device="cpu", model_kwargs={"dtype": load.dtype})
@@ -79,11 +78,11 @@ def _sentence_transformers(load: Load) -> Encode:
 
 
 def _flagembedding(load: Load) -> Encode:
-    """Sorts by length and pads by itself, after a probe.
+    """Encode with FlagEmbedding, which sorts by length and pads.
 
-    float32 is as it ships: use_fp16, which on a CPU rounds the weights and computes in float32.
-    Each `encode` first runs its first batch for nothing, to see that it fits into memory: no cost
-    for a corpus, half of it for one batch. These seconds are not counted.
+    float32 means its default, use_fp16, which on a CPU rounds the weights and computes in float32.
+    Each `encode` first runs one batch as a probe, to see that it fits into memory. The probe costs
+    half of a short list's time but almost none of a corpus's, so its seconds are not counted.
     """
     from FlagEmbedding import BGEM3FlagModel, FlagModel
 
@@ -110,7 +109,7 @@ def _flagembedding(load: Load) -> Encode:
 
 
 class Probe:
-    """Seconds of a model's first forward since `reset`."""
+    """Measures the seconds of a model's first forward pass since `reset`."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.reset()
@@ -118,7 +117,7 @@ class Probe:
         model.register_forward_hook(lambda *_: self._end())
 
     def reset(self) -> None:
-        """The next forward is the first."""
+        """Make the next forward pass the first one."""
         self.seconds, self._forwards = 0.0, 0
 
     def _begin(self) -> None:
@@ -141,7 +140,7 @@ SYSTEMS: dict[str, tuple[Callable[[Load], Encode], tuple[str, ...]]] = {
 
 
 class Worker:
-    """What a parent asks for, by name."""
+    """The requests that a parent process may send, one method each."""
 
     def __init__(self, load: Load) -> None:
         self._load = load
@@ -149,7 +148,7 @@ class Worker:
         self._encode = make(load)
 
     def facts(self) -> dict[str, Any]:
-        """Of this process, and some vectors to compare with other systems'."""
+        """Return facts of this process, and some vectors to compare with other systems."""
         dense, _ = self._encode(self._load.texts[:_COMPARED], _COMPARED)
         return {
             "threads": torch.get_num_threads(),
@@ -158,20 +157,20 @@ class Worker:
         }
 
     def encode(self, batch_size: int, every: int = 1) -> dict[str, Any]:
-        """All texts, or every so many-th, once."""
+        """Encode all texts, or every `every`-th text, once."""
         with timed() as turn:
             _, uncounted = self._encode(self._load.texts[::every], batch_size)
         return {"seconds": turn.seconds - uncounted, "peak_memory": peak_memory()}
 
     def peak(self) -> dict[str, Any]:
-        """What matmuls of the model's shapes reach in this process now."""
+        """Measure the rate of matmuls of the model's shapes in this process."""
         model = Transformer.of(Path(self._load.folder))
         rate = matmul_rate(model, self._load.dtype, tokens=_MATMUL_TOKENS)
         return {"flops_per_s": rate}
 
 
 def main() -> None:
-    """Answer until standard input ends."""
+    """Answer requests until standard input ends."""
     # What libraries print must not be taken for an answer.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -189,7 +188,7 @@ def main() -> None:
 
 
 def request_of(load: Load) -> dict[str, Any]:
-    """The first request."""
+    """Return the first request as a dict."""
     return {"do": "load", **asdict(load)}
 
 

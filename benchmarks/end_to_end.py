@@ -1,4 +1,4 @@
-"""A corpus that embed_corpus encodes, and the same as token blocks for the encoder alone."""
+"""Encodes a corpus with embed_corpus, and the same token blocks with the encoder alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 
 class Bench:
-    """A corpus, the same as token blocks, and who encodes it."""
+    """A corpus, its token blocks, and the means to encode either."""
 
     def __init__(self, folder: Path, articles: Path, passages: int, alone: Executor) -> None:
         self._folder, self._alone = folder, alone
@@ -44,21 +44,21 @@ class Bench:
         self._blocks = folder / "blocks.arrow"
         self.facts = bare.tokenise(self.config, self._blocks)
         self.dtype = ""
-        """What the last run computed in."""
+        """The compute type of the last run."""
         self._wide = make_wide_model(folder / "wide", self.config.model.name)
 
     @property
     def tokens(self) -> int:
-        """Of all passages."""
+        """Return the number of tokens of all passages."""
         return int(self.facts["tokens"])
 
     def encode_alone(self, overrides: Sequence[str] = (), blocks: int | None = None) -> float:
-        """Seconds of the bare encoder; `blocks`: of the first only, to warm up."""
+        """Return the seconds of the bare encoder; `blocks`: only the first ones, to warm up."""
         config = self._config(overrides).with_absolute_paths().encoder
         return self._alone.submit(bare.encode, config, self._blocks, blocks).result()
 
     def end_to_end(self, overrides: Sequence[str] = (), *, one: bool = False) -> Row:
-        """One run of embed_corpus, of everything or of one document."""
+        """Run embed_corpus once, on the whole corpus or on one document."""
         config = self._config(overrides, one=one)
         shutil.rmtree(config.index.uri, ignore_errors=True)
         began = time.perf_counter()
@@ -83,7 +83,7 @@ class Bench:
         }
 
     def simulate(self, speed: float, overrides: Sequence[str]) -> Row:
-        """One run with an encoder of so many tokens a second."""
+        """Run once with a simulated encoder of `speed` tokens per second."""
         wide = [f"model.name={self._wide}", f"model.heads={self._wide}"]
         speed_of = f"model.simulated_tokens_per_second={speed}"
         row = self.end_to_end([*wide, speed_of, *overrides])

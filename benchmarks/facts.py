@@ -1,4 +1,4 @@
-"""What every result says of where and when it was measured."""
+"""Writes and reads results, with the machine and date of the measurement."""
 
 from __future__ import annotations
 
@@ -30,6 +30,6 @@ def write_result(name: str, rows: Sequence[dict[str, Any]], **more: Any) -> None
 
 
 def read_result(name: str) -> dict[str, Any]:
-    """What was written last; empty where nothing was."""
+    """Return the last written result, empty if there is none."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else {}

@@ -1,19 +1,19 @@
-"""The encoder on a GPU, beside padded batches: tokens a second, share of the matmul peak, phases.
+"""Measures the encoder on a GPU against padded batches: speed, share of the matmul peak, phases.
 
     python -m benchmarks.gpu                       # bge-m3's shape, float16, under 8 minutes
     python -m benchmarks.gpu --profiles full512 --profile out/full512.txt
     python -m benchmarks.gpu --device cpu --models tiny-m3 --tokens 2000    # does it run?
 
-For a bare GPU box: needs this repository, torch, transformers, pyarrow and numpy, and neither Ray
-nor a network nor another environment. Weights are random, of the real shapes. Systems take turns in
-this one process:
+Runs on a bare GPU machine: needs this repository, torch, transformers, pyarrow and numpy, but no
+Ray, network or other environment. Weights are random, in the real shapes. Systems take turns in one
+process:
 
     ours                    Encoder.encode_passages, for each token budget of --budgets
     padded                  FlagEmbedding's loop: sort, pad, sdpa (benchmarks.padded)
-    sentence-transformers   where it is installed; batches of 32, which it ships with, and of 256
+    sentence-transformers   if installed; in batches of 32 (its default) and of 256
 
-Of ours also the seconds of each phase: tokenising, the device computing (its kernels' own time, by
-torch's profiler), and what else `Encoder.stream` takes: Arrow columns, and waiting.
+For ours it also measures the seconds of each phase: tokenising, the device's kernels (by torch's
+profiler), and the rest of `Encoder.stream`, which makes Arrow columns and waits.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "pyarrow", "sentence-transfo
 
 @dataclass(kw_only=True)
 class System:
-    """What takes turns."""
+    """A system that takes turns with others."""
 
     name: str
     encode: Callable[[list[str]], Any]
     batch_size: int
-    """Of ours: tokens."""
+    """Texts per batch; for ours, tokens per batch."""
     seconds: list[float] = field(default_factory=list)
     memory: int = 0
 
@@ -107,7 +107,7 @@ def _systems(
 def measure(
     model: str, profile: str, outputs: tuple[str, ...], args: argparse.Namespace
 ) -> list[Row]:
-    """All systems in turn over the texts of one profile."""
+    """Measure all systems in turn on the texts of one profile."""
     count = min(_MOST_TEXTS, max(8, args.tokens // TOKENS[profile]))
     found, folder = texts(profile, count), model_folder(model)
     lengths = TextTokenizer(folder, _MAX_LENGTH).tokenize(found).lengths.tolist()
@@ -203,7 +203,7 @@ def _facts(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print, write benchmarks/results/gpu.json after each case."""
+    """Measure and print; write benchmarks/results/gpu.json after each case."""
     args = _arguments(arguments)
     facts = _facts(args)
     began = time.perf_counter()

@@ -1,7 +1,7 @@
-"""Concurrent HTTP clients in a closed loop: how many answers a second, and how long each took.
+"""Measures throughput and latency with concurrent HTTP clients in a closed loop.
 
-Runs in a process of its own, on the cores of the server it measures, so it does as little as it
-can: request bytes are made beforehand, an answer is its status and Content-Length.
+The clients share the server's cores, so they do little work: they build request bytes beforehand,
+and read only the status and Content-Length of an answer.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ _PATIENCE_SECONDS = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What a system did in one round; times in milliseconds."""
+    """The figures of a system in one round; times in milliseconds."""
 
     per_second: float
-    """Good answers within the round, in texts a second."""
+    """Successful answers within the round, in texts per second."""
     p50: float
     p95: float
     p99: float
     errors: int = 0
-    """Answers other than 200, and connections the server closed."""
+    """Answers with a status other than 200, and connections that the server closed."""
     answer_bytes: int = 0
     """Content-Length of the last answer."""
     cpu: float = 0.0
-    """CPU seconds a second that the clients themselves took."""
+    """CPU seconds per second that the clients used."""
 
 
 def summary(latencies: Sequence[float], **facts: float) -> Load:
-    """A round's `Load` of latencies in seconds."""
+    """Summarise the latencies of a round, given in seconds."""
     if len(latencies) < 2:
         return Load(p50=math.nan, p95=math.nan, p99=math.nan, **facts)  # type: ignore[arg-type]
     cuts = [1e3 * cut for cut in statistics.quantiles(latencies, n=100, method="inclusive")]
@@ -55,7 +55,7 @@ def summary(latencies: Sequence[float], **facts: float) -> Load:
 
 @cache
 def queries() -> list[str]:
-    """Runs of 3 to 10 words of real paragraphs, about as long as what people ask; no two equal."""
+    """Return distinct runs of 3 to 10 words of real paragraphs, about as long as real queries."""
     chosen = random.Random(0)
     found = set()
     for line in _CORPUS.read_text().splitlines():
@@ -67,7 +67,7 @@ def queries() -> list[str]:
 
 @cache
 def _requests(path: str, distinct: int | None) -> Iterator[bytes]:
-    """Never from its beginning again: a later round sends what this one did not."""
+    """Return an endless iterator that all rounds share, so that each sends different requests."""
     bodies = [json.dumps({"texts": [query]}).encode() for query in queries()[:distinct]]
     head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
     return itertools.cycle(
@@ -80,10 +80,10 @@ def measure(
 ) -> Load:
     """Keep `clients` requests of one query each in flight at 127.0.0.1:`port` for `seconds`.
 
-    `distinct`: only so many different queries, again and again.
+    `distinct`: the number of different queries, which are repeated; None for all.
 
     Raises:
-        TimeoutError: an answer that does not come.
+        TimeoutError: an answer did not arrive.
     """
     requests = _requests(path, distinct)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -123,7 +123,7 @@ async def _stay_connected(port: int, tally: _Tally) -> None:
 
 
 class _Client(asyncio.Protocol):
-    """One keep-alive connection: sends the next request when it has the answer to the last."""
+    """A keep-alive connection that sends the next request after the answer to the last one."""
 
     def __init__(self, tally: _Tally) -> None:
         self._tally = tally

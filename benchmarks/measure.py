@@ -1,6 +1,6 @@
-"""What computing costs: a model's operations, what matmuls reach here, memory.
+"""Measures the cost of computing: a model's operations, the rate of matmuls, memory.
 
-Knows torch and the standard library alone: every system's process can import it.
+Needs only torch and the standard library, so that every system's process can import it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True, kw_only=True)
 class Transformer:
-    """The sizes that operations follow from: layers, hidden size H, intermediate size I."""
+    """Sizes that determine a model's operations: layers, hidden size H, intermediate size I."""
 
     layers: int
     hidden: int
@@ -29,18 +29,18 @@ class Transformer:
 
     @classmethod
     def of(cls, folder: Path) -> Transformer:
-        """Of the model in a folder, by its config.json."""
+        """Read the sizes of the model in a folder from its config.json."""
         config = json.loads((folder / "config.json").read_text())
         names = ("num_hidden_layers", "hidden_size", "intermediate_size")
         layers, hidden, intermediate = (int(config[name]) for name in names)
         return cls(layers=layers, hidden=hidden, intermediate=intermediate)
 
     def flops(self, lengths: Iterable[int], outputs: Collection[str] = ("dense",)) -> int:
-        """Floating-point operations for texts of so many tokens, a multiplication and addition two.
+        """Return the floating-point operations for texts of `lengths` tokens; a multiply-add is 2.
 
-        Of a text of L tokens, in each layer: the linears, L (8 H² + 4 H I), and attention over its
-        own tokens alone, 4 L² H (scores and weighted values). Then the heads: 2 L H² for colbert,
-        2 L H for sparse. Not counted: embeddings, norms, softmax, GELU, padding.
+        A text of L tokens costs, in each layer, L (8 H² + 4 H I) for the linears and 4 L² H for
+        attention (scores and weighted values). The heads add 2 L H² for colbert and 2 L H for
+        sparse. Not counted: embeddings, norms, softmax, GELU, padding.
         """
         H = self.hidden
         token = self.layers * (8 * H * H + 4 * H * self.intermediate)
@@ -49,7 +49,7 @@ class Transformer:
         return sum(token * length + square * length * length for length in lengths)
 
     def linears(self) -> tuple[tuple[int, int], ...]:
-        """(in, out) features of a layer's linears; query, key and value as one."""
+        """Return (in, out) features of a layer's linears; query, key and value are one linear."""
         H, I = self.hidden, self.intermediate  # noqa: E741  the papers' letters
         return (H, 3 * H), (H, H), (H, I), (I, H)
 
@@ -58,10 +58,10 @@ class Transformer:
 def matmul_rate(
     model: Transformer, dtype: str, device: str = "cpu", *, tokens: int, seconds: float = 0.4
 ) -> float:
-    """Floating-point operations a second of bare matmuls: what a model here cannot be faster than.
+    """Measure operations per second of bare matmuls, an upper bound for a model on this machine.
 
-    Those of one layer, `tokens` rows each, one after the other into buffers that are there, for so
-    long; of all turns the median.
+    Runs the matmuls of one layer, with `tokens` rows each, into preallocated buffers for `seconds`;
+    returns the median over turns.
     """
     work = [
         [torch.randn(shape, dtype=DTYPES[dtype], device=device) for shape in shapes]
@@ -80,14 +80,14 @@ def matmul_rate(
 
 
 class Turn:
-    """Of `timed`."""
+    """The result of `timed`."""
 
     seconds: float
 
 
 @contextmanager
 def timed(device: str = "cpu") -> Iterator[Turn]:
-    """Wall-clock seconds, until the device has done what it was given."""
+    """Measure wall-clock seconds, including pending work of the device."""
     turn = Turn()
     _wait(device)
     began = time.perf_counter()
@@ -102,7 +102,7 @@ def _wait(device: str) -> None:
 
 
 def peak_memory(device: str = "cpu") -> int:
-    """Most bytes this process has had: resident, or allocated by torch on a CUDA device."""
+    """Return the peak bytes of this process: resident, or allocated by torch on a CUDA device."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device)
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""Command-line options that several benchmarks have."""
+"""Command-line options shared by several benchmarks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 
 
 def some_of(known: Collection[str]) -> Callable[[str], list[str]]:
-    """An argument's type: names with commas between them, all of them known."""
+    """Return an argparse type: comma-separated names, all of them in `known`."""
 
     def parse(text: str) -> list[str]:
         names = text.split(",")

@@ -1,8 +1,8 @@
-"""FlagEmbedding's encoding loop without FlagEmbedding, for machines that cannot have it.
+"""FlagEmbedding's encoding loop without FlagEmbedding, for machines that cannot install it.
 
-As encode_single_device of FlagEmbedding 1.4.2 does it: tokenise everything into Python lists, sort
-by length, pad each batch to its longest, one forward, each batch's vectors to host memory before
-the next. Its probe of the first batch is left out. Attention is transformers' sdpa.
+Follows encode_single_device of FlagEmbedding 1.4.2: tokenises everything into Python lists, sorts
+by length, pads each batch to its longest text, runs one forward pass, and copies each batch's
+vectors to host memory before the next. Omits its probe batch. Attention is transformers' sdpa.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks.measure import DTYPES
 
 
 class Padded:
-    """A model with cls pooling, and M3's heads where they are asked for."""
+    """A model with cls pooling and, if requested, M3's heads."""
 
     def __init__(
         self, folder: Path, outputs: Collection[str], dtype: str, device: str, max_length: int
@@ -42,7 +42,7 @@ class Padded:
 
     @torch.inference_mode()
     def encode(self, texts: list[str], batch_size: int) -> dict[str, Any]:
-        """What BGEM3FlagModel.encode returns."""
+        """Return the same as BGEM3FlagModel.encode."""
         rows: list[dict[str, list[int]]] = []
         for start in range(0, len(texts), batch_size):
             found = self._tokenizer(

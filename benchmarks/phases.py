@@ -1,4 +1,4 @@
-"""Where the seconds of our encoder go."""
+"""Measures the phases of our encoder."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from benchmarks.measure import timed
 
 
 def phases(encoder: Encoder, found: list[str], kind: str) -> dict[str, float | None]:
-    """Seconds of one pass: tokenising, kernels (None on a CPU), and the rest of `stream`.
+    """Return the seconds of tokenising, `stream`, and its kernels and rest (None on a CPU).
 
-    Kernels and the rest may overlap; kernels / stream is how busy the device was.
+    Kernels and the rest may overlap; kernels / stream is the device's utilisation.
     """
     with timed(kind) as tokenize:
         tokens = encoder.passage_tokenizer.tokenize(found).to_arrow()
@@ -40,7 +40,7 @@ def _kernel_seconds(encoder: Encoder, tokens: pa.ListArray) -> float:
 
 
 def write_profile(encoder: Encoder, found: list[str], path: Path, kind: str) -> None:
-    """torch's table of one pass over the texts, costliest operations first."""
+    """Write torch's profile of one pass over the texts, costliest operations first."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if kind == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)

@@ -1,16 +1,15 @@
-"""What the pipeline costs beside its encoder: embed_corpus end to end, and the encoder alone.
+"""Measures the overhead of the pipeline: embed_corpus end to end against the encoder alone.
 
     python -m benchmarks.pipeline                      # `make bench-pipeline`
     python -m benchmarks.pipeline --passages 2000 --rounds 2
 
-The same passages (of equal ones in a slice the first alone, as in the pipeline), the same cores, in
-turn: `bare` is the encoder in a process of its own over token blocks that are there already; `end
-to end` reads, chunks, tokenises, encodes, writes and uploads on a local Ray cluster: dense vectors,
-or all three, with both ways of storing ColBERT's. Start-up is apart in two ways: `tokens_per_s`
-counts from the beginning of the first slice to the end of the last one, `tokens_per_s_by_wall` the
-whole command less one over a single document. Then simulated encoders of several speeds, 1,024
-dimensions wide: `ratio` is how much of the time from the first slice to the last their device has
-work: tokens by speed.
+Both take turns on the same cores and passages (equal passages of a slice once). `bare` is the
+encoder in its own process on existing token blocks. `end to end` reads, chunks, tokenises, encodes,
+writes and uploads on a local Ray cluster: dense vectors, or all three outputs with either ColBERT
+storage. Start-up is excluded in two ways: `tokens_per_s` counts from the start of the first slice
+to the end of the last; `tokens_per_s_by_wall` counts the whole command minus a run over a single
+document. Then simulated encoders of several speeds and 1,024 dimensions run; their `ratio` is
+(tokens / speed) / seconds from the first slice to the last, the utilisation of the device.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ _STORED = {  # name -> overrides
     "all, colbert as values": ["index.colbert_storage=values"],
 }
 _STORED_AS = {"dense": _STORED["dense"], "all": []}
-"""The same of the bare encoder, which stores nothing."""
+"""Configuration name -> overrides of the bare encoder, which stores nothing."""
 
 _SAME = 0.001  # where slices are cut elsewhere, other passages are equal to one of their slice
 
@@ -48,12 +47,12 @@ _OTHER = {"real": "simulated", "simulated": "real"}  # a run of one keeps the ot
 
 
 def middle(rounds: Sequence[Row]) -> Row:
-    """The median of each figure over rounds."""
+    """Return the median of each figure over rounds."""
     return {key: statistics.median(row[key] for row in rounds) for key in rounds[0]}
 
 
 def measure_real(bench: Bench, rounds: int) -> list[Row]:
-    """Bare encoder and whole pipeline in turn, for each way of storing."""
+    """Measure the bare encoder and the whole pipeline in turn, for each way of storing."""
     start = [bench.end_to_end(one=True)["wall"]]
     alone: dict[str, list[float]] = {"dense": [], "all": []}
     whole: dict[str, list[Row]] = {name: [] for name in _STORED}
@@ -115,14 +114,14 @@ def measure_real(bench: Bench, rounds: int) -> list[Row]:
 
 
 def _ratio(seconds: Sequence[float], alone: Sequence[float]) -> float:
-    """Median over rounds of the bare encoder's seconds by these."""
+    """Return the median over rounds of the bare encoder's seconds divided by `seconds`."""
     return round(statistics.median(a / s for s, a in zip(seconds, alone, strict=True)), 3)
 
 
 def measure_simulated(
     bench: Bench, rounds: int, speeds: Sequence[float], most_seconds: float
 ) -> list[Row]:
-    """Every speed with every way of storing, in turn."""
+    """Measure every speed with every way of storing, in turn."""
     cases = [(speed, name) for speed in speeds for name in _STORED]
     cases = [case for case in cases if bench.tokens / case[0] <= most_seconds]
     found: dict[tuple[float, str], list[Row]] = {case: [] for case in cases}
@@ -158,7 +157,7 @@ def _rounded(row: Row) -> Row:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """For the terminal and docs/scaling.md."""
+    """Format rows as a table for the terminal and docs/scaling.md."""
     lines = [
         "| system | outputs | tokens/s | of the bare encoder | encoder busy | write s | upload s |",
         "|---|---|--:|--:|--:|--:|--:|",
@@ -172,12 +171,12 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def note(text: str) -> None:
-    """For whoever waits."""
+    """Print progress to standard error."""
     sys.stderr.write(f"{text}\n")
 
 
 def main() -> None:
-    """Measure, print, write benchmarks/results/pipeline.json."""
+    """Measure, print, and write benchmarks/results/pipeline.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--passages", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=3)
@@ -218,7 +217,7 @@ def _kind(row: Row) -> str:
 
 
 def described(facts: dict[str, Any]) -> dict[str, Any]:
-    """What reading alone made of a corpus, and what of it goes through the object store."""
+    """Return the figures of reading alone, and of the bytes in the object store."""
     return {
         **{name: facts[name] for name in ("passages", "tokens", "slices")},
         "tokens_per_s_of_a_reading_task": round(facts["tokens_per_s"]),

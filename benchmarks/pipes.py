@@ -1,4 +1,4 @@
-"""A process that answers requests, one JSON line each, on its standard input and output."""
+"""Runs a process that answers JSON lines from its standard input on its standard output."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import IO, Any
 
 
 class Pipe:
-    """To a running process; made by `running`."""
+    """A connection to a running process; made by `running`."""
 
     def __init__(self, process: subprocess.Popen[str], errors: IO[str]) -> None:
         self._process, self._errors = process, errors
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """The answer to one request.
+        """Return the answer to one request.
 
         Raises:
-            RuntimeError: the process ended instead; with the end of what it said.
+            RuntimeError: the process ended; the message has the end of its standard error.
         """
         assert self._process.stdin, "made with pipes"
         assert self._process.stdout, "made with pipes"
@@ -39,7 +39,7 @@ class Pipe:
 
 @contextmanager
 def running(python: Path, module: str, folder: Path) -> Iterator[Pipe]:
-    """`python -m module` in a folder, until the end of the block."""
+    """Run `python -m module` in a folder until the end of the block."""
     # Standard error goes to a file: some libraries draw bars there, whatever they are told.
     with (
         tempfile.TemporaryFile("w+") as errors,

@@ -1,15 +1,15 @@
-"""What re-indexing costs when 0, 1, 10 and 100 % of a corpus change, beside a full build.
+"""Measures re-indexing when 0, 1, 10 and 100 % of a corpus change, compared with a full build.
 
     python -m benchmarks.reindex                  # `make bench-reindex`
     python -m benchmarks.reindex --documents 400  # a quick look
 
-The corpus is the bundled articles in several versions that start at different words, so that no two
-passages are equal. Of a change of n %, n % of the documents get a new sentence, n % go and as many
-come; in every case but the first all files are written anew, with the documents shuffled across
-them. One Ray cluster for all. Start-up (the actor loads its model, whatever the change) is measured
-by re-indexing a corpus of one document, before and after, and taken off every figure.
+The corpus repeats the bundled articles from different start words, so that no two passages are
+equal. In a change of n %, n % of the documents get a new sentence, n % are deleted and n % are
+added. In every case but the first, all files are rewritten with the documents shuffled across them.
+All cases share one Ray cluster. Start-up, in which the actor loads its model, is measured by
+re-indexing a corpus of one document before and after, and subtracted from every figure.
 
-After 1 % the live view is compared with a fresh build of that state of the corpus.
+After the change of 1 %, the live view is compared with a fresh build of the corpus.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ Rows = list[dict[str, Any]]
 
 
 class Corpus:
-    """The documents of a corpus, some of them held back for later."""
+    """The documents of a corpus, some of them held back to be added later."""
 
     def __init__(self, folder: Path, articles: Path, documents: int, seed: int = 7) -> None:
         self._folder, self._random = folder, random.Random(seed)
@@ -64,7 +64,7 @@ class Corpus:
         self.write()
 
     def change(self, share: float) -> None:
-        """Edit, delete and add so large a share of the documents each; shuffle all of them."""
+        """Edit, delete and add `share` of the documents each; shuffle all of them."""
         n = int(share * len(self.rows))
         self._random.shuffle(self.rows)
         gone, edited = self.rows[:n], self.rows[n : 2 * n] if share < 1 else self.rows
@@ -77,14 +77,14 @@ class Corpus:
         self.write()
 
     def write(self) -> None:
-        """All files anew."""
+        """Write all files again."""
         for number in range(_FILES):
             table = pa.Table.from_pylist(self.rows[number::_FILES], self._schema)
             pq.write_table(table, self._folder / f"{number:03d}.parquet", row_group_size=1000)
 
 
 def _versions(articles: Rows, documents: int) -> Iterator[dict[str, Any]]:
-    """Articles over and over, each time from some words later on: other passages throughout."""
+    """Repeat the articles, each time from a later start word, so that all passages differ."""
     for number in range(documents):
         version, article = divmod(number, len(articles))
         row = articles[article]
@@ -98,7 +98,7 @@ def _versions(articles: Rows, documents: int) -> Iterator[dict[str, Any]]:
 
 
 def config_for(folder: Path, source: Path, index: str) -> RunConfig:
-    """The quickstart's configuration over another corpus."""
+    """Return the quickstart's configuration for another corpus."""
     return load_config(
         _ROOT / "conf/quickstart.yaml",
         [
@@ -111,14 +111,14 @@ def config_for(folder: Path, source: Path, index: str) -> RunConfig:
 
 
 def timed(action: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds, and what it returns."""
+    """Return the seconds and the result of an action."""
     began = time.perf_counter()
     result = action()
     return time.perf_counter() - began, result
 
 
 def start_up(folder: Path, name: str) -> list[float]:
-    """Seconds of two runs that have next to nothing to do but load the model."""
+    """Return the seconds of two runs that do little but load the model."""
     source = folder / name
     source.mkdir()
     table = pq.read_table(_ARTICLES).slice(0, 1).select(["id", "url", "title", "text"])
@@ -137,7 +137,7 @@ def _workplace() -> Iterator[Path]:
 
 
 def largest_difference(one: RunConfig, other: RunConfig) -> float:
-    """Between dense vectors of two indexes; Inf where they do not have the same passages."""
+    """Return the largest difference of two indexes' dense vectors; inf if passages differ."""
     columns = ["passage_id", "passage_hash", "title", "dense"]
     tables = [
         open_index(c.index.uri).to_table(columns=columns).sort_by("passage_id")
@@ -150,7 +150,7 @@ def largest_difference(one: RunConfig, other: RunConfig) -> float:
 
 
 def changed_passages(config: RunConfig, before: int, after: int) -> int:
-    """Passages of a generation that its document did not have in an earlier one."""
+    """Count the passages of a generation that their document lacked in an earlier generation."""
     views = [
         open_index(config.index.uri, generation=number).to_table(["doc_id", "passage_hash"])
         for number in (before, after)
@@ -160,7 +160,7 @@ def changed_passages(config: RunConfig, before: int, after: int) -> int:
 
 
 def measure(articles: Path, documents: int, shares: Sequence[float]) -> dict[str, Any]:
-    """All cases, one after the other."""
+    """Measure all cases, one after another."""
     rows: list[dict[str, Any]] = []
     difference, changed = 0.0, None
     with _workplace() as folder:
@@ -212,7 +212,7 @@ def _note(rows: list[dict[str, Any]], case: str, seconds: float, counts: Counts 
 
 
 def table(result: dict[str, Any]) -> str:
-    """For the terminal and docs/reindexing.md."""
+    """Format the result as a table for the terminal and docs/reindexing.md."""
     lines = [
         "| change | seconds | without start-up | of a full build | passages encoded | reused |",
         "|---|---|---|---|---|---|",
@@ -227,7 +227,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure, print, write benchmarks/results/reindex.json."""
+    """Measure, print, and write benchmarks/results/reindex.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--documents", type=int, default=13_000)
     parser.add_argument("--articles", type=Path, default=_ARTICLES, help="a Parquet file or folder")

@@ -1,6 +1,6 @@
-"""A benchmark's rows: kept in benchmarks/results/<name>.json, printed as one table.
+"""Keeps the rows of a benchmark in benchmarks/results/<name>.json and prints them as a table.
 
-Knows the standard library alone.
+Needs only the standard library.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """How many times as fast ours is: seconds of the same round compared, then the median."""
+    """Return the speed-up of ours: the ratio of seconds in each round, then the median."""
     return statistics.median([t / o for o, t in zip(ours, theirs, strict=True)])
 
 
@@ -34,7 +34,7 @@ def figures(
     tokens: int,
     flops: int,
 ) -> Row:
-    """What a row says of its passes, a round each; `ours` and `peaks` are of the same rounds."""
+    """Return a row's figures from the seconds of each round; `ours` and `peaks` likewise."""
     shares = [flops / s / peak for s, peak in zip(seconds, peaks, strict=True)]
     return {
         "rounds": len(seconds),
@@ -47,7 +47,7 @@ def figures(
 
 
 def machine(**facts: Any) -> dict[str, Any]:
-    """What was measured on."""
+    """Describe the machine of the measurement."""
     processor = platform.processor()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -56,10 +56,10 @@ def machine(**facts: Any) -> dict[str, Any]:
 
 
 def save(path: Path, name: str, facts: dict[str, Any], rows: Sequence[Row]) -> None:
-    """Put rows into a results file, each in place of an earlier one of the same key.
+    """Put rows into a results file; each replaces an earlier row with the same key.
 
-    `facts`: machine and versions. What another machine or other versions gave is dropped, because
-    its figures are of another world.
+    `facts`: machine and versions. Rows of another machine or of other versions are dropped, because
+    their figures are not comparable.
     """
     facts = json.loads(json.dumps(facts))
     kept: dict[str, Row] = {}
@@ -77,7 +77,7 @@ def save(path: Path, name: str, facts: dict[str, Any], rows: Sequence[Row]) -> N
 
 
 def write(name: str, packages: Sequence[str], rows: Sequence[Row], **facts: Any) -> None:
-    """benchmarks/results/<name>.json, over what was there; `facts` of the machine."""
+    """Write benchmarks/results/<name>.json over older results; `facts`: of the machine."""
     result = {
         "benchmark": name,
         "date": datetime.now(UTC).date().isoformat(),
@@ -94,7 +94,7 @@ def _key(row: Row) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """For the terminal and docs/benchmarks.md."""
+    """Format rows as a table for the terminal and docs/benchmarks.md."""
     lines = [
         "| model | profile | outputs | system | dtype | tokens/s | ours is | of peak | memory |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -1,10 +1,11 @@
-"""How fast pairs are scored, beside sentence-transformers' CrossEncoder, in one process.
+"""Measures the scoring of pairs against sentence-transformers' CrossEncoder, in one process.
 
     python -m benchmarks.rerank
 
-100 passages of mixed lengths for each query, as after a first stage. Cross-encoders of real shapes
-with random weights: `minilm` (6 layers of 384), `bge-reranker-base` (12 of 768, BERT's vocabulary).
-CrossEncoder sorts by length and pads; its best batch size is found by trying. Interleaved, medians.
+Each query has 100 passages of mixed lengths, as after a first stage. The models have real shapes
+and random weights: `minilm` (6 layers of 384), `bge-reranker-base` (12 of 768, BERT's vocabulary).
+CrossEncoder sorts by length and pads; its best batch size is found by trying. Systems take turns;
+figures are medians.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _PASSAGES = 100
 
 
 def make_model(shape: str, folder: Path) -> Path:
-    """A cross-encoder of random weights in transformers' format."""
+    """Write a cross-encoder with random weights in transformers' format."""
     layers, hidden, heads, intermediate = _SHAPES[shape]
     torch.manual_seed(0)
     config = BertConfig(
@@ -52,14 +53,14 @@ def make_model(shape: str, folder: Path) -> Path:
 
 
 def timed(run: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
-    """Seconds, and what came out."""
+    """Return the seconds and the result of a call."""
     began = time.perf_counter()
     found = run()
     return time.perf_counter() - began, found
 
 
 def rows_of(shape: str, pairs: Pairs, rounds: int) -> list[dict[str, object]]:
-    """Ours, and the peer as it ships and at its best batch size."""
+    """Measure ours, and the peer with its default and its best batch size."""
     with tempfile.TemporaryDirectory() as folder:
         model = make_model(shape, Path(folder))
         ours = load_reranker(RerankerConfig(name=str(model), device="cpu"))

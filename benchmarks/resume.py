@@ -1,9 +1,9 @@
-"""How long a run with many done records takes until it goes on.
+"""Measures how long a run with many done records takes to resume.
 
     python -m benchmarks.resume --records 10000
 
-Plans a run over as many slices and one more, writes done records as a killed run leaves them (with
-digests, and with none), then times `embed_corpus` until it starts Ray for the last slice.
+Plans a run over one slice more than `--records`, writes the done records of a killed run (with and
+without digests), then times `embed_corpus` until it starts Ray for the last slice.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _ENCODER = EncoderRecord(
 
 
 class StartError(Exception):
-    """Ray would be started now."""
+    """Raised at the point where Ray would be started."""
 
 
 class _NotStarted(InProcessEngine):
@@ -53,7 +53,7 @@ class _NotStarted(InProcessEngine):
 
 
 def prepare(config: RunConfig, records: int) -> tuple[Store, str]:
-    """A planned run with so many done records, one slice short of complete."""
+    """Plan a run and write all done records but one."""
     context = RunContext.of(config, Progress(silent()))
     store = context.store
     task = next_embed_task(context, fresh=False, replay=False)
@@ -87,7 +87,7 @@ def prepare(config: RunConfig, records: int) -> tuple[Store, str]:
 
 
 def seconds_to_start(config: RunConfig) -> float:
-    """Of the command's own work, from the configuration to the start of Ray."""
+    """Return the seconds of the command's own work, from the configuration to the start of Ray."""
     began = time.perf_counter()
     try:
         embed_corpus(config, engine=_NotStarted())

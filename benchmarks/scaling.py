@@ -1,12 +1,12 @@
-"""What the control plane takes: many actors whose encoders only take the time.
+"""Measures the control plane with many actors whose simulated encoders only wait.
 
     python -m benchmarks.scaling                       # `make bench-scaling`
     python -m benchmarks.scaling --actors 1 8 --seconds 20
 
-Real actors, real parts, real done records; the encoder is simulated and slices are ready-made, so
-that neither computing nor reading is measured. Resources are faked: actors are many more than
-cores. Two questions: how much of the time actors have work, and what a slice costs the driver, when
-each takes some seconds; and how many slices a second get through when they take no time at all.
+Actors, parts and done records are real. The encoder is simulated and slices are prepared, so that
+neither computing nor reading is measured. Ray is told of more resources than the machine has, so
+that there are more actors than cores. Measures the actors' utilisation and the driver's cost per
+slice when a slice takes seconds, and the slices per second when a slice takes no time.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ Read = Callable[..., Iterator[pa.Table]]
 
 
 def ready_made(slices: int) -> Read:
-    """Instead of `read_rows`: so many slices a unit, all alike but for documents' ids."""
+    """Return a replacement of `read_rows`: `slices` slices per unit that differ in ids only."""
 
     def read(batch: pa.Table, job: EncodeJob) -> Iterator[pa.Table]:
         for row in batch.to_pylist():
@@ -79,7 +79,7 @@ def _numbered(one: Slice, number: int, *, last: bool) -> Slice:
 
 
 def config_of(folder: Path, actors: int, speed: float) -> RunConfig:
-    """Dense vectors of the quickstart's model, from the units in a folder."""
+    """Return a configuration for dense vectors of the quickstart's model from a folder's units."""
     return parse_config(
         {
             "source": {"uri": str(folder / "docs")},
@@ -94,7 +94,7 @@ def config_of(folder: Path, actors: int, speed: float) -> RunConfig:
 
 
 def measure(folder: Path, actors: int, slices: int, seconds: float | None) -> Row:
-    """One run; `seconds`: of the device for each slice, None: no time at all."""
+    """Run once; `seconds`: device time for each slice, None for no time."""
     config = config_of(folder, actors, 1e15)
     source = Source(config.source)
     listing = source.list_files()
@@ -143,7 +143,7 @@ def measure(folder: Path, actors: int, slices: int, seconds: float | None) -> Ro
 
 
 def _cpu_seconds() -> dict[str, float]:
-    """Of this process; of Ray's own on this node."""
+    """Return the CPU seconds of this process, and of Ray's own processes on this node."""
     own = 0.0
     for process in psutil.Process().children(recursive=True):
         if process.name() in ("gcs_server", "raylet"):
@@ -153,7 +153,7 @@ def _cpu_seconds() -> dict[str, float]:
 
 
 class _peak_memory:  # noqa: N801  a context
-    """[bytes]: what an actor holds for itself alone, at the end of a run; the largest."""
+    """Context that returns a list with the largest private memory of an actor, in bytes."""
 
     def __enter__(self) -> list[int]:
         from benchmarks.bare import watched_memory
@@ -169,7 +169,7 @@ class _peak_memory:  # noqa: N801  a context
 
 
 def table(rows: Sequence[Row]) -> str:
-    """For the terminal and docs/scaling.md."""
+    """Format rows as a table for the terminal and docs/scaling.md."""
     lines = [
         "| actors | a slice takes | slices | slices/s | actors busy | driver's core | driver | "
         "GCS and raylet | commit | memory of an actor |",
@@ -192,7 +192,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def main() -> None:
-    """Measure, print, write benchmarks/results/scaling.json."""
+    """Measure, print, and write benchmarks/results/scaling.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--actors", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--seconds", type=float, default=6.0, help="of a slice on its device")

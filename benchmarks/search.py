@@ -1,9 +1,10 @@
-"""Exact dense search of a shard, beside numpy and faiss-cpu, vectors loaded on all sides.
+"""Measures exact dense search of a shard against numpy and faiss-cpu, with vectors loaded.
 
     python -m benchmarks.search
 
-Unit vectors of random directions; every system looks at all of them on all cores. numpy and faiss
-hold float32; ours maps float16, as an index stores it, from an Arrow file. Interleaved, medians.
+Vectors are random unit vectors; every system compares all of them on all cores. numpy and faiss
+hold float32. Ours maps float16, the format of an index, from an Arrow file. Systems take turns;
+figures are medians.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ _TOP = 100
 
 
 def unit_vectors(rng: np.random.Generator, n: int, dim: int) -> np.ndarray:
-    """float32 [n, dim]."""
+    """Return random unit vectors, float32 [n, dim]."""
     vectors = rng.standard_normal((n, dim), dtype=np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def numpy_search(passages: np.ndarray) -> Search:
-    """One matmul, then the best of each row."""
+    """Return a search by one matmul and a selection of the best of each row."""
 
     def search(queries: np.ndarray) -> np.ndarray:
         scores = queries @ passages.T
@@ -49,14 +50,14 @@ def numpy_search(passages: np.ndarray) -> Search:
 
 
 def faiss_search(passages: np.ndarray) -> Search:
-    """IndexFlatIP."""
+    """Return a search by faiss's IndexFlatIP."""
     index = faiss.IndexFlatIP(passages.shape[1])
     index.add(passages)
     return lambda queries: index.search(queries, _TOP)[1]
 
 
 def our_search(passages: np.ndarray, folder: Path) -> Search:
-    """A shard over a mapped file."""
+    """Return a search by a shard over a mapped file."""
     path = str(folder / "dense.arrow")
     ids = pa.array([str(i) for i in range(len(passages))])
     table = pa.table({"doc_id": ids, "dense": fixed_size_lists(passages.astype(np.float16))})

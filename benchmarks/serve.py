@@ -1,17 +1,17 @@
-"""What encoding one short query over HTTP costs, and where that goes.
+"""Measures the cost of encoding one short query over HTTP, and its components.
 
     make bench-serve        python -m benchmarks.serve --only noop,naive --rounds 3
 
-Four systems answer 1, 8 and 64 clients, each of which asks again as soon as it has its answer:
+Four systems answer 1, 8 and 64 clients. A client sends its next request when it has its answer.
 
-    ours    the endpoint (pipelines.endpoint.deployment), no cache; with 1 and with 2 replicas
-    noop    a deployment with ours' options and an answer of ours' size: the ceiling of Serve itself
-    naive   FastAPI, uvicorn and sentence-transformers, one request one forward: without Serve
-    bare    the encoder alone, no HTTP: one query at a time, or 8 or 64 in a call, again and again,
-            or with a pause before each call, as requests leave it
+    ours    the endpoint (pipelines.endpoint.deployment) without cache, with 1 and with 2 replicas
+    noop    a deployment with ours' options and answers of the same size: the limit of Serve itself
+    naive   FastAPI, uvicorn and sentence-transformers, one forward pass per request: without Serve
+    bare    the encoder without HTTP: 1, 8 or 64 queries per call, either back to back or with the
+            pause before each call that a request would cause
 
-They take turns of a few seconds in one run, so what disturbs the machine disturbs all of them;
-the figures are medians over rounds. Clients, proxy and replicas share the cores.
+They take turns of a few seconds in one run, so that disturbances of the machine affect all of them.
+Figures are medians over rounds. Clients, proxy and replicas share the cores.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ _FORWARDS = re.compile(r"^packvec_batch_texts_(sum|count)\{.*\} (\S+)$", re.MULT
 class _System:
     name: str
     measure: Callable[[int, float], Load]
-    """For (clients, seconds)."""
+    """The function that runs one round: (clients, seconds) -> figures."""
     metrics_url: str | None = None
     loads: dict[int, list[Load]] = field(default_factory=dict)
-    """By clients, a round each."""
+    """Number of clients -> the figures of each round."""
     forwards: Counter[tuple[int, str]] = field(default_factory=Counter)
-    """By clients: "sum" of texts and "count" of forward passes."""
+    """(number of clients, "sum" or "count") -> texts or forward passes."""
 
     def run(self, clients: int, seconds: float) -> None:
         before = self._forwards(clients)
@@ -84,7 +84,7 @@ class _System:
 
 
 def _start(args: argparse.Namespace, stack: ExitStack) -> list[_System]:
-    """Everything that is asked for, up and answering; the stack ends it."""
+    """Start the requested systems and wait until they answer; the stack stops them."""
 
     def process() -> ProcessPoolExecutor:
         # Spawned: a fork would have this process's Ray.

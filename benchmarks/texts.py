@@ -1,8 +1,7 @@
-"""Real text in the lengths that people embed: queries, paragraphs, articles, all three together.
+"""Real texts in typical lengths: queries, paragraphs, articles, and a mixture of the three.
 
-Cut from the bundled articles, deterministically, and without end: each pass over the articles cuts
-them at other places, so that few texts are equal.
-Knows no tokenizer: lengths are words, about 1.3 tokens each.
+Cut from the bundled articles, deterministically and without end. Each pass over the articles cuts
+them at other places, so that few texts are equal. Lengths are in words of about 1.3 tokens.
 """
 
 from __future__ import annotations
@@ -24,23 +23,23 @@ WORDS: dict[str, tuple[int, int]] = {
     "articles": (80, 480),
     "full512": (900, 900),
 }
-"""The fewest and the most words a text is cut to; the last sentence or article is not cut."""
+"""The minimum and maximum words of a text; its last sentence or article is not cut."""
 TOKENS = {"queries": 12, "paragraphs": 70, "articles": 400, "mixed": 160, "full512": 512}
-"""About so many tokens a text has, cut at 512."""
+"""The approximate tokens of a text, cut at 512."""
 PROFILES = ("queries", "paragraphs", "articles", "mixed")
 
 
 def corpus() -> list[str]:
-    """The bundled articles."""
+    """Return the bundled articles."""
     return [str(text) for text in pq.read_table(_ARTICLES, columns=["text"])["text"].to_pylist()]
 
 
 def texts(profile: str, count: int) -> list[str]:
-    """The first texts of a profile.
+    """Return the first texts of a profile.
 
     queries: the first words of sentences. paragraphs: whole sentences of one article. articles:
-    whole articles, joined because the bundled ones are short; many have more than the 512 tokens
-    that a model is given here. mixed: as many of each.
+    whole articles, joined because the bundled ones are short; many exceed the 512 tokens that a
+    model gets here. mixed: equal numbers of each.
     """
     if profile == "mixed":
         parts = [texts(name, -(-count // 3)) for name in ("queries", "paragraphs", "articles")]
@@ -68,7 +67,7 @@ def _endless(profile: str) -> Iterator[str]:
 def _joined(
     pieces: list[str], chosen: random.Random, fewest: int, most: int, between: str
 ) -> Iterator[str]:
-    """Neighbours joined until they have so many words; what is left over is dropped."""
+    """Join consecutive pieces up to a random number of words; drop the incomplete rest."""
     joined: list[str] = []
     words, target = 0, chosen.randint(fewest, most)
     for piece in pieces:

@@ -1,7 +1,7 @@
-"""Systems that take turns over the same texts, each in a process of its own.
+"""Measures systems that take turns over the same texts, each in its own process.
 
-In each round each encodes all texts once, one at a time, every other round the other way round: so
-what disturbs the machine disturbs all of them. A peer stands in two rows: as it ships, and at its
+In each round each system encodes all texts once, in reverse order every other round, so that
+disturbances of the machine affect all systems. A peer has two rows: with its defaults, and at its
 best.
 """
 
@@ -17,31 +17,31 @@ import numpy as np
 from benchmarks.report import Row, figures
 
 SHIPPED_BATCH = {"sentence-transformers": 32, "FlagEmbedding": 256}
-"""Of the peers."""
+"""The default batch size of each peer."""
 _BEST = ", its best"
 _BATCHES = (4, 8, 16, 32, 64)
 
 
 class Pipe(Protocol):
-    """`pipes.Pipe`: a process of `encode_worker`."""
+    """The interface of `pipes.Pipe`, connected to an `encode_worker`."""
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """The answer to one request."""
+        """Return the answer to one request."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What all systems encode."""
+    """The texts that all systems encode, and the model and outputs."""
 
     model: str
     profile: str
     outputs: tuple[str, ...]
     texts: list[str]
     lengths: list[int]
-    """Tokens of each text, cut, by our tokenizer: the same count for all systems."""
+    """Tokens of each truncated text, counted by our tokenizer for all systems."""
     flops: int
-    """Operations of these texts without padding."""
+    """Floating-point operations for these texts without padding."""
 
 
 @dataclass(kw_only=True)
@@ -53,19 +53,19 @@ class Worker:
     pipe: Pipe
     facts: dict[str, Any]
     passes: dict[int, list[float]] = field(default_factory=dict)
-    """By batch size: seconds, a round each."""
+    """Batch size -> the seconds of each round."""
     peaks: list[float] = field(default_factory=list)
-    """Operations a second of matmuls, a round each."""
+    """The operations per second of bare matmuls in each round."""
     memory: int = 0
 
     def encode(self, batch_size: int, every: int = 1) -> float:
-        """Seconds of one pass over the texts, or every so many-th."""
+        """Return the seconds of one pass over the texts, or over every `every`-th text."""
         answer = self.pipe.ask(do="encode", batch_size=batch_size, every=every)
         self.memory = answer["peak_memory"]
         return float(answer["seconds"])
 
     def best_batch(self, texts: int) -> int:
-        """The fastest batch size over half of the texts, larger ones only while that pays."""
+        """Return the fastest batch size for half of the texts; try larger ones while that pays."""
         best = (float("inf"), 0)
         for size in sorted({_at_most(size, texts // 2) for size in _BATCHES}):
             seconds = self.encode(size, every=2)
@@ -81,7 +81,7 @@ def _at_most(batch_size: int, texts: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A system as one row has it."""
+    """The system of one row of results."""
 
     name: str
     worker: Worker
@@ -89,7 +89,7 @@ class Variant:
 
 
 def variants_of(workers: Sequence[Worker], texts: int) -> list[Variant]:
-    """The rows that workers stand for, warm; a system's last worker has its best compute type."""
+    """Warm up workers and return their rows; a system's last worker has its best compute type."""
     variants = []
     for worker in workers:
         worker.encode(_at_most(16, texts), every=4)  # what is slow once only
@@ -109,7 +109,7 @@ def variants_of(workers: Sequence[Worker], texts: int) -> list[Variant]:
 
 
 def measure(case: Case, workers: Sequence[Worker], rounds: int) -> list[Row]:
-    """All systems in turn, the other way round every other time."""
+    """Measure all systems in turn, in reverse order every other round."""
     variants = variants_of(workers, len(case.texts))
     # Where a peer's best is what it ships with, one pass stands for both.
     passes = list(dict.fromkeys((id(v.worker), v.batch_size) for v in variants))
@@ -125,7 +125,7 @@ def measure(case: Case, workers: Sequence[Worker], rounds: int) -> list[Row]:
 
 
 def _at_best(variant: Variant) -> Variant:
-    """The rounds may show what trying batch sizes did not: that the shipped one is faster."""
+    """Replace a peer's best batch size by its default if that was faster in the rounds."""
     if not variant.name.endswith(_BEST):
         return variant
     passes = variant.worker.passes
@@ -162,7 +162,7 @@ def _row(case: Case, variant: Variant, variants: Sequence[Variant]) -> Row:
 
 
 def _alike(one: Worker, other: Worker) -> float:
-    """The smallest cosine of two systems' vectors of one text."""
+    """Return the smallest cosine between two systems' vectors of the same text."""
     rows = [np.array(worker.facts["dense"]) for worker in (one, other)]
     ours, theirs = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in rows)
     return float((ours * theirs).sum(axis=1).min())

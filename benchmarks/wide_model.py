@@ -1,6 +1,6 @@
-"""A model folder of BGE-M3's widths around the quickstart's tokenizer, for simulated encoders.
+"""Writes a model folder with BGE-M3's widths and the quickstart's tokenizer, without weights.
 
-Its weights file is empty: a simulated encoder looks at configuration, tokenizer and heads alone.
+The weights file is empty: a simulated encoder reads only configuration, tokenizer and heads.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DIM = 1024
 
 
 def make_wide_model(folder: Path, name: str) -> Path:
-    """`name`: of the model whose tokenizer it has."""
+    """Write the folder; `name`: the model whose tokenizer is used."""
     folder.mkdir(parents=True)
     for path in resolve_model(ModelConfig(name=name)).folder.glob("*.json"):
         shutil.copy(path, folder / path.name)
