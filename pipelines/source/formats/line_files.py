@@ -75,7 +75,7 @@ class JsonLines(TextLines):
         text = _at(value, columns.text)
         for name in (columns.text, *columns.copied_strings):
             found = _at(value, name)
-            # Only the text is required here; blocks.py decides whether the others may be absent.
+            # Only the text is required here; rows.py decides whether the others may be absent.
             if isinstance(found, str | None) or (found is _ABSENT and name != columns.text):
                 continue
             what = "no such field" if found is _ABSENT else type(found).__name__
