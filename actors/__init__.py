@@ -1,5 +1,5 @@
-"""The compute plane: what holds a model.
+"""Models: encoders, rerankers, tokenizers and scores.
 
-Imports torch, transformers and pyarrow; never ray, never pipelines. So the same class serves
-Ray Data, Ray Serve, a notebook, a benchmark on a bare GPU machine and a unit test.
+Imports torch, transformers and pyarrow, but neither ray nor pipelines. The same classes therefore
+work in a Ray actor, a Ray Serve replica, a notebook, a benchmark and a unit test.
 """

@@ -1,12 +1,12 @@
-"""Concurrent requests share forward passes: texts in, a future of their vectors out.
+"""Batch texts of concurrent requests into shared forward passes (dynamic batching).
 
     batcher = Batcher(tokenize, encoder.stream, max_tokens=lambda: 2048, weigh=len, overlap=True)
-    batcher.submit(texts, outputs=("dense",)).result()     # one TextVectors or failure a text
+    batcher.submit(texts, outputs=("dense",)).result()     # a TextVectors or EncodeError per text
 
-An idle encoder takes what there is at once; while it is busy the next batch fills, up to a token
-budget. A thread encodes; beside a GPU another one tokenises meanwhile. Texts are the unit: a
-request larger than the budget takes several passes, and a text that cannot be encoded fails alone.
-Knows neither HTTP nor an event loop.
+An idle encoder starts immediately with the texts that wait; while it is busy the next batch fills
+up to a token budget. One thread encodes; with a GPU a second thread tokenises at the same time. A
+request that exceeds the budget takes several passes. A text that cannot be encoded does not affect
+the others. Independent of HTTP and event loops.
 """
 
 from __future__ import annotations
@@ -33,31 +33,31 @@ Text = TypeVar("Text")
 Item = TypeVar("Item", bound="Waiting")
 Result = TextVectors | EncodeError
 Stream: TypeAlias = Callable[[pa.ListArray, Collection[Output]], Iterator[EncodedBatch]]
-"""`Encoder.stream`: encodes a list<int32> column micro-batch by micro-batch."""
+"""Type of `Encoder.stream`."""
 
-# What is tokenised in one go: enough to be worth a thread's while, little enough that a short query
-# does not wait long behind a book.
+# Most texts and characters tokenised at once: enough to keep a thread busy, but few enough that a
+# short query does not wait long behind a book.
 _TOKENIZE_TEXTS = 256
 _TOKENIZE_WEIGHT = 1 << 16
 
 
 @dataclass(kw_only=True)
 class Waiting:
-    """What waits in a queue: a request, or a part of one."""
+    """An item of a queue: a request or a part of one."""
 
     future: Future[Any] = field(default_factory=Future)
-    """What the request's caller holds."""
+    """Future of the result, held by the caller."""
     first: bool = False
-    """Goes before all that waits."""
+    """Whether the item goes to the front of the queue."""
     weight: int = 1
-    """What bounds how many are taken at once."""
+    """Cost that counts against the limit when items are taken."""
 
 
 class RequestQueue(Generic[Item]):
-    """Requests that wait for a model, and the threads that take them; `close` ends those."""
+    """A queue of requests for a model, with the threads that process it; `close` ends them."""
 
     def __init__(self, model: str, **threads: Callable[[], None]) -> None:
-        """`model`: for messages; `threads`: what each of them runs, by its name."""
+        """`model`: its name in messages; `threads`: {thread name: function it runs}."""
         self._model = model
         self._changed = threading.Condition()
         self._arrived: deque[Item] = deque()
@@ -69,7 +69,7 @@ class RequestQueue(Generic[Item]):
             thread.start()
 
     def close(self) -> None:
-        """Finish what was submitted, then end the threads."""
+        """Process all submitted requests, then end the threads."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -89,11 +89,11 @@ class RequestQueue(Generic[Item]):
             self._changed.notify_all()
 
     def _take(self, queue: deque[Item], count: int, weight: int) -> list[Item]:
-        """Up to `count` items up to a sum of weights, but at least one still to be answered."""
+        """Remove and return up to `count` open items within a total `weight`, at least one."""
         taken: list[Item] = []
         with self._changed:
             while queue and len(taken) < count:
-                if queue[0].future.done():  # cancelled, or failed
+                if queue[0].future.done():  # cancelled or failed
                     queue.popleft()
                     continue
                 weight -= queue[0].weight
@@ -104,27 +104,27 @@ class RequestQueue(Generic[Item]):
 
 
 def answer(future: Future[Any], result: Any) -> None:
-    """Set a request's result, or the exception to raise; nothing where nobody waits any more."""
+    """Set the result or exception of a future; do nothing if it is cancelled or done."""
     with suppress(InvalidStateError):
         (future.set_exception if isinstance(result, Exception) else future.set_result)(result)
 
 
 def failure(error: Exception) -> EncodeError:
-    """Whatever a device, a kernel or a tokenizer raised, as what a caller is told."""
+    """Return the EncodeError that reports an exception of a device, kernel or tokenizer."""
     return EncodeError(f"{type(error).__name__}: {error!s:.200}")
 
 
 @dataclass(frozen=True)
 class ForwardStats:
-    """One forward pass, for metrics."""
+    """Metrics of one forward pass."""
 
     texts: int
     tokens: int
     budget: int
-    """Tokens that would have fitted."""
+    """Token budget of the pass."""
     seconds: float
     waited: float
-    """Seconds from the arrival of its oldest text to the pass."""
+    """Seconds that the oldest text waited before the pass began."""
 
 
 @dataclass
@@ -135,13 +135,13 @@ class _Job:
     results: list[Result | None]
     pending: int
     lock: threading.Lock = field(default_factory=threading.Lock)
-    """Its texts may end in both threads."""
+    """Guards `results` and `pending`, since both threads may finish texts."""
     arrived: float = field(default_factory=time.perf_counter)
 
 
 @dataclass
 class _Item(Waiting, Generic[Text]):
-    """One text of a request; it weighs its characters, then its tokens."""
+    """One text of a request; its weight is in characters, after tokenisation in tokens."""
 
     job: _Job
     row: int
@@ -160,7 +160,7 @@ class _Item(Waiting, Generic[Text]):
 
 
 class Batcher(RequestQueue[_Item[Text]]):
-    """A thread or two between callers and an encoder; `close` ends them."""
+    """A queue of texts in front of an encoder, processed by one or two threads."""
 
     def __init__(
         self,
@@ -172,9 +172,9 @@ class Batcher(RequestQueue[_Item[Text]]):
         overlap: bool,
         observe: Callable[[ForwardStats], None] = lambda stats: None,
     ) -> None:
-        """`max_tokens`: the budget of a forward pass now; `weigh`: about how much work tokenising
-        a text is, in characters; `overlap`: tokenise while a pass is computed, which pays where
-        that takes no CPU; `observe` is called from the encoding thread.
+        """`max_tokens`: returns the current token budget of a forward pass; `weigh`: estimates the
+        cost of tokenising a text, in characters; `overlap`: tokenise during a pass, which helps if
+        the pass uses no CPU; `observe`: called from the encoding thread.
         """
         self._tokenize = tokenize
         self._stream = stream
@@ -190,9 +190,10 @@ class Batcher(RequestQueue[_Item[Text]]):
     def submit(
         self, texts: Sequence[Text], outputs: Collection[Output], *, first: bool = False
     ) -> Future[list[Result]]:
-        """A future of what becomes of each text, in order; cancelling it drops what has not begun.
+        """Return a future of one result per text, in order.
 
-        `first`: before all that waits.
+        Cancelling the future drops texts that are not being encoded yet. `first`: put the texts at
+        the front of the queue.
 
         Raises:
             ModelError: the batcher is closed.
@@ -223,10 +224,10 @@ class Batcher(RequestQueue[_Item[Text]]):
         return self._take(self._arrived, _TOKENIZE_TEXTS, _TOKENIZE_WEIGHT)
 
     def _tokenize_or_fail(self, items: list[_Item[Text]]) -> list[_Item[Text]]:
-        """Those that have tokens now; the others are answered."""
+        """Return the items that could be tokenised; answer the others with their error."""
         try:
             tokens = self._tokenize([item.text for item in items])
-        except Exception as error:  # noqa: BLE001  whatever a text can do to a tokenizer
+        except Exception as error:  # noqa: BLE001  a text may cause any error in a tokenizer
             if len(items) == 1:
                 items[0].done(EncodeError(f"the text cannot be tokenised ({error!s:.120})."))
                 return []
@@ -248,7 +249,7 @@ class Batcher(RequestQueue[_Item[Text]]):
                 budget = self._max_tokens()
                 urgent = bool(self._arrived) and self._arrived[0].first
                 items = [] if urgent else self._take(self._ready, budget, budget)
-                arrived = [] if items else self._take_arrived()  # no other thread to wake
+                arrived = [] if items else self._take_arrived()  # no need to wake a thread
                 self._changed.notify_all()
             if arrived:
                 self._put(self._ready, self._tokenize_or_fail(arrived))
@@ -265,7 +266,7 @@ class Batcher(RequestQueue[_Item[Text]]):
             for batch in self._stream(tokens.to_arrow(), outputs):
                 self._answer(items[batch.start : batch.stop], batch)
                 answered = batch.stop
-        except Exception as error:  # noqa: BLE001  the thread must live, callers must hear
+        except Exception as error:  # noqa: BLE001  keep the thread alive and report the error to the callers
             for item in items[answered:]:
                 item.done(failure(error))
         self._observe(
@@ -279,7 +280,7 @@ class Batcher(RequestQueue[_Item[Text]]):
         )
 
     def _answer(self, items: Sequence[_Item[Text]], batch: EncodedBatch) -> None:
-        """Give each text its row of the columns, or why that cannot be used."""
+        """Answer each item with its row of the columns or with an error."""
         lengths = [item.weight for item in items]
         vectors = rows_of(batch.columns, lengths, [item.truncated for item in items])
         for row, (item, found) in enumerate(zip(items, vectors, strict=True), batch.start):

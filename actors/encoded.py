@@ -1,7 +1,4 @@
-"""What an encoder is to those who use it: what it says of itself, and what it gives.
-
-Knows no torch: what only passes vectors on need not wait for it.
-"""
+"""The interface of encoders: their properties and the batches they yield. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,33 +11,32 @@ import pyarrow as pa
 from actors.config import ComputeDtype, Output
 
 SCORE = "score"
-"""What a reranker gives instead of vectors: float32 a pair, or a list of so many where several
-layers score."""
+"""Output column of a reranker: float32, or FixedSizeList<float>[L] if L > 1 layers score."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What the records of an index say of what computed it."""
+    """Properties of an encoder or reranker that the records of an index contain."""
 
     name: str
-    """Hub id, folder, ..."""
+    """Hub id, folder or URI, as in the configuration."""
     dim: int
-    """Of dense vectors; of a reranker: scores of a pair."""
+    """Dimension of dense vectors; for a reranker, the number of scores of a pair."""
     colbert_dim: int | None = None
-    """Of ColBERT vectors, where there are any."""
+    """Dimension of ColBERT vectors; None for a model without a ColBERT head in use."""
     max_length: int
     """Longest passage or pair in tokens."""
     pooling: str = "none"
-    """How states become what is stored."""
+    """Pooling of hidden states into the dense vector."""
     dtype: ComputeDtype
     device: str
     space_fingerprint: str
-    """Equal where what it computes may be compared."""
+    """Hash that is equal for models whose vectors or scores may be compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderInfo(Identity):
-    """What an encoder is."""
+    """Properties of a loaded encoder."""
 
     revision: str | None
     query_max_length: int
@@ -58,29 +54,29 @@ class EncodedBatch:
     columns: pa.Table
     """The output columns, stop - start rows."""
     failures: dict[int, str]
-    """Row of the block -> why its vectors cannot be used (its row in `columns` is garbage)."""
+    """{row of the block: reason}; the vectors of these rows in `columns` are invalid."""
 
     def moved(self, rows: int) -> EncodedBatch:
-        """The same batch as one of a block that begins so many rows earlier."""
+        """Return the batch with its row numbers increased by `rows`."""
         failures = {row + rows: reason for row, reason in self.failures.items()}
         return replace(self, start=self.start + rows, stop=self.stop + rows, failures=failures)
 
     @staticmethod
     def failed(row: int, reason: str, empty: pa.Table) -> EncodedBatch:
-        """One row that cannot be encoded; `empty`: the output columns without rows."""
+        """Return a batch of one failed row of nulls; `empty`: the output columns without rows."""
         nulls = pa.table([pa.nulls(1, field.type) for field in empty.schema], empty.schema)
         return EncodedBatch(row, row + 1, nulls, {row: reason})
 
 
 class TokenEncoder(Protocol):
-    """What makes output columns of token blocks: an `Encoder`, a `PairScorer`, a simulated one."""
+    """Interface of `Encoder`, `PairScorer` and `SimulatedEncoder`."""
 
     @property
     def info(self) -> Identity:
-        """What it is."""
+        """Properties of the model."""
 
     def stream(self, tokens: pa.Array | pa.ChunkedArray, /) -> Iterator[EncodedBatch]:
-        """The output columns of a column of tokens, some rows at a time, in input order."""
+        """Yield the output columns of a column of tokens in batches of rows, in input order."""
 
     def empty(self) -> pa.Table:
-        """The output columns with no rows: their types."""
+        """Return the output columns with no rows."""

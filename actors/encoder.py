@@ -1,10 +1,17 @@
-"""The encoder: passages in, vectors out, as Arrow.
+"""Encode passages and queries as vectors, returned as Arrow tables.
 
     encoder = load_encoder(ModelConfig(name="BAAI/bge-m3", outputs=("dense", "sparse", "colbert")))
-    encoder.encode_passages(["Ray is a distributed engine."])     # pyarrow.Table, input order
+    encoder.encode_passages(["Ray is a distributed engine."])     # pyarrow.Table with one row
 
-Three phases: tokenise (CPU), forward (accelerator), Arrow columns (CPU). Only the forward holds the
-device, so threads that share an encoder overlap their other phases with it.
+A table has one row for each text, in input order, and one column for each output:
+
+- dense: `FixedSizeList<half|float>[dim]`
+- sparse: `Struct<indices: List<int32>, values: List<float>>`, token ids ascending within a row
+- colbert: `List<FixedSizeList<half|float>[colbert_dim]>`, one vector fewer than the passage has
+  tokens, since the first token has none
+
+Encoding has three phases: tokenisation (CPU), forward pass (device), Arrow columns (CPU). Only the
+forward pass holds the device, so threads that share an encoder overlap their other phases with it.
 """
 
 from __future__ import annotations
@@ -41,7 +48,7 @@ __all__ = ["EncodedBatch", "Encoder", "EncoderInfo", "ModelConfig", "load_encode
 
 
 class Encoder:
-    """A loaded model; made by `load_encoder`. Safe to share between threads."""
+    """A loaded embedding model; use `load_encoder` to create one. Threads may share it."""
 
     def __init__(
         self, *, files: ModelFiles, forward: Forward, heads: OutputHeads, info: EncoderInfo
@@ -49,10 +56,10 @@ class Encoder:
         self.info = info
         self._forward = forward
         self._heads = heads
-        # So many windows wait on the device while the host makes columns of the one before.
+        # Windows queued on the device while the host converts the previous one to columns.
         self._ahead = 1 if torch.device(info.device).type == "cuda" else 0
         self.vocab_size = int(files.config["vocab_size"])
-        """Token ids are below this; a CUDA device does not survive another one."""
+        """Number of token ids; on CUDA an id outside [0, vocab_size) makes the device unusable."""
         self.passage_tokenizer = TextTokenizer(
             files.folder, files.max_length, files.prompts.passage
         )
@@ -61,7 +68,7 @@ class Encoder:
 
     @property
     def max_batch_tokens(self) -> int:
-        """Token budget of a forward pass; lower once the device has run out of memory."""
+        """Token budget of a forward pass; lowered when the device runs out of memory."""
         return self._forward.batches.max_batch_tokens
 
     @max_batch_tokens.setter
@@ -69,21 +76,30 @@ class Encoder:
         self._forward.batches.max_batch_tokens = tokens
 
     def encode_passages(self, passages: Sequence[str] | pa.Table) -> pa.Table:
-        """The output columns for texts, or for a token block (a table with `input_ids`).
+        """Return the output columns of N passages, in input order.
+
+        `passages`: texts, or a token block (a table with a list<int32> column `input_ids`). Texts
+        get the model's passage instruction and are truncated to `info.max_length` tokens.
 
         Raises:
-            EncodeError: a passage whose vectors are not finite, or that the model cannot run.
+            EncodeError: the vectors of a passage are not finite or cannot be computed.
+            DeviceError: the device failed permanently.
+            TypeError: `passages` is one text instead of a list.
         """
         if isinstance(passages, pa.Table):
             return self._encode(passages[TOKENS_COLUMN])
         return self._encode(self.passage_tokenizer.tokenize(_texts(passages)).to_arrow())
 
     def encode_queries(self, queries: Sequence[str]) -> pa.Table:
-        """The output columns for queries: the model's query instruction and length apply."""
+        """Return the output columns of N queries, in input order.
+
+        Queries get the model's query instruction and are truncated to `info.query_max_length`
+        tokens. Raises the same errors as `encode_passages`.
+        """
         return self._encode(self.tokenize_queries(queries).to_arrow())
 
     def tokenize_queries(self, queries: Sequence[str]) -> TokenizedTexts:
-        """What `encode_queries` encodes: token ids, instruction and examples on, cut to length."""
+        """Return the token ids that `encode_queries` encodes, instruction and examples included."""
         return self.query_tokenizer.tokenize(_texts(queries))
 
     def stream(
@@ -91,13 +107,13 @@ class Encoder:
         input_ids: pa.ListArray | pa.ChunkedArray,
         outputs: Collection[Output] | None = None,
     ) -> Iterator[EncodedBatch]:
-        """Encode a list<int32> column some passages at a time, in input order.
+        """Encode a list<int32> column of token ids; yield batches of rows in input order.
 
-        `outputs`: only these of the encoder's; all of them when not given. One bad passage spoils
-        itself only: it comes back under `failures`.
+        `outputs`: a subset of `info.outputs`; all of them when not given. A passage that cannot be
+        encoded is listed in `EncodedBatch.failures` and does not affect the others.
 
         Raises:
-            DeviceError: the device failed for good, as CUDA does after a fault in a kernel.
+            DeviceError: the device failed permanently, as CUDA does after a fault in a kernel.
         """
         if isinstance(input_ids, pa.ChunkedArray):
             input_ids = input_ids.combine_chunks()
@@ -116,7 +132,7 @@ class Encoder:
                 yield self._columns(values, offsets, *begun.popleft())
 
     def empty(self) -> pa.Table:
-        """The output columns with no rows: their types."""
+        """Return the output columns with no rows."""
         nothing = self._heads.zeros(0, 0, 0, self.info.outputs, torch.device("cpu"))
         none = np.zeros(0, np.int32)
         return to_arrow(nothing, none, np.zeros(1, np.int32), none)
@@ -132,7 +148,7 @@ class Encoder:
     def _columns(
         self, values: np.ndarray, offsets: np.ndarray, start: int, stop: int, encoded: WindowVectors
     ) -> EncodedBatch:
-        """Rows [start, stop) of the column as a batch, once the device is done with them."""
+        """Wait for the device; return rows [start, stop) of the column as a batch."""
         encoded.wait()
         rows = offsets[start : stop + 1]
         columns = to_arrow(
@@ -149,23 +165,23 @@ class Encoder:
 
 
 def _texts(texts: Sequence[str]) -> Sequence[str]:
-    if isinstance(texts, str):  # a sequence too: of letters
+    if isinstance(texts, str):  # a str is also a sequence of str
         raise TypeError("expected a list of texts, got one text; write [text]")
     return texts
 
 
 def load_encoder(config: ModelConfig) -> Encoder:
-    """Load a model and its heads onto the device.
+    """Load a model and its heads onto `config.device`.
 
     Raises:
-        ModelError: not found, a weight missing, a head of the wrong shape, no such device; or it
-            is to be simulated, which only embed_corpus does.
+        ModelError: the model is not found, a weight is missing, a head has the wrong shape, the
+            device does not exist, or the configuration asks for a simulated model.
     """
     if config.simulated_tokens_per_second is not None:
         raise ModelError(
-            "model.simulated_tokens_per_second: expected a model that computes its vectors, got "
-            "one that only takes the time it would need.",
-            "Leave it out; an index that was made with it is of no use but to measure a cluster.",
+            "model.simulated_tokens_per_second: expected a model that computes vectors, got a "
+            "simulated one.",
+            "Remove this key; only embed_corpus accepts it, to measure a cluster.",
         )
     files = resolve_model(config)
     device = resolve_device(config.device)

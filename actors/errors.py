@@ -1,35 +1,32 @@
-"""The one exception tree.
+"""The exceptions that packvec raises, with their exit codes.
 
-    EmbedError                  every error this project raises on purpose; exit code 1
-    ├── ModelError              a model that cannot be loaded or lacks what was asked; exit code 2
-    ├── EncodeError             a passage whose vectors cannot be computed; exit code 1
-    ├── DeviceError             a device that computes no more in this process; exit code 1
-    ├── ConfigError             a configuration that cannot be used; exit code 2
-    ├── SourceError             documents that cannot be found or read as configured; exit code 2
-    │   ├── SourceChangedError  a unit that is no longer what the plan pinned; exit code 1
-    │   └── UnreadableUnitError a unit that is damaged or cannot be fetched; exit code 1
-    ├── StorageError            an index location that cannot be used; exit code 2
-    └── IndexStateError         an index whose state forbids the command; exit code 2
-        ├── LeaseHeldError      another run is writing this index; exit code 2
-        └── GateError           a generation that must not be published as it is; exit code 3
+    EmbedError                  1  base class
+    ├── ModelError              2
+    ├── EncodeError             1
+    ├── DeviceError             1
+    ├── ConfigError             2
+    ├── SourceError             2
+    │   ├── SourceChangedError  1
+    │   └── UnreadableUnitError 1
+    ├── StorageError            2
+    └── IndexStateError         2
+        ├── LeaseHeldError      2
+        └── GateError           3
 
-Exit code 2 means "nothing was started, change the request"; 1 means "a run failed"; 3 means
-"committed, and not live".
+Exit code 1: the run failed. 2: nothing was started; change the request. 3: the generation is
+committed but not published.
 """
 
 from __future__ import annotations
 
 
 class EmbedError(Exception):
-    """An error meant to be read by a person: one line, and a remedy.
-
-    `message` says what was expected, what was found and where; `remedy` says what to do.
-    """
+    """An error for the user: `message` (what was expected, found, where) and `remedy`."""
 
     exit_code = 1
 
     def __init__(self, message: str, remedy: str = "") -> None:
-        super().__init__(message, remedy)  # both in args: what pickling between processes keeps
+        super().__init__(message, remedy)  # both in args, which pickling between processes keeps
         self.message = message
         self.remedy = remedy
 
@@ -38,45 +35,45 @@ class EmbedError(Exception):
 
 
 class ModelError(EmbedError):
-    """A model that cannot be loaded, or that cannot give what was asked of it."""
+    """The model cannot be loaded, or does not support the request."""
 
     exit_code = 2
 
 
 class EncodeError(EmbedError):
-    """A passage whose vectors cannot be computed."""
+    """The vectors of a passage or the scores of a pair cannot be computed."""
 
 
 class DeviceError(EmbedError):
-    """The device computes no more in this process, whatever is asked of it: start another one."""
+    """The device failed permanently for this process; a new process is needed."""
 
 
 class ConfigError(EmbedError):
-    """A configuration file or override that cannot be used."""
+    """A configuration file or override is invalid."""
 
     exit_code = 2
 
 
 class SourceError(EmbedError):
-    """Documents that cannot be found, or cannot be read as configured."""
+    """Documents cannot be found, or cannot be read as configured."""
 
     exit_code = 2
 
 
 class SourceChangedError(SourceError):
-    """A unit is no longer what the plan pinned; mixing the two would corrupt the index."""
+    """A unit differs from the plan; mixing both versions would corrupt the index."""
 
     exit_code = 1
 
 
 class UnreadableUnitError(SourceError):
-    """A unit that was planned, and is damaged or cannot be fetched."""
+    """A unit of the plan is damaged or cannot be fetched."""
 
     exit_code = 1
 
 
 class StorageError(EmbedError):
-    """An index location that cannot be used."""
+    """The location of the index cannot be used."""
 
     exit_code = 2
 
@@ -88,10 +85,10 @@ class IndexStateError(EmbedError):
 
 
 class LeaseHeldError(IndexStateError):
-    """Another run is writing this index."""
+    """Another process holds the lease of this index."""
 
 
 class GateError(IndexStateError):
-    """A generation is committed, and a check has kept it from being published."""
+    """A generation is committed but failed a check of the gate, so it is not published."""
 
     exit_code = 3

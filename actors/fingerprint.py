@@ -1,4 +1,4 @@
-"""What makes two vectors, or two scores, comparable: as one hash."""
+"""Compute fingerprints: hashes that are equal if vectors or scores may be compared."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from actors.models.reranker_files import RerankerFiles
 from actors.tokens.pairs import prompt_of
 from actors.tokens.tokenizer_files import non_lexical_ids
 
-# Keys of config.json that say who wrote it and how, not what the model computes.
+# Keys of config.json that do not affect what the model computes.
 _NOISE = frozenset(
     {"transformers_version", "_name_or_path", "name_or_path", "architectures", "use_cache"}
     | {"dtype", "torch_dtype", "gradient_checkpointing"}
@@ -23,7 +23,7 @@ _NOISE = frozenset(
 
 
 def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file; a hub blob is named by it already and is not read again."""
+    """Return the hex SHA-256 of a file; for a blob of the hub's cache it is the file's name."""
     blob = path.resolve()
     if blob.parent.name == "blobs" and len(blob.name) == 64:
         return blob.name
@@ -32,17 +32,17 @@ def file_sha256(path: Path) -> str:
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:
-    """Hex digest (32 digits) of a JSON value, independent of key order."""
+    """Return 32 hex digits that identify a JSON value, independent of key order."""
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
 def space_parts(config: ModelConfig, files: ModelFiles) -> dict[str, Any]:
-    """Everything that decides whether two vectors may be compared.
+    """Return everything that decides whether two vectors may be compared.
 
-    Not in it: name and revision (the weights' own hashes are), compute dtype, device, batch size,
-    stored dtype, and which outputs are asked for: a dense index and a server of all three outputs
-    of the same model share one space, so the heads count whether used or not.
+    Name and revision are left out, since hashes of the weights are included. Compute dtype, device,
+    batch size, stored dtype and `outputs` are left out too: all heads are included, used or not, so
+    that a dense index and a server of all three outputs of the same model share one space.
     """
     simulated = config.simulated_tokens_per_second is not None
     return {
@@ -60,7 +60,7 @@ def space_parts(config: ModelConfig, files: ModelFiles) -> dict[str, Any]:
 
 
 def score_parts(config: RerankerConfig, files: RerankerFiles) -> dict[str, Any]:
-    """Everything that decides what a reranker's scores mean; compute dtype and device do not."""
+    """Return everything that decides whether two scores of rerankers may be compared."""
     return {
         **_file_parts(files),
         "kind": files.kind,

@@ -1,11 +1,11 @@
-"""Concurrent requests share a reranker: a query and its passages in, a future of scores out.
+"""Batch pairs of concurrent requests into shared forward passes of a reranker.
 
     batcher = PairBatcher(reranker)
     batcher.submit("what is ray", ["Ray is a distributed engine."]).result().scores
 
-A forward pass takes an equal share of tokens from every request that waits, in turn, so that a few
-passages do not wait behind a thousand. One thread tokenises and scores. Knows neither HTTP nor an
-event loop.
+Each forward pass takes an equal share of tokens from every waiting request, so that a request with
+a few passages does not wait behind one with a thousand. One thread tokenises and scores.
+Independent of HTTP and event loops.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from actors.network.micro_batches import next_stop
 from actors.reranker import Reranker
 from actors.tokens.pair_tokens import PairTokens
 
-# Characters of passages that are tokenised in one go; the query's come on top, since it is
-# tokenised again each time.
+# Most characters of passages tokenised at once. The query is not counted: it is tokenised again for
+# each group of passages.
 _TOKENIZE_CHARACTERS = 1 << 16
 
 
 @dataclass
 class PairScores:
-    """What becomes of the N passages of one request, in order."""
+    """The result of one request: its N passages in order."""
 
     scores: np.ndarray
-    """float32 [N]; NaN where there is none."""
+    """float32 [N]; NaN for a passage without a score."""
     truncated: np.ndarray
-    """bool [N]: cut, for whatever reason."""
+    """bool [N]: the passage or the query was truncated for any reason."""
     too_long: np.ndarray
-    """bool [N]: cut because the pair was too long for the reranker."""
+    """bool [N]: the pair was truncated because it exceeds the reranker's `max_length`."""
     tokens: int = 0
-    """Of all pairs, special tokens included."""
+    """Tokens of all pairs, special tokens included."""
     failures: dict[int, str] = field(default_factory=dict)
-    """Why some have no score."""
+    """{passage: reason} for each passage without a score."""
 
 
 @dataclass
@@ -54,12 +54,12 @@ class _Job(Waiting):
     keep_end: bool
     found: PairScores
     row: int = 0
-    """Passages before it are scored, or in the pass."""
+    """First passage that has not been taken by a forward pass."""
     ready: PairTokens | None = None
-    """The pairs that come next, as far as they have tokens."""
+    """Tokenised pairs that have not been taken yet."""
 
     def take(self, most: int, reranker: Reranker) -> PairTokens:
-        """The next pairs of up to `most` tokens, at least one."""
+        """Remove and return the next pairs of up to `most` tokens, at least one pair."""
         if self.ready is None or not len(self.ready.truncated):
             self.ready = self._tokenize(reranker)
         n = next_stop(self.ready.offsets, 0, most)
@@ -68,7 +68,7 @@ class _Job(Waiting):
         return taken
 
     def _tokenize(self, reranker: Reranker) -> PairTokens:
-        """The next passages: as long as they may be, and which of them were cut for it."""
+        """Tokenise the next passages, truncate them and record which ones were truncated."""
         ends = np.cumsum([0, *(len(passage) + 1 for passage in self.passages[self.row :])])
         stop = self.row + next_stop(ends, 0, _TOKENIZE_CHARACTERS + len(self.query))
         pairs = [(self.query, passage) for passage in self.passages[self.row : stop]]
@@ -82,17 +82,17 @@ class _Job(Waiting):
 
 
 _Share: TypeAlias = tuple[_Job, int, PairTokens]
-"""What a forward pass takes of a request: its pairs from this passage on."""
+"""A request's share of a forward pass: the request, its first passage in the pass, the pairs."""
 
 
 class PairBatcher(RequestQueue[_Job]):
-    """A thread between callers and a reranker; `close` ends it."""
+    """A queue of requests in front of a reranker, processed by one thread; `close` ends it."""
 
     def __init__(
         self, reranker: Reranker, observe: Callable[[int, float], None] = lambda pairs, s: None
     ) -> None:
-        """`reranker`: of one score a pair; `observe`: told the pairs and the seconds of each pass,
-        from the thread.
+        """`reranker`: must give one score per pair; `observe`: called from the thread with the
+        number of pairs and the seconds of each pass.
         """
         self._reranker = reranker
         self._observe = observe
@@ -106,11 +106,11 @@ class PairBatcher(RequestQueue[_Job]):
         max_passage_tokens: int | None = None,
         keep_end: bool = False,
     ) -> Future[PairScores]:
-        """A future of the scores; cancelling it drops what has not begun. It raises EncodeError
-        where the pairs cannot be tokenised, or the device fails.
+        """Return a future of the scores; cancelling it drops pairs that are not being scored yet.
 
-        `max_passage_tokens`: longer passages are cut, which is not too long for the reranker;
-        `keep_end`: what is too long for it loses its beginning.
+        The future raises EncodeError if the pairs cannot be tokenised or the device fails.
+        `max_passage_tokens`: longer passages are truncated, but not reported as `too_long`;
+        `keep_end`: truncate a pair that is too long at its beginning instead of its end.
 
         Raises:
             ModelError: the batcher is closed.
@@ -136,14 +136,14 @@ class PairBatcher(RequestQueue[_Job]):
                 self._score(shares)
 
     def _shares(self, budget: int, share: int) -> list[_Share]:
-        """The next forward pass: of each request about `share` tokens, of all about `budget`."""
+        """Take about `share` tokens from each request and about `budget` in total."""
         shares: list[_Share] = []
         while budget > 0 and (taken := self._take(self._arrived, count=1, weight=1)):
             [job] = taken
             start = job.row
             try:
                 tokens = job.take(min(share, budget), self._reranker)
-            except Exception as error:  # noqa: BLE001  whatever a text can do to a tokenizer
+            except Exception as error:  # noqa: BLE001  a text may cause any error in a tokenizer
                 answer(job.future, failure(error))
                 continue
             shares.append((job, start, tokens))
@@ -157,7 +157,7 @@ class PairBatcher(RequestQueue[_Job]):
         joined = PairTokens.joined([tokens for _, _, tokens in shares])
         try:
             scores_NL, failures = self._reranker.score_tokens(joined)
-        except Exception as error:  # noqa: BLE001  the thread must live, callers must hear
+        except Exception as error:  # noqa: BLE001  keep the thread alive and report the error to the callers
             for job, _, _ in shares:
                 answer(job.future, failure(error))
             return

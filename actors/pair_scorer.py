@@ -1,4 +1,4 @@
-"""A reranker as what a pipeline holds: a column of tokenised pairs in, a column of scores out."""
+"""Score Arrow columns of tokenised pairs with a reranker, as an `Encoder` encodes passages."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from actors.reranker import Reranker, load_reranker
 from actors.tokens.pair_tokens import PairTokens
 from actors.vectors import fixed_size_lists
 
-_WINDOW_BATCHES = 8  # to choose equally long ones from (batch_runner.py)
+_WINDOW_BATCHES = 8  # rows of similar length are chosen from these (batch_runner.py)
 
 
 class PairScorer:
-    """What `actors.encoder.Encoder` is for passages: a `TokenEncoder`."""
+    """A `TokenEncoder` that computes a column of scores."""
 
     def __init__(self, reranker: Reranker, space_fingerprint: str) -> None:
         self._reranker = reranker
@@ -36,10 +36,10 @@ class PairScorer:
         )
 
     def stream(self, tokens: pa.StructArray | pa.ChunkedArray, /) -> Iterator[EncodedBatch]:
-        """Score a column of PAIR_TOKENS_TYPE; one bad pair fails alone.
+        """Score a column of PAIR_TOKENS_TYPE; a pair that fails does not affect the others.
 
         Raises:
-            DeviceError: the device failed for good.
+            DeviceError: the device failed permanently.
         """
         pairs = PairTokens.from_arrow(tokens, self._reranker.pair_shape)
         window = _WINDOW_BATCHES * self._reranker.max_batch_tokens
@@ -50,7 +50,7 @@ class PairScorer:
             yield EncodedBatch(start, stop, _columns(scores_NL), moved)
 
     def empty(self) -> pa.Table:
-        """The output column with no rows."""
+        """Return the output column with no rows."""
         return _columns(np.zeros((0, self.info.dim), np.float32))
 
 
@@ -60,10 +60,6 @@ def _columns(scores_NL: np.ndarray) -> pa.Table:
 
 
 def load_pair_scorer(config: RerankerConfig) -> PairScorer:
-    """Load a reranker onto the device.
-
-    Raises:
-        ModelError: as `load_reranker`.
-    """
+    """Load a reranker onto its device; raise as `load_reranker`."""
     parts = score_parts(config, resolve_reranker(config))
     return PairScorer(load_reranker(config), fingerprint(parts))

@@ -1,10 +1,11 @@
-"""The reranker: pairs of a query and a passage in, scores out.
+"""Score pairs of a query and a passage with a reranker.
 
     reranker = load_reranker(RerankerConfig(name="BAAI/bge-reranker-v2-m3"))
-    reranker.score([("what is ray", "Ray is a distributed engine.")])     # float32, input order
+    reranker.score([("what is ray", "Ray is a distributed engine.")])     # float32, shape [1]
 
-Pairs are packed, not padded: a hundred passages of one query are a few forward passes of about as
-many tokens each. The query is tokenised once.
+Pairs are packed without padding: a hundred passages of one query take a few forward passes of
+about equal numbers of tokens. Each distinct query is tokenised once per call. Shape suffixes: N
+pairs, L layers that score, T tokens.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ __all__ = ["Reranker", "RerankerConfig", "RerankerInfo", "load_reranker", "logis
 
 @dataclass(frozen=True, kw_only=True)
 class RerankerInfo:
-    """What a loaded reranker is."""
+    """Properties of a loaded reranker."""
 
     name: str
     revision: str | None
@@ -44,7 +45,7 @@ class RerankerInfo:
 
 
 class Reranker:
-    """A loaded reranker; made by `load_reranker`. Safe to share between threads."""
+    """A loaded reranker; use `load_reranker` to create one. Threads may share it."""
 
     def __init__(
         self,
@@ -64,12 +65,15 @@ class Reranker:
         self._batches = BatchRunner(self._device, max_batch_tokens)
 
     def score(self, pairs: Sequence[Pair], *, normalize: bool = False) -> np.ndarray:
-        """float32 [N] in the order of the pairs; [N, L] where several layers were asked to score.
+        """Return the score of each (query, passage) pair in input order; higher is more relevant.
 
-        `normalize`: through the logistic function, into (0, 1), as FlagEmbedding has it.
+        The result is float32 [N], or [N, L] if `cutoff_layers` names L > 1 layers. Scores are
+        logits; `normalize` maps them into (0, 1) with `logistic`, as FlagEmbedding does.
 
         Raises:
-            EncodeError: a pair that is too long, where that is refused, or has no finite score.
+            EncodeError: an item is not a pair of texts, a pair is too long and `too_long` is
+                "refuse", or a score is not finite or cannot be computed.
+            torch.AcceleratorError: the device failed permanently.
         """
         tokens = self.tokenize(pairs)
         if self._refuses and tokens.truncated.any():
@@ -86,23 +90,25 @@ class Reranker:
 
     @property
     def max_batch_tokens(self) -> int:
-        """Token budget of one forward pass; lower once the device has run out of memory."""
+        """Token budget of a forward pass; lowered when the device runs out of memory."""
         return self._batches.max_batch_tokens
 
     @property
     def pair_shape(self) -> PairShape:
-        """What all of its pairs have in common."""
+        """Token types and tail length that all pairs of this reranker share."""
         return self._pairs.shape
 
     def tokenize(self, pairs: Sequence[Pair], *, keep_end: bool = False) -> PairTokens:
-        """Token ids of pairs, and which of them were cut; `keep_end`: at their beginning.
+        """Return the token ids of N pairs, and which pairs were truncated.
+
+        `keep_end`: truncate a text that is too long at its beginning instead of its end.
 
         Raises:
-            EncodeError: one that is no pair of texts.
+            EncodeError: an item is not a pair of texts.
         """
         try:
             if any(isinstance(pair, str) for pair in pairs):
-                raise TypeError  # two letters would do for a pair
+                raise TypeError  # a str of two letters would unpack as a pair
             return self._pairs.tokenize(pairs, keep_end=keep_end)
         except (TypeError, ValueError):
             _refuse_what_is_no_pair(pairs)
@@ -110,10 +116,10 @@ class Reranker:
 
     @torch.inference_mode()
     def score_tokens(self, tokens: PairTokens) -> tuple[np.ndarray, dict[int, str]]:
-        """Scores float32 [N, L], and why some rows have none: theirs are NaN.
+        """Return scores float32 [N, L], and {row: reason} for each row without a score (NaN).
 
         Raises:
-            torch.AcceleratorError: the device failed for good.
+            torch.AcceleratorError: the device failed permanently.
         """
         lengths = tokens.lengths
         layers = len(self.info.cutoff_layers or (0,))
@@ -133,7 +139,7 @@ class Reranker:
             found.append((rows, self._scorer(packed, spans)))
 
         failures = self._batches.run(lengths, compute)
-        for rows, scores in found:  # only now: a device computes while the next rows are packed
+        for rows, scores in found:  # copy last: the device computes while the next rows are packed
             scores_NL[rows] = scores.float().cpu().numpy()
         for row in np.flatnonzero(~np.isfinite(scores_NL).all(axis=1)).tolist():
             failures.setdefault(row, "NaN or Inf in its score")
@@ -148,7 +154,7 @@ def _refuse_what_is_no_pair(pairs: Sequence[object]) -> None:
             found = ", ".join(kinds) or "nothing"
             raise EncodeError(
                 f"pair {row}: expected a query and a passage, found {found}.",
-                "One pair alone is [(query, passage)].",
+                "Pass a single pair as [(query, passage)].",
             )
         try:
             "".join(map(str, texts)).encode()
@@ -157,17 +163,18 @@ def _refuse_what_is_no_pair(pairs: Sequence[object]) -> None:
 
 
 def logistic(scores: np.ndarray) -> np.ndarray:
-    """Scores in (0, 1), as FlagEmbedding normalises them."""
-    with np.errstate(over="ignore"):  # 0 is right below -88
+    """Return 1 / (1 + exp(-score)) for each score; same shape and dtype, values from 0 to 1."""
+    with np.errstate(over="ignore"):  # exp overflows below -88, where 0 is the right result
         normalized: np.ndarray = 1 / (1 + np.exp(-scores))
     return normalized
 
 
 def load_reranker(config: RerankerConfig) -> Reranker:
-    """Load a reranker onto the device.
+    """Load a reranker onto `config.device`.
 
     Raises:
-        ModelError: not found, an embedder, a weight missing, a layer that does not score.
+        ModelError: the model is not found or is an embedder, a weight is missing, the device does
+            not exist, or `config` has an option or layer that this reranker does not support.
     """
     files = resolve_reranker(config)
     device = resolve_device(config.device, "reranker.device")
@@ -177,8 +184,8 @@ def load_reranker(config: RerankerConfig) -> Reranker:
         scorer = _scorer(files, config, pairs, TORCH_DTYPES[dtype], device)
     except KeyError as error:
         raise ModelError(
-            f"{files.folder / 'config.json'}: expected {error} of a reranker of kind {files.kind}, "
-            "found none.",
+            f"{files.folder / 'config.json'}: expected key {error} for a reranker of kind "
+            f"{files.kind}, found none.",
             "Download the model folder again.",
         ) from error
     assert config.query_max_length is not None
@@ -205,7 +212,7 @@ def _dtype(config: RerankerConfig, files: RerankerFiles, device: torch.device) -
     dtype = resolve_dtype(config.dtype, device)
     is_gemma2 = files.kind == "lightweight" or files.config.get("model_type") == "gemma2"
     if config.dtype == "auto" and dtype == "float16" and is_gemma2:
-        return "bfloat16"  # its states outgrow float16, as the embedder's record says
+        return "bfloat16"  # Gemma 2's hidden states overflow float16
     return dtype
 
 
@@ -219,6 +226,6 @@ def _scorer(
     if files.kind == "encoder":
         return encoder_scorer(files, dtype, device)
     if files.kind == "llm":
-        assert isinstance(pairs, PromptedPairs), "what asks has a prompt"
+        assert isinstance(pairs, PromptedPairs), "an LLM reranker has a prompt"
         return llm_scorer(files, pairs.first_id("Yes"), dtype, device)
     return layers_scorer(files, config, dtype, device)

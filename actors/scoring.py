@@ -1,13 +1,18 @@
-"""Scores between queries and passages: dense, lexical, ColBERT's MaxSim, and their weighted mean.
+"""Compute scores of queries and passages from their vectors: dense, sparse, ColBERT, combined.
 
     scores = dense_matrix(encoder.encode_queries(texts)["dense"], index_table["dense"])    # [Q, P]
+    scores = pair_scores(query_table, passage_table)["colbert+sparse+dense"]               # [N]
+
+`*_matrix` functions score every query with every passage; `*_pairs` functions score row i of the
+queries with row i of the passages. Inputs are numpy vectors or Arrow columns of an encoder or an
+index, also sliced or chunked. Scores are float32, for float16 and float32 vectors alike.
 
 Formulas: BGE-M3 (Chen et al. 2024, arXiv:2402.03216, section 3.2), as FlagEmbedding 1.4.2 computes
-them in inference/embedder/encoder_only/m3.py; but nothing is padded here, so no zero vector takes
-part in a maximum. Inputs are Arrow columns as an encoder or an index gives them (sliced and chunked
-ones too), or numpy; scores are float32, whatever the vectors are stored as. Knows no model, and
-loads torch only when something is scored.
-Shape suffixes: Q queries, P passages, N rows, D dimension.
+them in inference/embedder/encoder_only/m3.py. FlagEmbedding pads ColBERT vectors with zeros, which
+can win a maximum; here nothing is padded. Needs no model; torch is loaded at the first score.
+
+All functions raise TypeError for a column of another type and EncodeError for a null row.
+Shapes: Q queries, P passages, N rows, D dimensions.
 """
 
 from __future__ import annotations
@@ -23,65 +28,81 @@ from actors.vectors import Column, SparseVectors, TokenVectors
 
 
 def dense_matrix(queries: np.ndarray | Column, passages: np.ndarray | Column) -> np.ndarray:
-    """Inner products [Q, P] of [Q, D] and [P, D]: cosines, where vectors are normalised.
+    """Return inner products [Q, P] of vectors [Q, D] and [P, D]; cosines if they are normalised.
 
     Raises:
-        ModelError: the two have different dimensions.
+        ModelError: queries and passages have different dimensions.
     """
     return _matrix("dense", queries, passages)
 
 
 def dense_pairs(queries: np.ndarray | Column, passages: np.ndarray | Column) -> np.ndarray:
-    """Inner product [N] of each query with the passage of its row. Raises as `dense_matrix`."""
+    """Return the inner products [N] of vectors [N, D] and [N, D], row by row.
+
+    Raises:
+        ModelError: queries and passages have different dimensions.
+        ValueError: queries and passages have different numbers of rows.
+    """
     return _pairs("dense", queries, passages)
 
 
 def sparse_matrix(queries: SparseVectors | Column, passages: SparseVectors | Column) -> np.ndarray:
-    """Lexical matching [Q, P]: over the token ids two rows share, the sum of their products.
+    """Return lexical scores [Q, P]: sums of weight products over the token ids two rows share.
 
-    0 where they share none, as an empty vector does with all.
+    The score is 0 if they share no token id.
     """
     return _matrix("sparse", queries, passages)
 
 
 def sparse_pairs(queries: SparseVectors | Column, passages: SparseVectors | Column) -> np.ndarray:
-    """Lexical matching [N] of each query with the passage of its row."""
+    """Return lexical scores [N], row by row.
+
+    Raises:
+        ValueError: queries and passages have different numbers of rows.
+    """
     return _pairs("sparse", queries, passages)
 
 
 def colbert_matrix(queries: TokenVectors | Column, passages: TokenVectors | Column) -> np.ndarray:
-    """MaxSim [Q, P]: over a query's tokens, the mean of the best inner product in the passage.
+    """Return MaxSim [Q, P]: for each query token the largest inner product, averaged over tokens.
 
-    A row without tokens (an encoder gives none: even "" has its end token) scores 0 with all.
+    A row without token vectors scores 0. An encoder makes no such row: even "" has an end token.
 
     Raises:
-        ModelError: the two have different dimensions.
+        ModelError: queries and passages have different dimensions.
     """
     return _matrix("colbert", queries, passages)
 
 
 def colbert_pairs(queries: TokenVectors | Column, passages: TokenVectors | Column) -> np.ndarray:
-    """MaxSim [N] of each query with the passage of its row; otherwise as `colbert_matrix`."""
+    """Return MaxSim [N], row by row.
+
+    Raises:
+        ModelError: queries and passages have different dimensions.
+        ValueError: queries and passages have different numbers of rows.
+    """
     return _pairs("colbert", queries, passages)
 
 
 def pair_scores(
     queries: pa.Table, passages: pa.Table, weights: Weights = (1.0, 1.0, 1.0)
 ) -> dict[str, np.ndarray]:
-    """FlagEmbedding's five `compute_score`s, float32 [N], of each query with its row's passage.
+    """Return the five scores of FlagEmbedding's `compute_score`, float32 [N] each, row by row.
 
-    Tables with the columns dense, sparse and colbert. Keys: colbert, sparse, dense, sparse+dense,
-    colbert+sparse+dense (`weighted_mean`s).
+    The tables need the columns dense, sparse and colbert. The keys of the result are colbert,
+    sparse, dense, sparse+dense and colbert+sparse+dense; the last two are weighted means.
+    `weights`: the weights of dense, sparse and colbert, in this order.
 
     Raises:
-        ModelError: a column is missing, or dimensions differ.
+        ModelError: a column is missing, or queries and passages have different dimensions.
+        ValueError: queries and passages have different numbers of rows.
     """
     for side, table in (("queries", queries), ("passages", passages)):
         missing = [name for name in OUTPUTS if name not in table.column_names]
         if missing:
             raise ModelError(
                 f"{side}: expected columns {', '.join(OUTPUTS)}, found no {', '.join(missing)}.",
-                f"Encode with outputs={OUTPUTS}, or call the pair functions of what there is.",
+                f"Encode with outputs={OUTPUTS}, or call the *_pairs functions of single outputs.",
             )
     scores = {output: _pairs(output, queries[output], passages[output]) for output in OUTPUTS}
     without: dict[Output, np.ndarray] = {o: scores[o] for o in OUTPUTS if o != "colbert"}

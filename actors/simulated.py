@@ -1,7 +1,7 @@
-"""An encoder that computes nothing: it takes the time, and gives vectors of the right sizes.
+"""A simulated encoder: waits as long as a device would and returns vectors of the right sizes.
 
-For measuring what is around an encoder, on machines that have no device of that speed. Knows no
-torch (but to read the shape of a ColBERT head), so that many fit one machine.
+Use it to measure a pipeline without the devices. Imports torch only to read the shape of a ColBERT
+head, so that many simulated encoders fit on one machine.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from actors.network.micro_batches import micro_batches
 from actors.vectors import fixed_size_lists, sparse_column, token_column
 
 _BATCH_TOKENS = 16_384  # as on a GPU
-_SPECIAL = 2  # tokens around a passage, which have no sparse weight
+_SPECIAL = 2  # special tokens of a passage, which have no sparse weight
 _MADE_ROWS = 1_024
 
 
 class SimulatedDevice:
-    """Is busy for as long as a device of some speed would be, with one batch at a time."""
+    """A device of a given speed that processes one batch at a time by waiting."""
 
     def __init__(
         self,
@@ -37,12 +37,12 @@ class SimulatedDevice:
     ) -> None:
         self._speed, self._clock, self._sleep = tokens_per_second, clock, sleep
         self._late = 0.0
-        """Seconds that sleeps so far have lasted too long: the next one is shorter by them."""
+        """Seconds by which the last sleep was too long; the next one is shortened by them."""
         self._lock = threading.Lock()
 
     @contextmanager
     def held(self, tokens: int) -> Iterator[None]:
-        """The body takes as long as so many tokens need, if it is not slower itself."""
+        """Hold the device and make the body last as long as `tokens` need, or longer."""
         with self._lock:
             due = self._clock() + tokens / self._speed - self._late
             yield
@@ -52,7 +52,7 @@ class SimulatedDevice:
 
 
 class SimulatedEncoder:
-    """What `actors.encoder.Encoder` is to a pipeline, without a model. Safe to share."""
+    """A `TokenEncoder` without a model. Threads may share it."""
 
     def __init__(self, config: ModelConfig, files: ModelFiles, device: SimulatedDevice) -> None:
         hidden, most = int(files.config["hidden_size"]), config.truncate_dim
@@ -87,7 +87,7 @@ class SimulatedEncoder:
         input_ids: pa.ListArray | pa.ChunkedArray,
         outputs: Collection[Output] | None = None,
     ) -> Iterator[EncodedBatch]:
-        """As `Encoder.stream`, in the time that the device would need; nothing ever fails."""
+        """Yield batches as `Encoder.stream`, in the time the device would need; no row fails."""
         if isinstance(input_ids, pa.ChunkedArray):
             input_ids = input_ids.combine_chunks()
         offsets = input_ids.offsets.to_numpy(zero_copy_only=True)
@@ -99,7 +99,7 @@ class SimulatedEncoder:
             yield EncodedBatch(start, stop, columns, {})
 
     def empty(self) -> pa.Table:
-        """The output columns with no rows: their types."""
+        """Return the output columns with no rows."""
         return self._columns(np.zeros(0, np.int32), self.info.outputs)
 
     def _columns(self, lengths: np.ndarray, outputs: Collection[Output]) -> pa.Table:
@@ -109,13 +109,13 @@ class SimulatedEncoder:
         if "sparse" in outputs:
             columns["sparse"] = self._weights(np.maximum(lengths - _SPECIAL, 0))
         if "colbert" in outputs:
-            assert self.info.colbert_dim, "the head was read"
+            assert self.info.colbert_dim, "__init__ has read the head"
             rows = self._rows(int((lengths - 1).sum()), self.info.colbert_dim)
             columns["colbert"] = token_column(lengths - 1, rows)
         return pa.table(columns)
 
     def _rows(self, count: int, dim: int) -> np.ndarray:
-        """Rows that were made before, from some place on: nothing is copied."""
+        """Return a view of `count` prepared rows, from a random position."""
         made = self._made[dim]
         if count > len(made):
             made = self._made[dim] = np.resize(made, (2 * count, dim))
@@ -123,7 +123,7 @@ class SimulatedEncoder:
         return made[first : first + count]
 
     def _weights(self, counts: np.ndarray) -> pa.StructArray:
-        """As many as if no token came twice in a passage: more than real ones."""
+        """Return sparse vectors as if no token repeated, so larger than real ones."""
         total = int(counts.sum())
         firsts = np.cumsum(counts) - counts
         indices = np.arange(total, dtype=np.int32) - np.repeat(firsts, counts).astype(np.int32)
@@ -131,17 +131,17 @@ class SimulatedEncoder:
 
 
 def load_simulated(config: ModelConfig) -> SimulatedEncoder:
-    """An encoder as fast as `config.simulated_tokens_per_second`.
+    """Return a simulated encoder with the speed `config.simulated_tokens_per_second`.
 
     Raises:
-        ModelError: not found, a head missing.
+        ModelError: the model is not found or lacks a head.
     """
-    assert config.simulated_tokens_per_second, "the configuration asks for it"
+    assert config.simulated_tokens_per_second, "the configuration sets a speed"
     device = SimulatedDevice(config.simulated_tokens_per_second)
     return SimulatedEncoder(config, resolve_model(config), device)
 
 
 def _colbert_dim(files: ModelFiles, hidden: int) -> int:
-    from actors.network.heads import load_head  # late: this module is meant to do without torch
+    from actors.network.heads import load_head  # late: imports torch
 
     return load_head(files.heads["colbert"], hidden, out_features=None).out_features

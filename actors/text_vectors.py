@@ -1,7 +1,6 @@
-"""One text's vectors as numpy arrays, taken out of an encoder's columns and put back into them.
+"""Convert between an encoder's columns and the vectors of single texts as numpy arrays.
 
-What an endpoint hands around: a text is answered, cached and forgotten alone, whichever others
-shared its forward pass.
+The endpoint answers, caches and evicts each text separately, although texts share forward passes.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from actors.vectors import (
 
 @dataclass(frozen=True, kw_only=True)
 class TextVectors:
-    """What was computed of one text; None where an output was not asked for."""
+    """The vectors of one text; an output that was not requested is None."""
 
     n_tokens: int
-    """Special tokens and instruction included."""
+    """Number of tokens, special tokens and instruction included."""
     truncated: bool
-    """The text had more tokens than the model's length."""
+    """Whether the text had more tokens than the model's limit."""
     dense: np.ndarray | None = None
     """float16 or float32 [D]."""
     sparse: tuple[np.ndarray, np.ndarray] | None = None
@@ -41,17 +40,17 @@ class TextVectors:
     """float16 or float32 [n_tokens - 1, D]."""
 
     def has(self, outputs: Collection[Output]) -> bool:
-        """Whether all of these were computed."""
+        """Return whether all given outputs were computed."""
         return all(getattr(self, output) is not None for output in outputs)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its arrays."""
+        """Total bytes of the arrays."""
         arrays = [self.dense, self.colbert, *(self.sparse or ())]
         return sum(array.nbytes for array in arrays if array is not None)
 
     def copy(self) -> TextVectors:
-        """The same, no longer holding the whole batch in memory."""
+        """Return a copy that does not keep the whole batch in memory."""
         dense, colbert = (
             each if each is None else each.copy() for each in (self.dense, self.colbert)
         )
@@ -59,10 +58,10 @@ class TextVectors:
         return replace(self, dense=dense, sparse=sparse, colbert=colbert)
 
     def truncate(self, dim: int, *, normalize: bool) -> TextVectors:
-        """Dense and ColBERT vectors cut to their first `dim` dimensions.
+        """Return the vectors with dense and ColBERT truncated to their first `dim` dimensions.
 
-        What truncating before normalising gives, up to the rounding of the stored type: a
-        normalised vector is a positive multiple of the raw one.
+        The result equals truncation before normalisation, up to rounding of the stored type, since
+        a normalised vector is a positive multiple of the raw vector.
         """
 
         def cut(vectors: np.ndarray | None) -> np.ndarray | None:
@@ -80,7 +79,7 @@ class TextVectors:
 def rows_of(
     columns: pa.Table, n_tokens: Sequence[int], truncated: Sequence[bool]
 ) -> list[TextVectors]:
-    """Each row of an encoder's columns, as views; no row may be null."""
+    """Return the rows of an encoder's columns as views; no row may be null."""
     own: dict[str, Sequence[Any]] = {"n_tokens": n_tokens, "truncated": truncated}
     if "dense" in columns.column_names:
         own["dense"] = list(dense_vectors(columns["dense"]))
@@ -97,7 +96,7 @@ def rows_of(
 
 
 def columns_of(rows: Sequence[TextVectors], outputs: Sequence[Output]) -> pa.Table:
-    """The rows as an encoder's columns again; at least one row, each with these outputs."""
+    """Return rows as an encoder's columns; needs at least one row, each with these outputs."""
     columns: dict[str, pa.Array] = {}
     if "dense" in outputs:
         dense = [row.dense for row in rows if row.dense is not None]

@@ -1,4 +1,4 @@
-"""Sparse vectors as people read them."""
+"""Convert sparse vectors to readable tokens and weights."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from actors.vectors import Column, SparseVectors
 
 
 class TokenNames:
-    """Sparse vectors as people read them; ids are named by a model folder's tokenizer.json."""
+    """Names of token ids, from the tokenizer.json of a model folder."""
 
     def __init__(self, folder: Path) -> None:
         self._tokenizer = load_tokenizer(folder)
 
     def texts(self, sparse: SparseVectors | Column) -> list[dict[str, float]]:
-        """{decoded token: weight} a row, heaviest first: FlagEmbedding's convert_id_to_token.
+        """Return {decoded token: weight} per row, heaviest first, as `convert_id_to_token` does.
 
-        Several ids may decode alike (a word with and without the space before it): the greatest
-        weight stays. Upstream keeps that of the last one to appear in the text, an order that a
-        stored vector has not.
+        Several ids may decode to the same token, for example a word with and without a leading
+        space. The largest weight is kept. FlagEmbedding keeps that of the last one in the text, but
+        a stored vector does not have the order of the text.
         """
         return self._named(sparse, lambda i: self._tokenizer.decode([i], skip_special_tokens=False))
 
     def pieces(self, sparse: SparseVectors | Column) -> list[dict[str, float]]:
-        """{vocabulary entry: weight} a row, heaviest first; no two ids share one."""
+        """Return {vocabulary entry: weight} per row, heaviest first; entries are unique."""
         return self._named(sparse, self._tokenizer.id_to_token)
 
     def of_ids(self, ids: Sequence[int]) -> list[str]:
-        """Each id decoded alone."""
+        """Return each id decoded separately."""
         return [str(self._tokenizer.decode([i], skip_special_tokens=False)) for i in ids]
 
     def _named(
@@ -41,11 +41,11 @@ class TokenNames:
         vectors = SparseVectors.of(sparse)
         names = {}
         for token_id in np.unique(vectors.indices_W).tolist():
-            if self._tokenizer.id_to_token(token_id) is None:  # it decodes to "", silently
+            if self._tokenizer.id_to_token(token_id) is None:  # decode would return ""
                 raise ModelError(
                     f"expected ids of a vocabulary of {self._tokenizer.get_vocab_size()}, "
                     f"found token id {token_id}.",
-                    "These vectors are another model's.",
+                    "Use the model that computed these vectors.",
                 )
             names[token_id] = str(name(token_id))
         order = np.lexsort((-vectors.values_W, vectors.rows_W))

@@ -1,7 +1,7 @@
-"""Vectors as numpy arrays from Arrow columns as an encoder or an index gives them, and back.
+"""Convert output columns between Arrow and numpy.
 
-Sliced and chunked columns too; nothing is copied where one buffer holds the rows. Imports no torch.
-Shape suffixes: N rows or passages, T tokens, W sparse weights, D dimension.
+Columns may be sliced or chunked; rows in one buffer are not copied. Imports no torch. Shape
+suffixes: N rows or passages, T tokens, W sparse weights, D dimension.
 """
 
 from __future__ import annotations
@@ -27,18 +27,20 @@ class SparseVectors:
     """Lexical weights of N rows; row i is [offsets[i], offsets[i + 1])."""
 
     indices_W: np.ndarray
-    """int32: token ids, ascending within a row."""
+    """Token ids as int32, ascending within a row."""
     values_W: np.ndarray
-    """float32."""
+    """Weights as float32."""
     offsets: np.ndarray
     """int64 [N + 1], from 0."""
 
     @classmethod
     def of(cls, rows: SparseVectors | Column | Sequence[Mapping[int, float]]) -> SparseVectors:
-        """From Struct<indices, values> without a copy, or from one {token id: weight} a row.
+        """Wrap a Struct<indices, values> column without a copy, or convert {token id: weight} rows.
 
         Raises:
-            EncodeError: a null row. TypeError: another type. ValueError: ids that do not ascend.
+            EncodeError: a row is null.
+            TypeError: the column has another type.
+            ValueError: the token ids of a row do not ascend.
         """
         if isinstance(rows, SparseVectors):
             return rows
@@ -64,12 +66,12 @@ class SparseVectors:
 
     @property
     def rows_W(self) -> np.ndarray:
-        """int [W]: the row of each weight."""
+        """Row of each weight, int [W]."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
     @property
     def keys_W(self) -> np.ndarray:
-        """int64 [W]: row and token id in one number; ascending."""
+        """Row and token id combined in one ascending number, int64 [W]."""
         return np.asarray((self.rows_W << 32) | self.indices_W)
 
 
@@ -78,7 +80,7 @@ class TokenVectors:
     """ColBERT vectors of N rows; row i is [offsets[i], offsets[i + 1])."""
 
     vectors_TD: np.ndarray
-    """float16 or float32."""
+    """Vectors as float16 or float32."""
     offsets: np.ndarray
     """int64 [N + 1], from 0."""
 
@@ -86,12 +88,13 @@ class TokenVectors:
     def of(
         cls, rows: TokenVectors | Column | Sequence[np.ndarray], dtype: type = np.float16
     ) -> TokenVectors:
-        """From List<FixedSizeList[D]> without a copy, or from one [tokens, D] array a row.
+        """Wrap a List<FixedSizeList[D]> column without a copy, or join one [tokens, D] array a row.
 
-        `dtype` is what a List<FixedSizeBinary> column (ColBERT stored as bytes) holds; others know.
+        `dtype`: type of the numbers in a List<FixedSizeBinary> column (ColBERT stored as bytes).
 
         Raises:
-            EncodeError: a null row. TypeError: another type.
+            EncodeError: a row is null.
+            TypeError: the column has another type.
         """
         if isinstance(rows, TokenVectors):
             return rows
@@ -112,10 +115,11 @@ class TokenVectors:
 
 
 def dense_vectors(rows: np.ndarray | Column) -> np.ndarray:
-    """FixedSizeList<half|float>[D] as [N, D], without a copy; numpy passes through.
+    """Return a FixedSizeList<half|float>[D] column as [N, D] without a copy; keep a numpy array.
 
     Raises:
-        EncodeError: a null row. TypeError: another type.
+        EncodeError: a row is null.
+        TypeError: the column has another type.
     """
     if isinstance(rows, np.ndarray):
         return rows
@@ -137,12 +141,12 @@ def _without_nulls(array: Any) -> None:
     if array.null_count:
         raise EncodeError(
             f"expected vectors in all of {len(array)} rows, found {array.null_count} nulls.",
-            "Leave out the rows that could not be encoded.",
+            "Remove the rows that could not be encoded.",
         )
 
 
 def _lists(array: Any) -> tuple[Any, np.ndarray]:
-    """The values of a list column's own rows, and offsets [N + 1] into them."""
+    """Return the values of a list column's rows, and offsets [N + 1] into them."""
     if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
         raise TypeError(f"expected a list column, got {array.type}")
     _without_nulls(array)
@@ -158,12 +162,12 @@ def _numbers(array: Any) -> np.ndarray:
 def to_arrow(
     vectors: Vectors, input_ids: np.ndarray, cu_seqlens: np.ndarray, non_lexical: np.ndarray
 ) -> pa.Table:
-    """Vectors on the host as the output columns.
+    """Convert vectors on the host to the output columns.
 
-    input_ids int32 [T], cu_seqlens int32 [N + 1]; non_lexical: token ids that
-    never enter a sparse vector. Columns: dense FixedSizeList<half|float>[D], sparse
-    Struct<indices: List<int32>, values: List<float32>> with sorted indices, colbert
-    List<FixedSizeList<half|float>[D]> with n_tokens - 1 vectors a passage.
+    `input_ids`: int32 [T]; `cu_seqlens`: int32 [N + 1]; `non_lexical`: token ids that never enter a
+    sparse vector. Columns: dense FixedSizeList<half|float>[D], sparse Struct<indices: List<int32>,
+    values: List<float>> with sorted indices, colbert List<FixedSizeList<half|float>[D]> with
+    n_tokens - 1 vectors per passage.
     """
     columns: dict[str, pa.Array] = {}
     if vectors.dense_ND is not None:
@@ -178,19 +182,19 @@ def to_arrow(
 
 
 def fixed_size_lists(rows: np.ndarray) -> pa.FixedSizeListArray:
-    """[N, D] as FixedSizeList[D], without a copy."""
+    """Return [N, D] as FixedSizeList[D] without a copy."""
     return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
 
 
 def token_column(lengths: np.ndarray | Sequence[int], vectors: np.ndarray) -> pa.ListArray:
-    """[T, D] as List<FixedSizeList[D]>, without a copy: so many vectors a row."""
+    """Return [T, D] as List<FixedSizeList[D]> without a copy, `lengths` vectors per row."""
     return pa.ListArray.from_arrays(_list_offsets(lengths), fixed_size_lists(vectors))
 
 
 def sparse_column(
     lengths: np.ndarray | Sequence[int], indices_W: np.ndarray, values_W: np.ndarray
 ) -> pa.StructArray:
-    """Token ids int32 and weights float32 as Struct<indices, values>: so many a row."""
+    """Return token ids int32 and weights float32 as Struct<indices, values>, `lengths` per row."""
     offsets = _list_offsets(lengths)
     lists = [pa.ListArray.from_arrays(offsets, pa.array(part)) for part in (indices_W, values_W)]
     return pa.StructArray.from_arrays(lists, names=["indices", "values"])
@@ -203,9 +207,10 @@ def _list_offsets(lengths: np.ndarray | Sequence[int]) -> pa.Array:
 def sparse_vectors(
     weights: np.ndarray, input_ids: np.ndarray, cu_seqlens: np.ndarray, non_lexical: np.ndarray
 ) -> pa.StructArray:
-    """Maximum weight per (passage, token id), zero weights and `non_lexical` ids dropped.
+    """Return the maximum weight per passage and token id, without zeros and `non_lexical` ids.
 
-    A segment maximum over sorted (passage, id) keys: no matrix of passages by vocabulary.
+    Computes a segment maximum over sorted (passage, id) keys, without a passage-by-vocabulary
+    matrix.
     """
     n = len(cu_seqlens) - 1
     passage = np.repeat(np.arange(n, dtype=np.int64), np.diff(cu_seqlens))

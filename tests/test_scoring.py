@@ -244,7 +244,7 @@ def test_token_names_keep_every_weight_also_of_the_mask_token_that_counts_as_a_w
 
 
 def test_token_names_of_another_model_or_no_tokenizer_refused(tmp_path):
-    with pytest.raises(ModelError, match=r"token id 250000.*another model's"):
+    with pytest.raises(ModelError, match=r"token id 250000.*Use the model that"):
         TokenNames(M3).texts([{250_000: 1.0}])
     with pytest.raises(ModelError, match=r"tokenizer\.json: expected a tokenizer"):
         TokenNames(tmp_path)
