@@ -264,7 +264,7 @@ def test_attention_that_is_not_computed_is_refused():
         with pytest.raises(NotImplementedError, match="first tokens"):
             attention.attend(qkv[:1], qkv, qkv, packed_of([3]), rule, first_only=True)
     mask, packed = torch.ones(1, 1, 4, 4, dtype=torch.bool), packed_of([4])
-    with pytest.raises(NotImplementedError, match="takes no mask"):
+    with pytest.raises(NotImplementedError, match="expected no attention_mask"):
         attention.packed_attention(torch.nn.Module(), *random_qkv(4, 0), mask, packed=packed)
 
 

@@ -1,4 +1,1 @@
-"""From token ids to numbers: packing, attention, heads, and the forward pass.
-
-Knows nothing of text.
-"""
+"""Compute vectors and scores from token ids: packing, attention, heads and the forward pass."""

@@ -1,9 +1,9 @@
 """Packed (padding-free) self-attention, registered with transformers under the name "packed".
 
-A passage's tokens attend to that passage alone, to those before them where the model is causal.
-Half precision on CUDA: torch's variable-length flash attention; elsewhere
-scaled_dot_product_attention per run of equally long passages. Scores that are capped (Gemma2), and
-windows shorter than a passage, have kernels of their own: capped_attention.py.
+A token attends to tokens of its own passage, in causal models only to earlier ones. Half precision
+on CUDA uses torch's variable-length flash attention; otherwise scaled_dot_product_attention runs
+once for each run of passages of equal length. capped_attention.py has the kernels for capped scores
+(Gemma2) and for windows shorter than a passage.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def packed_attention(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention over one packed micro-batch.
+    """Compute attention over one packed micro-batch; an AttentionInterface of transformers.
 
-    query: [1, heads, T, head_dim], key and value: [1, key heads, T, head_dim], as transformers'
-    modules hand them over. Returns ([1, T, heads, head_dim], None). Signature: transformers'
-    AttentionInterface; `sliding_window` and `softcap` are what its modules say of themselves.
+    `query`: [1, heads, T, head_dim]; `key` and `value`: [1, key heads, T, head_dim].
+    `sliding_window` and `softcap` come from transformers' modules. Returns
+    ([1, T, heads, head_dim], None).
     """
     if attention_mask is not None:
-        raise NotImplementedError("packed attention takes no mask")
+        raise NotImplementedError("packed attention: expected no attention_mask, got one")
     rule = AttentionRule(
         causal=bool(getattr(module, "is_causal", False)),
         window=sliding_window,
@@ -62,16 +62,15 @@ def attend(
     *,
     first_only: bool = False,
 ) -> torch.Tensor:
-    """Attention over one packed micro-batch, by the kernel its device and type have.
+    """Compute attention over one packed micro-batch with the kernel for its device and type.
 
-    query: [T, heads, head_dim], key and value: [T, key heads, head_dim]. Returns query's shape,
-    contiguous. On a CPU there may be rows of no passage behind those of `packed`, which nobody
-    attends to: finite ones, since they may be computed with; what comes back of them is finite.
-    `first_only`: queries [N, heads, head_dim] of each passage's first token alone, by a rule that
-    lets it see all of its passage.
+    `query`: [T, heads, head_dim]; `key` and `value`: [T, key heads, head_dim]. Returns a contiguous
+    tensor of the shape of `query`. On a CPU, finite padding rows may follow the rows of `packed`;
+    no token attends to them, and their results are finite. `first_only`: `query` is
+    [N, heads, head_dim], the first token of each passage; needs a rule without mask and cap.
     """
     if first_only and (rule.causal, rule.window, rule.softcap) != (False, None, None):
-        raise NotImplementedError(f"attention of first tokens to all others, not by {rule}")
+        raise NotImplementedError(f"first_only: expected a rule without mask and cap, got {rule}")
     if query_THD.is_cuda and rule.softcap is not None:
         return attend_flex(query_THD, key_TKD, value_TKD, packed, rule)
     kernel = _attend_varlen if _has_flash(query_THD) else _attend_runs
@@ -79,7 +78,7 @@ def attend(
 
 
 def _has_flash(query: torch.Tensor) -> bool:
-    """Flash attention is for half precision on Ampere and later."""
+    """Return whether flash attention supports the tensor: half precision, Ampere or later."""
     if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
         return False
     return torch.cuda.get_device_capability(query.device) >= (8, 0)
@@ -102,10 +101,10 @@ def _attend_varlen(
     elif groups > 1:
         key_TKD, value_TKD = (x.repeat_interleave(groups, dim=1) for x in (key_TKD, value_TKD))
     cu_queries, max_queries = packed.cu_seqlens, packed.max_seqlen
-    if first_only:  # as if of passages of one token
+    if first_only:  # each query is a sequence of length 1
         cu_queries = torch.arange(len(cu_queries), dtype=torch.int32, device=cu_queries.device)
         max_queries = 1
-    # The kernel counts the tokens on each side; a window counts the token itself too.
+    # The kernel's window excludes the token itself; the rule's window includes it.
     side = -1 if rule.window is None else rule.window - 1
     attended = varlen_attn(
         query_THD,
@@ -119,13 +118,13 @@ def _attend_varlen(
         window_size=(side, 0 if rule.causal else side),
         **grouped,
     )
-    assert isinstance(attended, torch.Tensor)  # a tuple only when auxiliary outputs are asked for
+    assert isinstance(attended, torch.Tensor)  # a tuple only with auxiliary outputs
     return attended
 
 
 @functools.cache
 def _varlen_groups() -> bool:
-    """Whether this torch's varlen_attn knows fewer key heads than query heads."""
+    """Return whether this torch's varlen_attn supports grouped-query attention."""
     from torch.nn.attention.varlen import varlen_attn
 
     return "enable_gqa" in inspect.signature(varlen_attn).parameters
@@ -142,7 +141,7 @@ def _attend_runs(
     if not first_only and _is_alone(query_THD, packed, rule):
         return _attend_alone(query_THD, key_TKD, value_TKD, packed, rule)
     out_THD = torch.empty(query_THD.shape, dtype=query_THD.dtype, device=query_THD.device)
-    asked = 0  # queries before this run
+    asked = 0  # queries before the current run
     for start, passages, length in packed.runs:
         queries = slice(asked, asked := asked + passages * (1 if first_only else length))
         tokens = slice(start, start + passages * length)
@@ -164,7 +163,7 @@ def _attend_runs(
 
 
 def _is_plain(rule: AttentionRule, length: int) -> bool:
-    """Whether all tokens of so long a passage see each other, or those before them, uncapped."""
+    """Return whether passages of this length need neither a window nor a cap."""
     return rule.softcap is None and (rule.window is None or length <= rule.window)
 
 
@@ -175,7 +174,7 @@ def _attend_plainly(
     rule: AttentionRule,
     mask: torch.Tensor | None,
 ) -> torch.Tensor:
-    """torch's own kernel, for passages of one length. Returns [N, H, L, D]."""
+    """Compute attention [N, H, L, D] over passages of equal length with torch's kernel."""
     return F.scaled_dot_product_attention(
         query_NHLD,
         key_NKLD,
@@ -188,7 +187,7 @@ def _attend_plainly(
 
 
 def _is_alone(query_THD: torch.Tensor, packed: PackedBatch, rule: AttentionRule) -> bool:
-    """Whether the rows are one passage's, and perhaps some of none that can be masked."""
+    """Return whether the rows are one passage, with padding rows only if they can be masked."""
     rows, length = len(query_THD), packed.max_seqlen
     if len(packed.runs) > 1 or packed.runs[0][1] > 1 or not _is_plain(rule, length):
         return False
@@ -204,7 +203,7 @@ def _attend_alone(
     packed: PackedBatch,
     rule: AttentionRule,
 ) -> torch.Tensor:
-    """One passage where it lies: to copy a query's few rows takes longer than to attend to them."""
+    """Compute attention over one passage without copying its rows, which costs more than that."""
     rows, length = len(query_THD), packed.max_seqlen
     q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query_THD, key_TKD, value_TKD))
     mask = None if rows == length else _mask(length, rows, q.dtype)
@@ -217,11 +216,11 @@ _LONGEST_TAILED = 1_024
 
 
 def _tail_costs(length: int, rule: AttentionRule, query: torch.Tensor) -> bool:
-    """Whether scores of so many keys are computed faster with masked ones behind them.
+    """Return whether padding the keys to a multiple of 16 with a mask is faster.
 
-    torch's kernel for a CPU takes scores by vectors and what is left at the end of a row one by
-    one: in bfloat16 rows of 63 take twice the time of rows of 64. Below six left over, in rows of
-    more than a thousand, and in float32, the mask costs what it saves.
+    torch's CPU kernel vectorises scores and computes the remainder of a row one by one: in bfloat16
+    rows of 63 keys take twice as long as rows of 64. The mask does not pay for a remainder below
+    six, for rows of more than a thousand keys, or in float32.
     """
     if query.device.type != "cpu" or query.dtype != torch.bfloat16 or rule.causal:
         return False
@@ -231,7 +230,7 @@ def _tail_costs(length: int, rule: AttentionRule, query: torch.Tensor) -> bool:
 def _with_whole_vectors(
     key_NKLD: torch.Tensor, value_NKLD: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Keys and values with zeros behind them, and the mask [1, 1, 1, length] that hides these."""
+    """Pad keys and values with zeros to a multiple of 16; return them and the mask."""
     n, heads, length, size = key_NKLD.shape
     padded = -(-length // _LANES) * _LANES
     both = key_NKLD.new_empty(2, n, padded, heads, size).transpose(2, 3)
@@ -243,16 +242,16 @@ def _with_whole_vectors(
 
 @functools.cache
 def _mask(length: int, padded: int, dtype: torch.dtype) -> torch.Tensor:
-    """0 for keys, -inf for those behind them: what is added to scores."""
+    """Return the mask [1, 1, 1, padded] to add to scores: 0 for keys, -inf for padding."""
     mask = torch.zeros(1, 1, 1, padded, dtype=dtype)
     mask[..., length:] = float("-inf")
     return mask
 
 
 def register() -> None:
-    """Make "packed" known to transformers; safe to call again."""
+    """Register "packed" with transformers; may be called repeatedly."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, packed_attention)
-    # The boundaries travel as cu_seqlens: no mask is ever built.
+    # Boundaries are passed as cu_seqlens, so no mask is built.
     AttentionMaskInterface.register(NAME, lambda *_, **__: None)

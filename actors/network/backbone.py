@@ -1,4 +1,4 @@
-"""The transformer under the heads: which device, which compute type, and its weights on it."""
+"""Load the transformer below the heads; choose its device and compute type."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ TORCH_DTYPES: dict[ComputeDtype, torch.dtype] = {
 
 
 def load_backbone(files: ModelFiles, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
-    """The backbone in `dtype` on `device`, its attention packed.
+    """Return the backbone in `dtype` on `device`, with packed attention.
 
     Raises:
-        ModelError: the checkpoint is damaged, lacks a weight, or has layers config.json has not.
+        ModelError: the checkpoint is damaged, lacks a weight or has more layers than config.json.
     """
     from transformers import AutoModel
 
@@ -38,12 +38,12 @@ def load_backbone(files: ModelFiles, dtype: torch.dtype, device: torch.device) -
     model, unexpected = load_pretrained(
         AutoModel, files.folder, dtype, device, packed=family.packed, **family.load_arguments
     )
-    # A pooler or a task head is not needed; more layers than config.json names are another model.
+    # A pooler or task head may remain unused; a layer that config.json lacks must not.
     unused = sorted(key for key in unexpected if family.layers in key)
     if unused:
         raise ModelError(
             f"{files.folder}: expected the {files.config.get('num_hidden_layers')} layers of "
-            f"config.json, the checkpoint has more ({unused[0]}).",
+            f"config.json, found more in the checkpoint ({unused[0]}).",
             "Use the config.json that belongs to these weights.",
         )
     return model  # type: ignore[no-any-return]
@@ -58,9 +58,9 @@ def load_pretrained(
     packed: bool,
     **arguments: Any,
 ) -> tuple[Any, Collection[str]]:
-    """A model by one of transformers' Auto classes, and the weights it has no use for.
+    """Load a model with a transformers Auto class; return it with the names of unused weights.
 
-    `packed`: its attention is ours; `arguments` are for from_pretrained.
+    `packed`: use packed attention; `arguments`: for from_pretrained.
 
     Raises:
         ModelError: the checkpoint is damaged or lacks a weight.
@@ -68,7 +68,7 @@ def load_pretrained(
     from transformers.utils import logging
 
     attention.register()
-    # Its progress bar and its report of the unused pooler would be printed by every actor.
+    # Otherwise every actor would print a progress bar and a report of the unused pooler.
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -80,32 +80,35 @@ def load_pretrained(
             **({"attn_implementation": attention.NAME} if packed else {}),
             **arguments,
         )
-    except Exception as error:  # safetensors', pickle's and torch's own kinds
+    except Exception as error:  # safetensors, pickle and torch raise different types
         reason = " ".join(str(error).split())
         raise ModelError(
             f"{folder}: expected weights that fit config.json, found: {reason:.200}.",
             "Download the model folder again.",
         ) from error
-    if loading["missing_keys"]:  # transformers would leave them random, with a log line
+    if loading["missing_keys"]:  # transformers only logs this and leaves them random
         missing = sorted(loading["missing_keys"])
         raise ModelError(
             f"{folder}: expected every weight of {type(model).__name__}, "
-            f"{len(missing)} are missing ({missing[0]}, ...).",
-            "The checkpoint is damaged or of another architecture.",
+            f"found {len(missing)} missing ({missing[0]}, ...).",
+            "Download the model again; if this repeats, its architecture is not supported.",
         )
     model.requires_grad_(False)
     return model.eval().to(device), loading["unexpected_keys"]
 
 
 def fastest(model: torch.nn.Module, family: Family) -> Backbone:
-    """What computes a loaded model's last hidden states; `model` is used up."""
+    """Return the fastest function that computes the model's last hidden states.
+
+    Takes over the weights: `model` itself cannot be used afterwards.
+    """
     if family.packed and can_take(model):
         return PackedBert(model)
     return functools.partial(run, model, family)
 
 
 def run(model: torch.nn.Module, family: Family, packed: PackedBatch) -> torch.Tensor:
-    """The last hidden states [T, H] of a packed micro-batch, by transformers' own modules."""
+    """Return the last hidden states [T, H] of a packed micro-batch, by transformers' modules."""
     if not family.packed:
         output, mask_NL = padded(model, packed)
         return output.last_hidden_state[mask_NL]  # type: ignore[no-any-return]
@@ -124,14 +127,14 @@ def run(model: torch.nn.Module, family: Family, packed: PackedBatch) -> torch.Te
 
 
 def padded(model: torch.nn.Module, packed: PackedBatch) -> tuple[Any, torch.Tensor]:
-    """Run code that is not ours: one row a passage, padded on the right.
+    """Run a checkpoint's own code on rows padded on the right.
 
-    Returns its output, and the mask [N, L] of the tokens.
+    Returns its output and the mask [N, L], true for tokens.
     """
     lengths_N = packed.lengths_N
     column_L = torch.arange(packed.max_seqlen, device=lengths_N.device)
     mask_NL = column_L[None] < lengths_N[:, None]
-    # Padding is masked, so any id the vocabulary has will do.
+    # Padding is masked, so any valid token id may be used.
     input_ids_NL = torch.zeros(mask_NL.shape, dtype=torch.int64, device=mask_NL.device)
     input_ids_NL[mask_NL] = packed.input_ids_T
     arguments = {"input_ids": input_ids_NL, "attention_mask": mask_NL.long()}
@@ -144,10 +147,10 @@ def padded(model: torch.nn.Module, packed: PackedBatch) -> tuple[Any, torch.Tens
 
 
 def resolve_device(name: str, key: str = "model.device") -> torch.device:
-    """The device "auto" means on this machine; `key`: of the configuration, for messages.
+    """Return the device; "auto" is CUDA if available, else the CPU. `key`: for messages.
 
     Raises:
-        ModelError: CUDA asked for by name where there is none.
+        ModelError: `name` is not a CPU or CUDA device, or CUDA is not available.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -166,10 +169,10 @@ def resolve_device(name: str, key: str = "model.device") -> torch.device:
 def resolve_dtype(
     dtype: Literal["auto"] | ComputeDtype, device: torch.device, record: KnownModel | None = None
 ) -> ComputeDtype:
-    """The compute type "auto" means on this device, for a model of this record."""
+    """Return the compute type; "auto" depends on the device and the model's record."""
     if dtype != "auto":
         return dtype
     if device.type == "cuda":
         return record.dtype if record else "float16"
-    # Only AMX makes bfloat16 pay on a CPU; emulated, it is slower than float32.
+    # On a CPU without AMX, bfloat16 is emulated and slower than float32.
     return "bfloat16" if torch.cpu._is_amx_tile_supported() else "float32"

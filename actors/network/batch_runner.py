@@ -1,9 +1,8 @@
-"""Rows of tokens as micro-batches on a device: in an order that suits it, one bad row alone.
+"""Split token rows into micro-batches, order them for the device, and isolate a row that fails.
 
-On a CPU rows are ordered by length, since attention there goes by runs of equally long ones, the
-longest first, so that the threads end together; each of them takes a micro-batch: an operation that
-all have a share of waits for the slowest. Knows lengths, neither tokens nor what is computed of
-them.
+On a CPU, rows are ordered by length, because attention processes runs of equal length, and the
+longest go first, so that all threads finish at about the same time. Each thread computes its own
+micro-batch: operations divided among threads would wait for the slowest one.
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ from actors.errors import DeviceError
 from actors.network.micro_batches import next_stop
 
 _LEAST_TOKENS = 256
-"""On a CPU: of a micro-batch that is made for a thread of its own."""
+"""Fewest tokens for which another CPU thread gets a micro-batch."""
 
 Compute = Callable[[np.ndarray], None]
-"""What is done with the rows of one micro-batch."""
+"""Function that computes the rows of one micro-batch."""
 
 
 class BatchRunner:
-    """A device that one caller at a time has."""
+    """Runs micro-batches on a device for one caller at a time."""
 
     def __init__(self, device: torch.device, max_batch_tokens: int | None) -> None:
-        """`max_batch_tokens`: of a micro-batch; when not given 16,384 on CUDA, 3,072 on a CPU."""
+        """`max_batch_tokens`: by default 16,384 on CUDA and 3,072 on a CPU."""
         self.max_batch_tokens = max_batch_tokens or (3_072 if device.type == "cpu" else 16_384)
-        """Lower once the device has run out of memory."""
+        """Token budget of a micro-batch; lowered when the device runs out of memory."""
         self.on_cpu = device.type == "cpu"
         if self.on_cpu:
             keep_freed_blocks()
@@ -43,17 +42,17 @@ class BatchRunner:
         self._threads = SingleThreads()
 
     def run(self, lengths: np.ndarray, compute: Compute) -> dict[int, str]:
-        """Compute all rows of so many tokens; why some could not be, by row.
+        """Compute all rows, given their lengths in tokens; return {row: reason} for failed rows.
 
-        A micro-batch that fails is bisected, so that one bad row fails alone. Running out of memory
-        also halves the token budget for good.
+        A micro-batch that fails is bisected, so that only the failing row is lost. Running out of
+        memory also reduces the token budget permanently.
 
         Raises:
-            torch.AcceleratorError: the device failed for good.
+            torch.AcceleratorError: the device failed permanently.
         """
         failures: dict[int, str] = {}
         rows = np.flatnonzero(lengths)
-        for row in np.flatnonzero(lengths == 0):  # its first token would be its neighbour's
+        for row in np.flatnonzero(lengths == 0):  # its first token would be the next row's
             failures[int(row)] = "a passage without tokens"
         if self.on_cpu:
             rows = rows[np.argsort(-lengths[rows], kind="stable")]
@@ -68,7 +67,7 @@ class BatchRunner:
         return failures
 
     def _cut(self, rows: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:
-        """Rows as micro-batches: on a CPU as many as there are threads, or a multiple of that."""
+        """Yield micro-batches of rows; on a CPU their number is a multiple of the threads."""
         ends = np.concatenate(([0], np.cumsum(lengths)))
         tokens, most = int(ends[-1]), self.max_batch_tokens
         threads = min(torch.get_num_threads(), max(tokens // _LEAST_TOKENS, 1))
@@ -76,7 +75,7 @@ class BatchRunner:
         start = 0
         while start < len(rows):
             budget = most
-            if self.on_cpu:  # an equal share of what is left, give or take half a row
+            if self.on_cpu:  # an equal share of the rest, within half a row
                 share = -(-int(tokens - ends[start]) // max(batches, 1))
                 budget = min(most, share + int(lengths[start]) // 2)
             stop = next_stop(ends, start, budget)
@@ -92,7 +91,7 @@ class BatchRunner:
             return
         except torch.AcceleratorError:
             raise
-        except (RuntimeError, IndexError) as error:  # what kernels raise; OutOfMemoryError is one
+        except (RuntimeError, IndexError) as error:  # raised by kernels; includes OutOfMemoryError
             reason = f"{type(error).__name__}: {error!s:.200}"
             if isinstance(error, torch.OutOfMemoryError):
                 half = int(lengths[rows].sum()) // 2
@@ -111,7 +110,7 @@ T = TypeVar("T")
 
 @contextmanager
 def device_errors(device: str, expected: str) -> Iterator[None]:
-    """Raise DeviceError where the device fails for good; `expected`: vectors, or scores."""
+    """Convert torch.AcceleratorError into DeviceError; `expected`: "vectors" or "scores"."""
     try:
         yield
     except torch.AcceleratorError as error:
@@ -122,16 +121,16 @@ def device_errors(device: str, expected: str) -> Iterator[None]:
 
 
 class SingleThreads:
-    """Pools by torch's number of threads, which may change between calls."""
+    """Thread pools whose threads use one torch thread each, by torch's number of threads."""
 
     def __init__(self) -> None:
         self._pools: dict[int, ThreadPoolExecutor] = {}
         self._lock = threading.Lock()
 
     def run(self, work: Callable[[T], None], pieces: Iterable[T]) -> None:
-        """All pieces; in this thread, with all of torch's, where there is one of either.
+        """Run `work` on all pieces in the pool, or in this thread if there is one piece or thread.
 
-        Raises: what the first piece that fails does.
+        Raises the error of the first piece that fails.
         """
         pieces = list(pieces)
         if len(pieces) > 1 and torch.get_num_threads() > 1:
@@ -147,7 +146,7 @@ class SingleThreads:
                 started = threading.Barrier(threads + 1)
 
                 def start() -> None:
-                    torch.get_num_threads()  # the first call in a thread undoes what was set before
+                    torch.get_num_threads()  # the first call in a thread resets the number
                     torch.set_num_threads(1)
                     started.wait()
 
@@ -155,22 +154,22 @@ class SingleThreads:
                 for _ in range(threads):
                     self._pools[threads].submit(int)
                 started.wait()
-                torch.set_num_threads(threads)  # what threads begin with that are started later
+                torch.set_num_threads(threads)  # default of threads started later
             return self._pools[threads]
 
 
 _KEPT_BYTES = 256 << 20
-# Parameters of mallopt(3), by malloc.h.
+# Parameters of mallopt(3), from malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 _LARGEST_THRESHOLD = 32 << 20
-"""glibc takes no higher one: larger blocks come from the kernel each time."""
+"""Maximum in glibc; larger blocks always come from the kernel."""
 
 
 def keep_freed_blocks() -> None:
-    """Keep up to 256 MiB of what this process frees; where there is no glibc nothing happens.
+    """Make glibc keep up to 256 MiB of freed memory; do nothing with another C library.
 
-    Threads that start later share one heap, since only that one is not cut into pieces of 64 MiB
-    that come and go. Small blocks have a cache in each thread, as before.
+    Threads that start later share one heap, because the others are divided into pieces of 64 MiB
+    that are returned to the kernel. Small blocks are still cached in each thread.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

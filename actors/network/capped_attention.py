@@ -1,6 +1,6 @@
-"""Attention that other kernels lack: scores capped by tanh (Gemma2), windows within a passage.
+"""Attention with scores capped by tanh (Gemma2) or with a window, which other kernels lack.
 
-Both follow transformers' eager Gemma2: cap, then mask, then softmax in float32.
+Follows transformers' eager Gemma2: cap, then mask, then softmax in float32.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import torch
 
 from actors.network.packing import PackedBatch
 
-# Scores are made for so many (query, key) pairs of all heads at once: 256 MB in float32.
+# Most (query, key) scores of all heads computed at once: 256 MB in float32.
 _SCORES_AT_ONCE = 1 << 26
 
 
 @dataclass(frozen=True)
 class AttentionRule:
-    """Which tokens of its passage a token sees, and how scores become weights."""
+    """Which tokens of its passage a token attends to, and how scores become weights."""
 
     causal: bool
     scale: float
     window: int | None = None
-    """A token sees those less than so many away (itself is 0 away)."""
+    """Tokens at this distance or farther are masked; None for no window."""
     softcap: float | None = None
-    """Scores are bent into (-softcap, softcap) by tanh."""
+    """Bound of scores: softcap * tanh(score / softcap); None for no bound."""
 
 
 def attend_capped(
@@ -36,7 +36,7 @@ def attend_capped(
     value_NKLD: torch.Tensor,
     rule: AttentionRule,
 ) -> torch.Tensor:
-    """Plain attention over passages of one length, some queries at a time. Returns [N, H, L, D]."""
+    """Compute attention [N, H, L, D] over passages of equal length, in blocks of queries."""
     n, heads, length, _ = query_NHLD.shape
     groups = heads // key_NKLD.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) for x in (key_NKLD, value_NKLD))
@@ -62,7 +62,7 @@ def attend_flex(
     packed: PackedBatch,
     rule: AttentionRule,
 ) -> torch.Tensor:
-    """flex_attention over a whole packed micro-batch. Returns [T, H, D]."""
+    """Compute attention [T, H, D] over a packed micro-batch with flex_attention."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     tokens = len(query_THD)
@@ -79,7 +79,7 @@ def attend_flex(
         return score if rule.softcap is None else torch.tanh(score / rule.softcap) * rule.softcap
 
     attend: Callable[..., torch.Tensor] = flex_attention
-    if query_THD.is_cuda:  # without compilation it builds every score
+    if query_THD.is_cuda:  # uncompiled, it materialises the whole score matrix
         attend = _compiled(attend)
     mask = create_block_mask(visible, None, None, tokens, tokens, device=str(query_THD.device))
     q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query_THD, key_TKD, value_TKD))
@@ -96,7 +96,7 @@ def attend_flex(
 
 
 def _sees(distance: torch.Tensor, rule: AttentionRule) -> torch.Tensor:
-    """Whether a query sees a key so many tokens before it (negative: after it)."""
+    """Return whether a query attends to a key `distance` tokens before it (negative: after)."""
     seen = torch.ones_like(distance, dtype=torch.bool)
     if rule.causal:
         seen = distance >= 0

@@ -1,9 +1,9 @@
-"""Decoder layers on the packed layout, for checkpoints that transformers has no class for.
+"""Decoder layers on the packed layout, for checkpoints without a class in transformers.
 
-MiniCPM (Hu et al. 2024, arXiv:2404.06395) is Llama whose embeddings and residual branches are
-scaled; Gemma2 (arXiv:2408.00118) norms what a branch gives, too. Weights are read by the names the
-checkpoints have. Attention is without Gemma2's cap on scores: FlagEmbedding runs its reranker with
-scaled_dot_product_attention, which has none.
+MiniCPM (Hu et al. 2024, arXiv:2404.06395) is Llama with scaled embeddings and residual branches.
+Gemma2 (arXiv:2408.00118) also normalises the output of each branch. Scores of attention are not
+capped as in Gemma2, because FlagEmbedding runs its reranker with scaled_dot_product_attention,
+which has no cap.
 
 Shape suffixes: T tokens, H hidden size, N heads, K key heads, D head dimension.
 """
@@ -27,7 +27,7 @@ _MLP = ("gate", "up", "down")
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """What config.json says of the layers."""
+    """Properties of the layers, from config.json."""
 
     layers: int
     heads: int
@@ -37,19 +37,19 @@ class DecoderShape:
     rope_base: float
     attention_scale: float
     windows: tuple[int | None, ...]
-    """Of each layer: a token sees those less than so many before it."""
+    """Attention window of each layer in tokens; None for no window."""
     embedding_scale: float
     branch_scale: float
-    """Of what a layer's two branches add."""
+    """Factor of the output of a layer's two residual branches."""
     norm_offset: float
-    """Added to the weights of norms."""
+    """Number added to the weights of norms."""
     norms_branches: bool
-    """What a branch gives is normed before it is added."""
+    """Whether the output of a branch is normalised before it is added."""
     activation: Callable[[torch.Tensor], torch.Tensor]
 
     @classmethod
     def minicpm(cls, config: Mapping[str, Any]) -> DecoderShape:
-        """Of LayerWiseMiniCPMForCausalLM."""
+        """Return the shape of a LayerWiseMiniCPMForCausalLM."""
         layers, heads = int(config["num_hidden_layers"]), int(config["num_attention_heads"])
         head_dim = int(config["hidden_size"]) // heads
         return cls(
@@ -70,7 +70,7 @@ class DecoderShape:
 
     @classmethod
     def gemma2(cls, config: Mapping[str, Any]) -> DecoderShape:
-        """Of CostWiseGemmaForCausalLM."""
+        """Return the shape of a CostWiseGemmaForCausalLM."""
         layers, heads = int(config["num_hidden_layers"]), int(config["num_attention_heads"])
         window = config.get("sliding_window")
         return cls(
@@ -90,7 +90,7 @@ class DecoderShape:
         )
 
     def weight_names(self) -> Iterator[str]:
-        """What a checkpoint must have, heads apart."""
+        """Yield the names of all weights that a checkpoint must have, except heads."""
         yield from ("model.embed_tokens.weight", "model.norm.weight")
         norms = ["input_layernorm", "post_attention_layernorm"]
         if self.norms_branches:
@@ -101,26 +101,26 @@ class DecoderShape:
 
 
 class PackedDecoder:
-    """Embeddings, layers and the last norm; whoever uses it goes from layer to layer."""
+    """Embeddings, layers and final norm of a decoder; the caller runs one layer at a time."""
 
     def __init__(self, shape: DecoderShape, weights: Weights) -> None:
-        """`weights`: named as in the checkpoint, on their device, in the compute type."""
+        """`weights`: by their names in the checkpoint, on the device, in the compute type."""
         self.shape = shape
         self._weights = weights
 
     def embed(self, packed: PackedBatch) -> torch.Tensor:
-        """The input of the first layer, [T, H]."""
+        """Return the input of the first layer, [T, H]."""
         words = self._weights["model.embed_tokens.weight"]
         hidden_TH = F.embedding(packed.input_ids_T, words)
-        # Rounded to the compute type first, as upstream does.
+        # The scale is rounded to the compute type first, as in FlagEmbedding.
         return hidden_TH * torch.tensor(self.shape.embedding_scale, dtype=hidden_TH.dtype)
 
     def norm(self, hidden_TH: torch.Tensor) -> torch.Tensor:
-        """The norm after the last layer."""
+        """Apply the norm after the last layer."""
         return self._norm(hidden_TH, "model.norm")
 
     def layer(self, number: int, hidden_TH: torch.Tensor, packed: PackedBatch) -> torch.Tensor:
-        """The output of layer `number`, from 0."""
+        """Return the output [T, H] of layer `number`, counted from 0."""
         name, shape = f"model.layers.{number}", self.shape
         before, after = ("input_layernorm", "post_attention_layernorm")
         branch_TH = self._attend(number, self._norm(hidden_TH, f"{name}.{before}"), packed)
@@ -159,7 +159,7 @@ class PackedDecoder:
         return F.linear(x, self._weights[f"{name}.weight"])
 
     def _norm(self, x_TH: torch.Tensor, name: str) -> torch.Tensor:
-        """Root mean square, in float32."""
+        """Apply root mean square normalisation in float32."""
         weight_H = self._weights[f"{name}.weight"].float() + self.shape.norm_offset
         wide_TH = x_TH.float()
         scale_T1 = torch.rsqrt(wide_TH.square().mean(-1, keepdim=True) + self.shape.eps)
@@ -169,7 +169,7 @@ class PackedDecoder:
 def _rotation(
     positions_T: torch.Tensor, shape: DecoderShape, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines [T, D] of rotary positions."""
+    """Return cosines and sines [T, D] of rotary position embeddings."""
     steps = torch.arange(0, shape.head_dim, 2, device=positions_T.device).float()
     frequencies = shape.rope_base ** (-steps / shape.head_dim)
     angles_TD = (positions_T.float()[:, None] * frequencies).repeat(1, 2)

@@ -1,8 +1,7 @@
-"""Forward passes over a window of passages: micro-batches in, vectors in input order out.
+"""Run forward passes over a window of passages and return the vectors in input order.
 
-A window is what one `EncodedBatch` holds. On CUDA it is one micro-batch. On a CPU it is several, so
-that there are some to choose from (batch_runner.py). Knows tokens and vectors, neither texts nor
-Arrow.
+A window is the rows of one `EncodedBatch`: one micro-batch on CUDA, several on a CPU, where rows of
+similar length are batched together (batch_runner.py).
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from actors.network.packed_bert import PackedBert
 from actors.network.packing import PackedBatch, pack
 
 Backbone = Callable[[PackedBatch], torch.Tensor]
-"""A packed micro-batch in, the last hidden states [T, H] out."""
+"""Function from a packed micro-batch to its last hidden states [T, H]."""
 
 _WINDOW_BATCHES = 12
 
 
 def first_states(backbone: Backbone, packed: PackedBatch) -> torch.Tensor:
-    """The last hidden state of each passage's first token [N, H], by the least work there is."""
+    """Return the last hidden state of each passage's first token [N, H] with the least work."""
     if isinstance(backbone, PackedBert):
         return backbone.first_states(packed)
     return backbone(packed)[packed.firsts_N]
@@ -36,21 +35,21 @@ def first_states(backbone: Backbone, packed: PackedBatch) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class WindowVectors:
-    """The vectors of a window, in input order, perhaps still on their way to the host."""
+    """The vectors of a window in input order; their copy to the host may still be running."""
 
     vectors: Vectors
     failures: dict[int, str]
-    """Row of the window -> why it could not be run; its vectors are zeros."""
+    """{row of the window: reason} of rows that could not be computed; their vectors are zeros."""
     arrived: torch.cuda.Event | None = None
 
     def wait(self) -> None:
-        """Until the vectors are on the host."""
+        """Wait until the vectors are on the host."""
         if self.arrived is not None:
             self.arrived.synchronize()
 
 
 class Forward:
-    """A backbone and its heads on a device; one window at a time has it, whoever asks."""
+    """A backbone and its heads on a device, which computes one window at a time."""
 
     def __init__(
         self,
@@ -61,7 +60,7 @@ class Forward:
         first_position: int,
         max_batch_tokens: int | None,
     ) -> None:
-        """`max_batch_tokens`: of a micro-batch; when not given 16,384 on CUDA, 3,072 on a CPU."""
+        """`max_batch_tokens`: token budget of a micro-batch; as `BatchRunner` when not given."""
         self.backbone = backbone
         self.batches = BatchRunner(device, max_batch_tokens)
         self._heads = heads
@@ -70,7 +69,7 @@ class Forward:
 
     @property
     def window_tokens(self) -> int:
-        """Token budget of a window; on CUDA that of a micro-batch."""
+        """Token budget of a window; on CUDA equal to that of a micro-batch."""
         batches = max(_WINDOW_BATCHES, torch.get_num_threads()) if self.batches.on_cpu else 1
         return batches * self.batches.max_batch_tokens
 
@@ -78,9 +77,9 @@ class Forward:
     def __call__(
         self, values: np.ndarray, offsets: np.ndarray, outputs: Collection[Output]
     ) -> WindowVectors:
-        """Encode passages values[offsets[i]:offsets[i + 1]]; on CUDA what returns is on its way.
+        """Encode passages values[offsets[i]:offsets[i + 1]]; on CUDA return before they arrive.
 
-        One bad passage fails alone. Raises as `BatchRunner.run`.
+        A passage that fails does not affect the others. Raises as `BatchRunner.run`.
         """
         window = _Window(values, offsets, self._heads, outputs, self._device)
         failures = self.batches.run(window.lengths, lambda rows: self._run_rows(window, rows))
@@ -102,7 +101,7 @@ class Forward:
 
 
 class _Window:
-    """The vectors of a window's passages, as they come."""
+    """Collects the vectors of a window from its micro-batches."""
 
     def __init__(
         self,
@@ -119,19 +118,19 @@ class _Window:
         self._lock = threading.Lock()
 
     def place(self, vectors: Vectors, rows: np.ndarray, tokens: TokenRows) -> None:
-        """Put the vectors of these passages where they belong; in inference mode."""
+        """Store the vectors of `rows` at their place in the window; call in inference mode."""
         if len(rows) == len(self.lengths) and (np.diff(rows) == 1).all():
             self._vectors = vectors
             return
         at_T = tokens.places_T - self.offsets[0]
-        with_first = np.cumsum(self.lengths > 0)  # ColBERT has no vector of a passage's first
+        with_first = np.cumsum(self.lengths > 0)  # ColBERT omits the first token
         others = np.delete(at_T, tokens.cu_seqlens[:-1])
         at_C = others - np.repeat(with_first[rows], self.lengths[rows] - 1)
         at = (torch.from_numpy(places).to(self._device) for places in (rows, at_T, at_C))
         self._all().put(vectors, *at)
 
     def encoded(self, failures: dict[int, str]) -> WindowVectors:
-        """All of them, on their way to the host."""
+        """Start the copy of all vectors to the host and return them."""
         vectors = self._all()
         if self._device.type != "cuda":
             return WindowVectors(vectors, failures)

@@ -1,6 +1,6 @@
-"""From token vectors to the three outputs: pooling, sparse head, ColBERT head.
+"""Compute the three outputs from hidden states: pooling, sparse head, ColBERT head.
 
-Formulas: BGE-M3 (Chen et al. 2024, arXiv:2402.03216, section 3.2), as FlagEmbedding computes them.
+Formulas: BGE-M3 (Chen et al. 2024, arXiv:2402.03216, section 3.2), as in FlagEmbedding.
 Shape suffixes: T tokens, N passages, H hidden size, D output dimension.
 """
 
@@ -21,20 +21,20 @@ from actors.network.packing import PackedBatch
 
 @dataclass(frozen=True)
 class Vectors:
-    """What forward passes computed of some passages; None where not asked for."""
+    """The outputs of N passages; an output that was not requested is None."""
 
     dense_ND: torch.Tensor | None
     sparse_T: torch.Tensor | None
-    """float32: relu'd weight of every token."""
+    """Weight of each token after ReLU, float32."""
     colbert_TD: torch.Tensor | None
-    """Token vectors less each passage's first: T - N rows."""
+    """Vector of each token except the first of each passage: T - N rows."""
     finite_N: torch.Tensor
-    """bool: no NaN or Inf anywhere in the passage's outputs."""
+    """Whether the outputs of a passage contain neither NaN nor Inf, bool."""
 
     def put(
         self, others: Vectors, at_N: torch.Tensor, at_T: torch.Tensor, at_C: torch.Tensor
     ) -> None:
-        """Take over some passages' vectors: their rows, tokens and ColBERT vectors in here."""
+        """Copy `others` to the given rows, tokens and ColBERT vectors of this object."""
         places = {"dense_ND": at_N, "sparse_T": at_T, "colbert_TD": at_C, "finite_N": at_N}
         for name, at in places.items():
             mine = getattr(self, name)
@@ -42,7 +42,7 @@ class Vectors:
                 mine[at] = getattr(others, name)
 
     def to_pinned(self) -> Vectors:
-        """On the host once the device's stream comes to that; in memory that needs no staging."""
+        """Start an asynchronous copy to pinned memory on the host and return it."""
 
         def pinned(tensor: torch.Tensor) -> torch.Tensor:
             host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
@@ -53,16 +53,16 @@ class Vectors:
 
 
 def load_head(path: Path, hidden_size: int, *, out_features: int | None) -> torch.nn.Linear:
-    """A `{weight, bias}` state dict as a Linear layer.
+    """Load a `{weight, bias}` state dict as a Linear layer.
 
     Raises:
-        ModelError: not such a file, or a shape other than [out_features or any, hidden_size].
+        ModelError: the file is not such a dict, or weight is not [out_features, hidden_size].
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         weight, bias = state["weight"], state["bias"]
         shapes = (list(weight.shape), list(bias.shape))
-    except Exception as error:  # pickle's, torch's and zip's own kinds
+    except Exception as error:  # pickle, torch and zipfile raise different types
         raise ModelError(
             f"{path}: expected a state dict of weight and bias, found: {error!s:.120}."
         ) from error
@@ -72,7 +72,7 @@ def load_head(path: Path, hidden_size: int, *, out_features: int | None) -> torc
         raise ModelError(
             f"{path}: expected weight {expected[0]} and bias {expected[1]}, "
             f"found {shapes[0]} and {shapes[1]}.",
-            "This head belongs to another backbone.",
+            "Use the head that was trained with this model.",
         )
     linear = torch.nn.Linear(hidden_size, rows)
     with torch.no_grad():
@@ -85,7 +85,7 @@ _COLBERT_TOKENS = 4096
 
 
 class OutputHeads:
-    """Turns the last hidden state of a packed micro-batch into `Vectors`."""
+    """Computes `Vectors` from the last hidden states of a packed micro-batch."""
 
     def __init__(
         self,
@@ -101,9 +101,9 @@ class OutputHeads:
             output: prepared(linear.weight, linear.bias) for output, linear in linears.items()
         }
         self.dim = min(truncate_dim or hidden_size, hidden_size)
-        """Of dense vectors."""
+        """Dimension of dense vectors."""
         self.colbert_dim: int | None = None
-        """Of ColBERT vectors, where there is such a head."""
+        """Dimension of ColBERT vectors; None without a ColBERT head."""
         if "colbert" in linears:
             full = linears["colbert"].out_features
             self.colbert_dim = min(truncate_dim or full, full)
@@ -115,7 +115,7 @@ class OutputHeads:
     def __call__(
         self, hidden_TH: torch.Tensor, packed: PackedBatch, outputs: Collection[Output]
     ) -> Vectors:
-        """Compute the outputs asked for; nothing waits for the device here."""
+        """Compute the requested outputs without waiting for the device."""
         n = packed.cu_seqlens.shape[0] - 1
         finite_N = torch.ones(n, dtype=torch.bool, device=hidden_TH.device)
         dense_ND = sparse_T = colbert_TD = None
@@ -124,23 +124,23 @@ class OutputHeads:
             finite_N &= dense_ND.isfinite().all(dim=1)
         if "sparse" in outputs:
             sparse_T = torch.relu(self._linears["sparse"](hidden_TH)).squeeze(-1).float()
-            # NaN survives relu; -Inf does not, and a weight of 0 is what it would have meant.
+            # ReLU keeps NaN, and turns -Inf into 0, which is its right weight.
             finite_N &= _all_by_passage(sparse_T.isfinite(), packed.lengths_N)
         if "colbert" in outputs:
             others_N = packed.lengths_N - 1
             passage_T = _passage_of(others_N, len(hidden_TH) - n)
-            # The c-th of them has a first token more before it in each passage up to its own.
+            # Skip one first token for each passage up to and including the token's own.
             at_T = torch.arange(len(passage_T), device=hidden_TH.device) + passage_T + 1
             colbert_TD, finite_T = self._colbert(hidden_TH.index_select(0, at_T))
             finite_N &= _all_by_passage(finite_T, others_N)
         return Vectors(dense_ND, sparse_T, colbert_TD, finite_N)
 
     def need_first_only(self, outputs: Collection[Output]) -> bool:
-        """Whether these outputs depend on the state of each passage's first token alone."""
+        """Return whether these outputs depend only on the first token of each passage."""
         return self._pooling == "cls" and set(outputs) == {"dense"}
 
     def of_first(self, first_NH: torch.Tensor) -> Vectors:
-        """Compute the outputs that `need_first_only`, from those states."""
+        """Compute the outputs from the states of first tokens; see `need_first_only`."""
         dense_ND = self._finish(first_NH)
         return Vectors(dense_ND, None, None, dense_ND.isfinite().all(dim=1))
 
@@ -152,7 +152,7 @@ class OutputHeads:
         outputs: Collection[Output],
         device: torch.device,
     ) -> Vectors:
-        """The outputs of so many passages, tokens, and tokens that are not a passage's first."""
+        """Return `Vectors` of zeros; `colbert_tokens`: tokens without the first of each passage."""
 
         def zeros(*shape: int, dtype: torch.dtype = self._vector_dtype) -> torch.Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
@@ -165,9 +165,9 @@ class OutputHeads:
         )
 
     def _colbert(self, hidden_TH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The vectors of tokens, and which of them are finite.
+        """Return the vectors of tokens, and which vectors are finite.
 
-        Some tokens at a time: in float32 those of a long passage are several times what is kept.
+        Tokens are processed in blocks, since float32 intermediates of a long passage are large.
         """
         linear = self._linears["colbert"]
         made_TD = hidden_TH.new_empty(
@@ -185,12 +185,12 @@ class OutputHeads:
             return hidden_TH[packed.firsts_N]
         if self._pooling == "last_token":
             return hidden_TH[packed.cu_seqlens[1:].long() - 1]
-        return torch.segment_reduce(  # unsafe: the lengths are not checked, which would wait
+        return torch.segment_reduce(  # unsafe: skip the check of lengths, which would wait
             hidden_TH.float(), "mean", lengths=packed.lengths_N, axis=0, unsafe=True
         )
 
     def _finish(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Truncate, then normalise in float32, then cast: in this order."""
+        """Truncate, normalise in float32 and cast, in this order."""
         if self._truncate_dim is not None:
             vectors = vectors[:, : self._truncate_dim]
         vectors = vectors.float()
@@ -205,6 +205,6 @@ def _all_by_passage(ok_T: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor
 
 
 def _passage_of(lengths_N: torch.Tensor, tokens: int) -> torch.Tensor:
-    """The passage of each token; `tokens`: the lengths' sum, so that nothing has to wait for it."""
+    """Return the passage of each token; `tokens`: sum of the lengths, to avoid a device wait."""
     passages_N = torch.arange(len(lengths_N), device=lengths_N.device)
     return torch.repeat_interleave(passages_N, lengths_N, output_size=tokens)

@@ -1,10 +1,10 @@
-"""Linear layers that never train: weights laid out once, elementwise work fused.
+"""Linear layers for inference, with weights in the layout of the kernel and fused operations.
 
-On a CPU oneDNN multiplies by weights in a blocked layout of its own (for bfloat16: AMX tiles),
-which `torch.nn.functional.linear` makes anew on every call, and applies GELU or adds a residual
-while the result is still in cache. Both are what torch.compile's CPU backend emits; called directly
-they need no compiler on the machine. oneDNN also writes code for every number of rows it meets,
-which takes longer than to multiply them: numbers of rows are rounded up to some.
+On a CPU, oneDNN multiplies weights in a blocked layout (AMX tiles for bfloat16).
+`torch.nn.functional.linear` converts the weights to it on every call; here they are converted once,
+and GELU or a residual is applied while the result is in cache. torch.compile's CPU backend emits
+the same operations, but needs a compiler on the machine. oneDNN also generates code for each number
+of rows, which takes longer than the product, so numbers of rows are rounded up to a few values.
 """
 
 from __future__ import annotations
@@ -18,31 +18,28 @@ from torch.nn import functional as F
 
 
 class Linear(Protocol):
-    """x W^T + b; x: [T, in], result: [T, out]."""
+    """A layer y = x W^T + b, with x [T, in] and y [T, out]."""
 
     def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
-        """The plain product."""
+        """Return y."""
 
     def gelu(self, x_TI: torch.Tensor) -> torch.Tensor:
-        """GELU (exact, by erf) of the product."""
+        """Return the exact (erf) GELU of y."""
 
     def plus(self, x_TI: torch.Tensor, residual_TO: torch.Tensor) -> torch.Tensor:
-        """The product and a residual."""
+        """Return y + residual."""
 
 
 def prepared(weight_OI: torch.Tensor, bias_O: torch.Tensor) -> Linear:
-    """The fastest of this module for the weights' device and type; keeps no copy it does not need.
-
-    `weight_OI`: [out, in], as torch.nn.Linear has it.
-    """
+    """Return the fastest layer for the device and type of the weights [out, in] and bias [out]."""
     return (_Blocked if _is_blocked(weight_OI) else _Plain)(weight_OI, bias_O)
 
 
 def steady_rows(rows: int, like: torch.Tensor) -> int:
-    """The number of rows to lay out instead of so many, for linears on this device and type.
+    """Return `rows` rounded up to a number that linears with weights as `like` compute directly.
 
-    At most a 32nd more, or what tiles of 16 rows take anyway. Linears pad by themselves, with a
-    copy; who passes on what it gets from one to the next pads once.
+    Adds at most 1/32, or up to a multiple of 16 for bfloat16. Linears pad other inputs themselves,
+    which costs a copy; a caller that pads once avoids it in every layer.
     """
     if not _is_blocked(like):
         return rows
@@ -58,13 +55,13 @@ def _is_blocked(weight: torch.Tensor) -> bool:
 
 @functools.cache
 def _has_onednn() -> bool:
-    # AMX or not: oneDNN's bfloat16 needs AVX-512 or better.
+    # oneDNN needs AVX-512 or later for bfloat16, with or without AMX.
     available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return bool(available and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class _Plain:
-    """Any device, any type."""
+    """A linear layer for any device and type."""
 
     def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor) -> None:
         self._weight_OI, self._bias_O = weight_OI, bias_O
@@ -80,7 +77,7 @@ class _Plain:
 
 
 class _Blocked:
-    """oneDNN's own layout of the weights."""
+    """A linear layer with weights in oneDNN's blocked layout."""
 
     def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor) -> None:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), _ROWS)
@@ -101,7 +98,7 @@ class _Blocked:
 
 
 def _steady(x_TI: torch.Tensor) -> torch.Tensor:
-    """The rows, and zeros behind them up to `steady_rows`."""
+    """Pad with zero rows up to `steady_rows`."""
     rows = x_TI.shape[0]
     steady = steady_rows(rows, x_TI)
     return x_TI if steady == rows else F.pad(x_TI, (0, 0, 0, steady - rows))
@@ -112,6 +109,6 @@ def _cut(made_TO: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 _ROWS = 1024
-"""The layout is chosen for about so many tokens at a time; it is right for any number."""
+"""Number of tokens for which oneDNN chooses the layout; other numbers also work."""
 _pointwise: Callable[..., torch.Tensor] = torch.ops.mkldnn._linear_pointwise.default
 _binary: Callable[..., torch.Tensor] = torch.ops.mkldnn._linear_pointwise.binary

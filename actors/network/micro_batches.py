@@ -1,4 +1,4 @@
-"""Which rows of a column share a forward pass, and where their tokens lie. Imports no torch.
+"""Divide rows into micro-batches and locate their tokens. Imports no torch.
 
 Shape suffixes: T tokens of the rows, N rows.
 """
@@ -13,16 +13,16 @@ import numpy as np
 
 @dataclass(frozen=True)
 class TokenRows:
-    """Where the tokens of some rows of a column lie in it."""
+    """Positions of the tokens of selected rows of a column."""
 
     places_T: np.ndarray
-    """int64 [T]: index into the column's values."""
+    """Indices into the column's values, int64 [T]."""
     cu_seqlens: np.ndarray
-    """int64 [N + 1]."""
+    """Cumulative sequence lengths, int64 [N + 1]."""
 
     @staticmethod
     def of(offsets: np.ndarray, rows: np.ndarray) -> TokenRows:
-        """Of rows values[offsets[row]:offsets[row + 1]], in the order given."""
+        """Locate rows values[offsets[row]:offsets[row + 1]], in the given order."""
         lengths = offsets[rows + 1] - offsets[rows]
         cu_seqlens = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
         shifts = np.repeat(offsets[rows] - cu_seqlens[:-1], lengths)
@@ -30,9 +30,9 @@ class TokenRows:
 
 
 def micro_batches(offsets: np.ndarray, max_tokens: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) rows of consecutive passages within a token budget, in input order.
+    """Yield (start, stop) rows of consecutive passages within a token budget, in input order.
 
-    A passage longer than the budget gets a micro-batch of its own.
+    A passage longer than the budget is a micro-batch on its own.
     """
     start, rows = 0, len(offsets) - 1
     while start < rows:
@@ -42,6 +42,6 @@ def micro_batches(offsets: np.ndarray, max_tokens: int) -> Iterator[tuple[int, i
 
 
 def next_stop(offsets: np.ndarray, start: int, max_tokens: int) -> int:
-    """Where the micro-batch that begins at row `start` ends."""
+    """Return the row after the micro-batch that begins at row `start`; at least `start` + 1."""
     fits = int(np.searchsorted(offsets, offsets[start] + max_tokens, side="right")) - 1
     return min(max(fits, start + 1), len(offsets) - 1)

@@ -1,7 +1,7 @@
 """The layers of BERT, RoBERTa and XLM-R on the packed layout, for inference only.
 
-What transformers' modules compute, from their weights: query, key and value in one matmul, no axis
-of batches, GELU and residuals fused where the device has that (linear.py).
+Computes the same as transformers' modules, but query, key and value in one product, without a batch
+axis, and with GELU and residuals fused where the device supports it (linear.py).
 
 Shape suffixes: T tokens, H hidden size, N heads, D head dimension.
 """
@@ -42,7 +42,7 @@ class _Norm:
 @dataclass(frozen=True)
 class _Layer:
     qkv: tuple[Linear, ...]
-    """Query, key and value in one; of the last layer query, then key and value."""
+    """One layer for query, key and value; in the last layer one for query, one for the rest."""
     attended: Linear
     attended_norm: _Norm
     up: Linear
@@ -50,24 +50,23 @@ class _Layer:
     norm: _Norm
 
     def finish(self, attended_TH: torch.Tensor, hidden_TH: torch.Tensor) -> torch.Tensor:
-        """The layer's states of any tokens, from what they attended to and the states before."""
+        """Return the layer's output, from the attention result and the layer's input."""
         hidden_TH = self.attended_norm(self.attended.plus(attended_TH, hidden_TH))
         return self.norm(self.down.plus(self.up.gelu(hidden_TH), hidden_TH))
 
 
 class PackedBert:
-    """Calling it gives the last hidden states [T, H] of a packed micro-batch."""
+    """A BERT model; calling it returns the last hidden states [T, H] of a packed micro-batch."""
 
     def __init__(self, model: Any) -> None:
         """Take over the weights of a BertModel, RobertaModel or XLMRobertaModel.
 
-        `model` is used up: its layers lose their weights as they are taken, so that they are never
-        in memory twice.
+        The weights are removed from `model`, so that they are never in memory twice.
         """
         embeddings = model.embeddings
         self.words_VH: torch.Tensor = embeddings.word_embeddings.weight
-        """The embedding of each token id."""
-        # Most tokens are of type 0: one table less to look up.
+        """Embedding of each token id."""
+        # Type 0 is merged into the positions, which saves a lookup for most tokens.
         positions_PH = embeddings.position_embeddings.weight.float()
         types_YH = embeddings.token_type_embeddings.weight.float()
         self._positions_PH = (positions_PH + types_YH[0]).to(self.words_VH.dtype)
@@ -81,13 +80,13 @@ class PackedBert:
         self._rule = AttentionRule(causal=False, scale=size**-0.5)
 
     def __call__(self, packed: PackedBatch) -> torch.Tensor:
-        """The last hidden states [T, H]."""
+        """Return the last hidden states [T, H]."""
         return self._run(packed, first_only=False)
 
     def first_states(self, packed: PackedBatch) -> torch.Tensor:
-        """The last hidden state of each passage's first token [N, H].
+        """Return the last hidden state of each passage's first token [N, H].
 
-        Of the last layer nothing else is computed but keys and values.
+        For other tokens, the last layer computes only keys and values.
         """
         return self._run(packed, first_only=True)
 
@@ -95,7 +94,7 @@ class PackedBert:
         tokens = len(packed.input_ids_T)
         rows = steady_rows(tokens, self.words_VH)
         if first_only and steady_rows(len(packed.firsts_N), self.words_VH) == rows:
-            return self._run(packed, first_only=False)[packed.firsts_N]  # as many rows anyway
+            return self._run(packed, first_only=False)[packed.firsts_N]  # saves no rows
         hidden_TH = F.embedding(_up_to(rows, packed.input_ids_T), self.words_VH).add_(
             F.embedding(_up_to(rows, packed.position_ids_T), self._positions_PH)
         )
@@ -119,18 +118,18 @@ class PackedBert:
         return hidden_TH if first_only else hidden_TH[:tokens]
 
     def _parts(self, made_TO: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
-        """Queries, keys, values: so many of them [T, N, D] each."""
+        """Split into `parts` tensors [T, N, D]: queries, keys, values."""
         return made_TO.view(made_TO.shape[0], parts, self._heads, -1).unbind(1)
 
 
 def _up_to(rows: int, ids_T: torch.Tensor) -> torch.Tensor:
-    """So many, the last one again and again: a row of no passage is as finite as the passage."""
+    """Pad to `rows` by repeating the last id, whose states are finite if the passage's are."""
     more = rows - ids_T.shape[0]
     return torch.cat((ids_T, ids_T[-1:].expand(more))) if more else ids_T
 
 
 def can_take(model: Any) -> bool:
-    """Whether `PackedBert` computes what this transformers model does."""
+    """Return whether `PackedBert` supports this transformers model."""
     config = model.config
     return (
         config.model_type in _KINDS
@@ -142,7 +141,7 @@ def can_take(model: Any) -> bool:
 
 
 def _taken(layer: Any, groups: tuple[slice, ...]) -> _Layer:
-    """The layer's weights; query, key and value are 0, 1 and 2, and each group one matmul."""
+    """Take a layer's weights; each group of query (0), key (1) and value (2) is one product."""
     attention = layer.attention.self
     qkv = [attention.query, attention.key, attention.value]
     taken = _Layer(

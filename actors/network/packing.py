@@ -1,4 +1,4 @@
-"""The packed layout of a micro-batch: tokens of several passages end to end, and where each ends.
+"""The packed layout of a micro-batch: concatenated tokens of its passages, without padding.
 
 Shape suffixes: T tokens of the micro-batch, N passages, H hidden size.
 """
@@ -17,27 +17,27 @@ class PackedBatch:
     """One micro-batch on its device."""
 
     input_ids_T: torch.Tensor
-    """int64 [T]."""
+    """Token ids, int64 [T]."""
     position_ids_T: torch.Tensor
-    """int64 [T]: each passage counts from the family's first position."""
+    """Positions, int64 [T]; each passage counts from the family's first position."""
     cu_seqlens: torch.Tensor
-    """int32 [N + 1]: cumulative sequence lengths, on the device."""
+    """Cumulative sequence lengths, int32 [N + 1], on the device."""
     max_seqlen: int
     """Tokens of the longest passage."""
     runs: tuple[tuple[int, int, int], ...]
-    """(first token, passages, tokens of each) for every run of equally long neighbours."""
+    """(first token, passages, tokens per passage) of each run of passages of equal length."""
 
     token_type_ids_T: torch.Tensor | None = None
-    """int64 [T]; all are 0 where there is none."""
+    """Token types, int64 [T]; None if all are 0."""
 
     @property
     def lengths_N(self) -> torch.Tensor:
-        """int64 [N]: tokens of each passage, on the device."""
+        """Number of tokens of each passage, int64 [N], on the device."""
         return self.cu_seqlens.diff().long()
 
     @property
     def firsts_N(self) -> torch.Tensor:
-        """int64 [N]: where each passage's first token lies, on the device."""
+        """Index of the first token of each passage, int64 [N], on the device."""
         return self.cu_seqlens[:-1].long()
 
 
@@ -51,8 +51,8 @@ def pack(
 ) -> PackedBatch:
     """Lay out passages for one forward pass.
 
-    `values` int32 [T] and `offsets` int [N + 1] are an Arrow ListArray's buffers (offsets may
-    start above zero, as a slice's do: they index into `values`). `token_types` [T] of those tokens.
+    `values` int32 [T] and `offsets` int [N + 1] are the buffers of an Arrow ListArray; the offsets
+    of a sliced array start above zero. `token_types`: type of each token [T]; all 0 if None.
     """
     values = values[offsets[0] : offsets[-1]]
     cu_seqlens = (offsets - offsets[0]).astype(np.int32)

@@ -1,6 +1,6 @@
-"""From a packed micro-batch of pairs to scores: one function for each kind of reranker.
+"""Compute scores from a packed micro-batch of pairs, with one function per kind of reranker.
 
-What FlagEmbedding 1.4.2 computes (lightweight: 1.3.5), inference/reranker.
+Equivalent to inference/reranker of FlagEmbedding 1.4.2 (lightweight: 1.3.5).
 Shape suffixes: T tokens, N pairs, H hidden size, L layers that score.
 """
 
@@ -24,23 +24,23 @@ from actors.network.packing import PackedBatch, pack
 
 @dataclass(frozen=True)
 class Spans:
-    """Where the passages of N packed pairs are."""
+    """Positions of the passages in N packed pairs."""
 
     starts: np.ndarray
-    """int64 [N]: tokens of a pair before its passage."""
+    """Number of tokens before the passage of each pair, int64 [N]."""
     tail: int
-    """Tokens of every pair after its passage."""
+    """Number of tokens after the passage, the same for every pair."""
 
 
 PairModel: TypeAlias = Callable[[PackedBatch, Spans], torch.Tensor]
-"""Scores [N, L] of a micro-batch of pairs."""
+"""Function that returns scores [N, L] of a micro-batch of pairs."""
 
 
 def encoder_scorer(files: RerankerFiles, dtype: torch.dtype, device: torch.device) -> PairModel:
-    """Cross-encoders: a classifier of one label over the first token's state.
+    """Return the model of a cross-encoder: a one-label classifier on the first token's state.
 
     Raises:
-        ModelError: more labels than one, or a damaged checkpoint.
+        ModelError: the model has more than one label, or the checkpoint is damaged.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -50,13 +50,13 @@ def encoder_scorer(files: RerankerFiles, dtype: torch.dtype, device: torch.devic
     if model.config.num_labels != 1:
         raise ModelError(
             f"reranker {files.name!r}: expected one label, found {model.config.num_labels}.",
-            "It classifies, and does not rank.",
+            "This model is a classifier; use a reranker.",
         )
     if files.remote_code:
         return lambda packed, _: backbone.padded(model, packed)[0].logits.view(-1, 1)
     base = model.base_model
     states = _states(files, base)
-    # In float32: half precision would round near scores to the same one.
+    # In float32, because half precision rounds close scores to the same number.
     pooler, classifier = getattr(base, "pooler", None), model.classifier.float()
     pooler = pooler and pooler.float()
 
@@ -71,10 +71,10 @@ def encoder_scorer(files: RerankerFiles, dtype: torch.dtype, device: torch.devic
 def llm_scorer(
     files: RerankerFiles, yes: int, dtype: torch.dtype, device: torch.device
 ) -> PairModel:
-    """Language models: the logit of the token `yes` after the last one.
+    """Return the model of an LLM reranker: the logit of the next token `yes`.
 
     Raises:
-        ModelError: a damaged checkpoint.
+        ModelError: the checkpoint is damaged.
     """
     from transformers import AutoModelForCausalLM
 
@@ -91,14 +91,14 @@ def llm_scorer(
 def layers_scorer(
     files: RerankerFiles, config: RerankerConfig, dtype: torch.dtype, device: torch.device
 ) -> PairModel:
-    """Decoders that score by the normed last state after each of some layers.
+    """Return the model of a decoder that scores by a head on the last state after some layers.
 
-    LayerWiseMiniCPM (layerwise): after k layers, by head k - start_layer.
-    CostWiseGemma (lightweight): passages are compressed between layers, logits are capped, and the
-    i-th of the layers that score has head i, whichever layer it is: upstream's way.
+    LayerWiseMiniCPM (layerwise) uses head k - start_layer after k layers. CostWiseGemma
+    (lightweight) compresses passages between layers and caps logits; its i-th scoring layer uses
+    head i, independent of the layer's number, as in FlagEmbedding.
 
     Raises:
-        ModelError: a layer that has no head, or a damaged checkpoint.
+        ModelError: a layer has no head, or the checkpoint is damaged.
     """
     lightweight = files.kind == "lightweight"
     shape_of = DecoderShape.gemma2 if lightweight else DecoderShape.minicpm
@@ -118,9 +118,9 @@ def layers_scorer(
     ]
     if missing := sorted({*shape.weight_names(), *heads} - weights.keys()):
         raise ModelError(
-            f"{files.folder}: expected every weight of a {files.kind} reranker, {len(missing)} "
-            f"are missing ({missing[0]}, ...).",
-            "The checkpoint is damaged or of another architecture.",
+            f"{files.folder}: expected every weight of a {files.kind} reranker, "
+            f"found {len(missing)} missing ({missing[0]}, ...).",
+            "Download the model again; if this repeats, its architecture is not supported.",
         )
     softcap = files.config.get("final_logit_softcapping") if lightweight else None
     compress = set(config.compress_layers) if config.compress_ratio > 1 else set()
@@ -132,7 +132,7 @@ def layers_scorer(
                 hidden_TH, packed = compressed(hidden_TH, packed, spans, config.compress_ratio)
             hidden_TH = decoder.layer(number, hidden_TH, packed)
             if number + 1 in cutoffs:
-                # In float32: a score of 8 bits would be the same for many pairs.
+                # In float32, because 8 bits of bfloat16 give many pairs the same score.
                 states_NH = decoder.norm(_last(hidden_TH, packed)).float()
                 logits.append(states_NH @ weights[heads[len(logits)]][0].float())
         return _capped(torch.stack(logits, dim=1), softcap)
@@ -141,12 +141,12 @@ def layers_scorer(
 
 
 def _states(files: RerankerFiles, model: torch.nn.Module) -> Backbone:
-    assert files.family is not None  # `resolve_reranker` refuses others of these kinds
+    assert files.family is not None  # `resolve_reranker` has checked this
     return backbone.fastest(model, files.family)
 
 
 def _last(hidden_TH: torch.Tensor, packed: PackedBatch) -> torch.Tensor:
-    """The state of each pair's last token."""
+    """Return the hidden state of each pair's last token [N, H]."""
     return hidden_TH[packed.cu_seqlens[1:].long() - 1]
 
 
@@ -157,18 +157,17 @@ def _capped(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
 def compressed(
     hidden_TH: torch.Tensor, packed: PackedBatch, spans: Spans, ratio: int
 ) -> tuple[torch.Tensor, PackedBatch]:
-    """Average neighbouring states of passages in groups of `ratio`, the last by its own count.
+    """Average neighbouring states of each passage in groups of `ratio`; the last may be smaller.
 
-    Returns the states and their layout, positions counted from 0 again; where passages start does
-    not change. CostWise (FlagEmbedding 1.3.5, inference/reranker/decoder_only/models/
-    gemma_model.py): a passage is everything between the separator after the query and the one
-    before the prompt.
+    Returns the states and their layout, with positions from 0; the starts of passages do not
+    change. As CostWise does (FlagEmbedding 1.3.5, inference/reranker/decoder_only/models/
+    gemma_model.py), a passage is everything between the separators after query and before prompt.
     """
     lengths = packed.lengths_N.cpu().numpy()
     n_passage = lengths - spans.starts - spans.tail
     groups = -(-n_passage // ratio)
     new_lengths = spans.starts + groups + spans.tail
-    # Each token's place within its pair, then in the new one.
+    # Place of each token in its pair before and after compression.
     pair_T = np.repeat(np.arange(len(lengths)), lengths)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     new_offsets = np.concatenate([[0], np.cumsum(new_lengths)])
@@ -185,7 +184,7 @@ def compressed(
     sums.index_add_(0, target_T, hidden_TH)
     counts = torch.bincount(target_T, minlength=len(sums)).to(hidden_TH.dtype)
     layout = pack(
-        np.zeros(int(new_offsets[-1]), np.int32),  # states go on, ids are used up
+        np.zeros(int(new_offsets[-1]), np.int32),  # token ids are no longer needed
         new_offsets,
         first_position=0,
         device=hidden_TH.device,
@@ -196,7 +195,7 @@ def compressed(
 def _read_weights(
     files: RerankerFiles, dtype: torch.dtype, device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """All tensors of the folder's safetensors files, by their names."""
+    """Read all tensors of the folder's safetensors files, by their names."""
     from safetensors import safe_open
 
     weights: dict[str, torch.Tensor] = {}
@@ -205,10 +204,10 @@ def _read_weights(
             with safe_open(path, "pt") as file:
                 for name in file.keys():  # noqa: SIM118  no mapping
                     weights[name] = file.get_tensor(name).to(device, dtype)
-        except Exception as error:  # the Rust side raises nothing narrower
+        except Exception as error:  # safetensors raises no narrower type
             raise ModelError(
-                f"{path}: expected weights, found: {error!s:.120}.", "Download it again."
+                f"{path}: expected weights, found: {error!s:.120}.", "Download the file again."
             ) from error
     if not weights:
-        raise ModelError(f"{files.folder}: expected *.safetensors, found none.")
+        raise ModelError(f"{files.folder}: expected *.safetensors files, found none.")
     return weights
