@@ -1,4 +1,1 @@
-"""Which models there are, where their files lie, and what they need.
-
-Loads no torch.
-"""
+"""Known models, the location of their files, and their settings. Imports no torch."""

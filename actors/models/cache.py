@@ -1,8 +1,8 @@
-"""Model folders on object storage, copied once to each machine.
+"""Download model folders from object storage once per machine.
 
-Every actor of a node asks for the folder; one of them downloads it, the others wait at a lock.
-A copy is named by what the folder holds there (names, sizes, ETags), so that new weights under an
-old name are a new copy, and it appears whole or not at all.
+All actors of a node request the folder; one of them downloads it while the others wait for a lock.
+The name of a copy is a hash of file names, sizes and ETags, so changed weights get a new copy. A
+copy appears complete or not at all.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from filelock import FileLock
 
 from actors.errors import ModelError
 
-# What never helps to encode: other frameworks' copies of the same weights.
+# Files that are not needed: weights for other frameworks, and documentation.
 _LEFT_OUT = (".onnx", ".h5", ".msgpack", ".ot", ".gguf", ".md", ".png", ".gitattributes")
 
 
 def cache_home() -> Path:
-    """Where this machine keeps what can be made again."""
+    """Return packvec's cache folder on this machine."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "packvec"
 
 
 def local_copy(uri: str, holding: str | None = None) -> Path:
-    """The folder at `uri` (s3://, gs://, az://, ...), on this machine's disk.
+    """Return a local copy of the folder at `uri` (s3://, gs://, az://, ...).
 
-    `holding`: a file it must have. Credentials come from the environment, as the store's driver
-    reads them.
+    `holding`: a file that the folder must contain. The store's driver reads credentials from the
+    environment.
 
     Raises:
-        ModelError: nothing there, or it cannot be read.
+        ModelError: the folder is empty, lacks the file or cannot be read.
     """
     try:
         fs, root = fsspec.core.url_to_fs(uri)
         files = _listing(fs, root)
-    except Exception as error:  # each store's driver has its own kinds
+    except Exception as error:  # each store's driver has its own types
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(
-            f"model {uri!r}: expected a model folder, it cannot be read ({reason:.160}).",
+            f"model {uri!r}: expected a readable model folder, found: {reason:.160}.",
             "Check the location, the credentials in the environment and the network.",
         ) from error
     if not files or (holding and holding not in files):
@@ -63,7 +63,7 @@ def local_copy(uri: str, holding: str | None = None) -> Path:
 
 
 def _listing(fs: Any, root: str) -> dict[str, str]:
-    """Name below the folder -> size and ETag."""
+    """Return {path relative to the folder: size and ETag} of its files."""
     fs.invalidate_cache()
     infos = fs.find(root, detail=True)
     return {
@@ -85,5 +85,5 @@ def _download(fs: Any, root: str, names: list[str], folder: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(
-            f"model {root!r}: the download failed ({reason:.160}).", "Run again."
+            f"model {root!r}: the download failed ({reason:.160}).", "Run the command again."
         ) from error

@@ -1,6 +1,6 @@
-"""What differs between model architectures: one record each.
+"""Records of the supported model architectures.
 
-Knows no torch, so that limits can be checked before anything is loaded.
+Imports no torch, so that limits can be checked before a model is loaded.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from actors.errors import ModelError
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What an architecture's model code needs to be told, and what its checkpoints look like."""
+    """Settings of one architecture's code and checkpoints."""
 
     pooling: Pooling
-    """Pooling where neither the configuration nor the checkpoint names one."""
+    """Pooling if neither the configuration nor the checkpoint names one."""
     layers: str
-    """What the names of its layers' weights hold; a layer that config.json lacks shows there."""
+    """Part of the name of every weight in a layer; used to find layers that config.json lacks."""
     after_padding: bool = False
-    """Positions count from the padding id on."""
+    """Whether positions start after the padding id."""
     load_arguments: Mapping[str, Any] = field(default_factory=dict)
     """Arguments for from_pretrained."""
     forward_arguments: Mapping[str, Any] = field(default_factory=dict)
     """Arguments for the forward pass."""
     token_types: bool = False
-    """It has an embedding of token types, all of which are 0."""
+    """Whether it has an embedding of token types; packvec passes type 0."""
     packed: bool = True
-    """Its attention is ours; else it gets padded batches with a mask."""
+    """Whether it uses packed attention; otherwise it gets padded batches with a mask."""
 
     def first_position(self, model: Mapping[str, Any]) -> int:
-        """Position id of a passage's first token, from the model's config.json."""
-        # fairseq's make_positions: real tokens count from padding_idx + 1. Starting at 0 raises
-        # nothing and gives plausible, wrong vectors.
+        """Return the position id of a passage's first token; `model`: its config.json."""
+        # As fairseq's make_positions, which starts at padding_idx + 1. Starting at 0 raises no
+        # error but gives plausible, wrong vectors.
         return int(model.get("pad_token_id", 1)) + 1 if self.after_padding else 0
 
     def usable_positions(self, model: Mapping[str, Any]) -> int:
-        """How many tokens of a passage the model has positions for."""
+        """Return the number of tokens that have positions; `model`: the model's config.json."""
         return int(model["max_position_embeddings"]) - self.first_position(model)
 
 
@@ -52,14 +52,14 @@ _REMOTE = Family(
 )
 
 ENCODERS: Mapping[str, Family] = {"bert": _BERT, "xlm-roberta": _ROBERTA, "roberta": _ROBERTA}
-"""Bidirectional encoders with a table of positions."""
-# Windows and capped scores (Gemma 2) are the modules' own: they tell the attention function.
+"""Bidirectional encoders with learned positions, by model_type."""
+# transformers' modules pass windows and capped scores (Gemma 2) to the attention function.
 DECODERS: Mapping[str, Family] = dict.fromkeys(
     ("gemma", "gemma2", "mistral", "qwen2", "qwen3"), _DECODER
 )
-"""Causal decoders with rotary positions, embedding by their last token."""
+"""Causal decoders with rotary positions and last-token pooling, by model_type."""
 FAMILIES: Mapping[str, Family] = {**ENCODERS, **DECODERS}
-"""Both, by model_type, as transformers names it in config.json."""
+"""Encoders and decoders, by model_type in config.json."""
 
 
 def family_of(
@@ -69,10 +69,10 @@ def family_of(
     trust_remote_code: bool = False,
     model_type: str | None = None,
 ) -> Family:
-    """The record for a model's config.json; `model_type`: instead of the one it names.
+    """Return the record for a model's config.json; `model_type` overrides the one in it.
 
     Raises:
-        ModelError: an architecture that has no record, or whose own code is not to be run.
+        ModelError: the architecture has no record, or needs its own code without permission.
     """
     if model_type is not None and model_type not in FAMILIES:
         raise ModelError(
@@ -85,21 +85,21 @@ def family_of(
         raise ModelError(
             f"model {name!r}: expected an architecture among {', '.join(sorted(FAMILIES))}, "
             f"found {model.get('model_type')!r} in config.json.",
-            "Use a model of one of these.",
+            "Use a model with one of these architectures.",
         )
     return remote_family(name, trust_remote_code=trust_remote_code)
 
 
 def remote_family(name: str, *, trust_remote_code: bool) -> Family:
-    """The record of a model that is run by the code that comes with it.
+    """Return the record of a model that runs its own code.
 
     Raises:
-        ModelError: that is not allowed.
+        ModelError: `trust_remote_code` is false.
     """
     if not trust_remote_code:
         raise ModelError(
-            f"model {name!r}: needs the Python code of its repository, which is not run unless "
-            "the configuration says so.",
+            f"model {name!r}: needs the Python code of its repository, which only runs if the "
+            "configuration allows it.",
             "Read that code, then set model.trust_remote_code=true (batches are padded: slower).",
         )
     return _REMOTE

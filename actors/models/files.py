@@ -1,6 +1,6 @@
-"""Where a model's files are and what they say, without loading a weight.
+"""Find a model's files and read its properties without loading weights.
 
-Knows no torch: the driver and the tokenising workers read a model's limits from here.
+Imports no torch, because the driver and the reading tasks use this module for a model's limits.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A model's folder, and what its config.json says."""
+    """A model's folder and its config.json."""
 
     folder: Path
     config: dict[str, Any]
     remote_code: bool
-    """Its architecture is the checkpoint's own Python code."""
+    """Whether the model runs the Python code of its checkpoint."""
 
     def code_files(self) -> list[Path]:
-        """The Python files that compute with it, where the model brings its own."""
+        """Return the model's own Python files; none if it does not run them."""
         return sorted(self.folder.glob("*.py")) if self.remote_code else []
 
     def weight_files(self) -> list[Path]:
-        """The files that hold the weights, heads apart, sorted by name."""
+        """Return the files with weights, except heads, sorted by name."""
         weights = sorted(self.folder.glob("*.safetensors"))
         return weights or sorted(self.folder.glob("pytorch_model*.bin"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFiles(Checkpoint):
-    """The resolved facts about one model on disk."""
+    """The files of an embedding model and its resolved properties."""
 
     family: Family
     record: KnownModel | None
@@ -54,18 +54,18 @@ class ModelFiles(Checkpoint):
     max_length: int
     query_max_length: int
     heads: dict[Output, Path]
-    """Head files there are, requested or not; every requested output has its own."""
+    """Existing head files, also of outputs that are not requested."""
 
 
 def resolve_model(config: ModelConfig) -> ModelFiles:
-    """Find the files of `config.name` and check that they can give what is asked.
+    """Find the files of `config.name` and check that the model supports the configuration.
 
     Raises:
-        ModelError: not found, unreadable, a reranker, a head missing, a length beyond the model's
-            positions.
+        ModelError: the model is not found, is unreadable, is a reranker, lacks a head, or has
+            fewer positions or dimensions than requested.
     """
     if not Path(config.name).expanduser().is_dir():
-        _refuse_reranker(config.name, {})  # by its name, before it is downloaded
+        _refuse_reranker(config.name, {})  # by name, before the download
     folder = locate(config.name, config.revision)
     model = read_json(folder / "config.json")
     _refuse_reranker(config.name, model)
@@ -104,7 +104,7 @@ def resolve_model(config: ModelConfig) -> ModelFiles:
             )
     pooling = config.pooling
     if pooling == "auto":
-        # The checkpoint's own says most: a fine-tuned one may pool in another way than its record.
+        # The checkpoint comes first: a fine-tuned model may differ from the record.
         pooling = _pooling(folder) or (record.pooling if record else family.pooling)
     return ModelFiles(
         folder=folder,
@@ -121,7 +121,7 @@ def resolve_model(config: ModelConfig) -> ModelFiles:
 
 
 def check_tokenizer(model: str, folder: Path) -> None:
-    """Raise ModelError where a folder has no tokenizer.json; `model`: for the message."""
+    """Raise ModelError if a folder has no tokenizer.json; `model`: for the message."""
     if not (folder / "tokenizer.json").exists():
         raise ModelError(
             f"{model}: expected tokenizer.json in {folder}, found none.",
@@ -130,7 +130,7 @@ def check_tokenizer(model: str, folder: Path) -> None:
 
 
 def check_number(folder: Path, model: dict[str, Any], key: str) -> None:
-    """Raise ModelError where config.json has no number for a key."""
+    """Raise ModelError if config.json has no integer for a key."""
     if not isinstance(model.get(key), int):
         raise ModelError(
             f"{folder / 'config.json'}: expected a number for {key}, found {model.get(key)!r}.",
@@ -145,7 +145,7 @@ def _refuse_reranker(name: str, model: dict[str, Any]) -> None:
         known = f" ({architecture})" if architecture else ""
         raise ModelError(
             f"model {name!r}: expected an embedder, found a reranker{known}.",
-            "A reranker gives scores of pairs: name it as reranker.name.",
+            "A reranker scores pairs: set it as reranker.name.",
         )
 
 
@@ -163,19 +163,19 @@ def _find_heads(config: ModelConfig, folder: Path) -> dict[Output, Path]:
             found[output] = path
         elif output in config.outputs:
             raise ModelError(
-                f"outputs: {output!r} needs {filename}, expected in {heads_folder}, found none.",
-                f"Drop {output!r} from outputs, or set model.heads to the folder that has it.",
+                f"outputs: {output!r} needs {filename}: expected in {heads_folder}, found none.",
+                f"Remove {output!r} from outputs, or set model.heads to the folder of that file.",
             )
     return found
 
 
 def _pooling(folder: Path) -> Pooling | None:
-    """sentence-transformers' own record of the pooling, None where there is none."""
+    """Return the pooling that sentence-transformers' files name; None without such a file."""
     path = folder / _pooling_folder(folder) / "config.json"
     if not path.exists():
         return None
     record = read_json(path)
-    if "pooling_mode" in record:  # sentence-transformers 6 writes one key, earlier ones a flag each
+    if "pooling_mode" in record:  # sentence-transformers 6; earlier versions have flags
         modes = {str(record["pooling_mode"])}
     else:
         modes = {
@@ -210,7 +210,7 @@ def _pooling_folder(folder: Path) -> str:
     if others := sorted(kinds.keys() - {"Transformer", "Pooling", "Normalize"}):
         raise ModelError(
             f"{path}: expected Transformer, Pooling and Normalize modules, found {others[0]}.",
-            "Its vectors need a layer that packvec does not have; use another checkpoint.",
+            "packvec does not have this layer; use another checkpoint.",
         )
     return str(kinds.get("Pooling", {}).get("path", "1_Pooling"))
 
@@ -223,16 +223,16 @@ def _declared_max_length(folder: Path) -> int:
         path = folder / filename
         if path.exists():
             value = read_json(path).get(key)
-            if isinstance(value, int | float) and value < 1e9:  # 1e30 means "unknown" upstream
+            if isinstance(value, int | float) and value < 1e9:  # 1e30 means "unknown"
                 return int(value)
     return 1 << 30
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a model's folder.
+    """Read a JSON object from a model's folder.
 
     Raises:
-        ModelError: missing, damaged, or something else than an object.
+        ModelError: the file is missing, damaged or not an object.
     """
     value = load_json(path, "a JSON object")
     if not isinstance(value, dict):
@@ -241,10 +241,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def load_json(path: Path, expected: str) -> Any:
-    """Any JSON value; `expected` says in messages what it should be.
+    """Read any JSON value; `expected`: its description in messages.
 
     Raises:
-        ModelError: missing or damaged.
+        ModelError: the file is missing or damaged.
     """
     try:
         return json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""Where a model's folder is: this machine, an installed package, object storage or the hub."""
+"""Find a model's folder: on this machine, in a Python package, on object storage or the hub."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from actors.models.cache import local_copy
 from actors.models.registry import RERANKERS, nearest_names, record_of, reranker_record
 
 MODEL_KEY, RERANKER_KEY = "model.name", "reranker.name"
-"""Where configurations have a model's name."""
+"""Keys of the configuration that name a model."""
 
-# What never helps to encode: other frameworks' copies of the same weights.
+# Files that are not needed: weights for other frameworks, and images.
 _HUB_IGNORE = ["*.onnx", "onnx/*", "openvino/*", "*.h5", "*.msgpack", "rust_model.ot", "imgs/*"]
 
 
 def locate(name: str, revision: str | None = None, *, key: str = MODEL_KEY) -> Path:
-    """The folder a model's name means, on this machine; downloaded where need be.
+    """Return the local folder of a model, downloading it if needed.
 
-    `key`: the one of the configuration that has the name, for messages.
+    `key`: the configuration key that contains the name, for messages.
 
     Raises:
-        ModelError: there is none, or it cannot be fetched.
+        ModelError: the model is not found or cannot be downloaded.
     """
     if name == "builtin:tiny-m3":
         from actors.models.tiny import ensure_tiny_m3
@@ -46,10 +46,10 @@ def locate(name: str, revision: str | None = None, *, key: str = MODEL_KEY) -> P
 
 def _locate_in_package(name: str) -> Path:
     module, _, inner = name.removeprefix("package:").partition("/")
-    # find_spec does not import the package, which may pull in frameworks nobody needs here.
+    # find_spec does not import the package, which might load large frameworks.
     try:
         spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:  # a parent of a dotted name
+    except ModuleNotFoundError:  # parent of a dotted name
         spec = None
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(
@@ -73,13 +73,13 @@ def _locate_on_hub(name: str, revision: str | None, key: str) -> Path:
             f"model {name!r}: expected an existing folder or a hub id (owner/name), found neither.",
             _meant(name, key) or "Check the path.",
         ) from None
-    except Exception as error:  # the hub client raises a dozen unrelated types
+    except Exception as error:  # the hub client raises many unrelated types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         reason = textwrap.shorten(reason, 160, placeholder="...")
         raise ModelError(
-            f"model {name!r}: no such folder, and the hub did not give it ({reason}).",
-            f"{_meant(name, key)}Without network: hf download {name} --local-dir FOLDER where "
-            f"there is one, copy the folder to every node, and set {key} to its path.",
+            f"model {name!r}: expected a folder or a model of the hub, found neither ({reason}).",
+            f"{_meant(name, key)}Without network: run hf download {name} --local-dir FOLDER on a "
+            f"connected machine, copy the folder to every node, and set {key} to its path.",
         ) from error
 
 

@@ -1,8 +1,7 @@
-"""What stands around a text for the encoder, and the record of the registry it comes from.
+"""Prompts around queries and passages, and the registry record that they come from.
 
-Instructions in a model's format, and examples. Follows FlagEmbedding 1.4.2:
-`format.format(instruction, text)`, where a literal backslash-n in the format is a line end; no
-instruction, no format.
+Follows FlagEmbedding 1.4.2: `format.format(instruction, text)`, where a literal backslash-n in the
+format is a newline. Without an instruction, the format is not used.
 """
 
 from __future__ import annotations
@@ -17,27 +16,27 @@ from actors.errors import ModelError
 from actors.models.registry import KnownModel, nearest_names, record_of
 
 EXAMPLE_FORMAT = "<instruct>{instruct}\n<query>{query}\n<response>{response}\n\n"
-"""How bge-en-icl reads an example."""
+"""Format of an example for bge-en-icl."""
 EXAMPLE_KEYS = ("instruct", "query", "response")
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Put before and after every text."""
+    """Texts put before and after every query or passage."""
 
     before: str = ""
     after: str = ""
 
     def around(self, text: str) -> str:
-        """The encoder's input."""
+        """Return the text with the prompt around it."""
         return f"{self.before}{text}{self.after}"
 
 
 def prompt_of(instruction: str, template: str, key: str) -> Prompt:
-    """The prompt of an instruction in a format with two {}: instruction and text.
+    """Return the prompt for an instruction; `template` has two {}, for instruction and text.
 
     Raises:
-        ModelError: a format of another shape, naming its key.
+        ModelError: the template does not have two {}; `key` names it in the message.
     """
     parts = template.replace("\\n", "\n").split("{}")
     if len(parts) != 3:
@@ -50,29 +49,29 @@ def prompt_of(instruction: str, template: str, key: str) -> Prompt:
 
 
 def examples_prefix(examples: Sequence[Mapping[str, str]]) -> str:
-    """What bge-en-icl reads before a query: examples of its task, "" for none.
+    """Return the examples that bge-en-icl reads before a query; "" for no examples.
 
     Raises:
-        ModelError: an example that lacks a key.
+        ModelError: an example lacks a key.
     """
     for i, example in enumerate(examples):
         missing = [key for key in EXAMPLE_KEYS if not isinstance(example.get(key), str)]
         if missing:
             raise ModelError(
-                f"model.examples[{i}]: expected {', '.join(EXAMPLE_KEYS)}, each a text; "
+                f"model.examples[{i}]: expected a text for each of {', '.join(EXAMPLE_KEYS)}; "
                 f"{missing[0]} is missing (found {', '.join(example) or 'nothing'})."
             )
     return "".join(EXAMPLE_FORMAT.format_map(example) for example in examples)
 
 
 def find_record(config: ModelConfig, model: Mapping[str, Any]) -> KnownModel | None:
-    """The record that applies to a checkpoint, from its config.json.
+    """Return the registry record for a checkpoint; `model`: its config.json.
 
-    A hub id, and the model that `like` names, must be what their record says; a folder that only
-    bears the name of a published model has its record where it fits.
+    For a hub id or with `like`, the checkpoint must match the record. A local folder with the name
+    of a published model gets its record only if it matches.
 
     Raises:
-        ModelError: no such record, or a checkpoint of another model.
+        ModelError: `like` names no record, or the checkpoint does not match.
     """
     name = config.like or config.name
     record = record_of(name)
@@ -81,7 +80,7 @@ def find_record(config: ModelConfig, model: Mapping[str, Any]) -> KnownModel | N
             near = " or ".join(nearest_names(name))
             raise ModelError(
                 f"model.like: expected a model of the registry, got {config.like!r}.",
-                f"Did you mean {near}?" if near else "python -m pipelines.models lists them.",
+                f"Did you mean {near}?" if near else "List them: python -m pipelines.models",
             )
         return None
     facts = {
@@ -97,33 +96,34 @@ def find_record(config: ModelConfig, model: Mapping[str, Any]) -> KnownModel | N
         return None
     key = wrong[0]
     raise ModelError(
-        f"model {config.name!r}: expected {key} {facts[key]}, as the record of {record.name} says, "
+        f"model {config.name!r}: expected {key} {facts[key]}, as in the record of {record.name}, "
         f"found {model.get(key)} in config.json.",
-        "It is another model: set model.like to what it was made from, or give its folder.",
+        "Set model.like to the published model it was trained from, or model.name to its folder.",
     )
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """What stands around queries and passages."""
+    """The prompts of queries and passages."""
 
     query: Prompt
     passage: Prompt
     examples: str
-    """Before every query."""
+    """Text before every query."""
     query_suffix: str
-    """After every query; where there is one, the query's text is cut before it."""
+    """Text after every query; truncation shortens the query and keeps this text."""
 
 
 _PLAIN = KnownModel(name="", family="", pooling="cls", dim=0, max_length=0)
-"""What applies to a model without a record: no prompts."""
+"""Record for a model without one: no prompts."""
 
 
 def prompts_of(config: ModelConfig, record: KnownModel | None) -> Prompts:
-    """The configuration's, else the record's, else none.
+    """Return the prompts of the configuration, by default those of the record.
 
     Raises:
-        ModelError: a format without its two {}, an example that lacks a key, no such task.
+        ModelError: a format does not have two {}, an example lacks a key, or the record lacks the
+            task.
     """
     record = record or _PLAIN
     query, passage = record.query_instruction, record.passage_instruction

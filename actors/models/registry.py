@@ -1,11 +1,9 @@
-"""What is known of each model and reranker before a file of it is read: one literal record each.
+"""The registry: one record for each published model and reranker.
 
-The 47 names of FlagEmbedding 1.4.2's auto map (inference/embedder/model_mapping.py; the user's job
-there, and filled in here: the instructions' texts), BAAI/llm-embedder, and the rerankers of
-inference/reranker/model_mapping.py. Facts come from the model cards and config.json files; they
-advise, and are checked against a checkpoint, never trusted.
-
-Knows no files, no tokenizer and no torch.
+Contains the 47 models of FlagEmbedding 1.4.2 (inference/embedder/model_mapping.py) with the texts
+of their instructions, which FlagEmbedding leaves to the user, BAAI/llm-embedder, and the rerankers
+of inference/reranker/model_mapping.py. The facts come from model cards and config.json files and
+are checked against the checkpoint. Reads no files and imports no torch.
 """
 
 from __future__ import annotations
@@ -20,40 +18,40 @@ from actors.config import ComputeDtype, Output, Pooling, RerankerKind
 
 @dataclass(frozen=True, kw_only=True)
 class KnownModel:
-    """One published model, and how its authors say to use it for retrieval.
+    """One published model and its recommended use for retrieval.
 
-    A format has two placeholders: instruction, text. Without an instruction the text stands alone.
+    A format has two placeholders, instruction and text. It is not used without an instruction.
     """
 
     name: str
-    """Hub id, owner/name, as published."""
+    """Hub id (owner/name)."""
     family: str
-    """model_type of its config.json: transformers' name, or the checkpoint's own ("new")."""
+    """model_type in config.json: a name of transformers or of the checkpoint's own code ("new")."""
     pooling: Pooling
     dim: int
-    """Dimensions of the dense vector: hidden_size."""
+    """Dimension of dense vectors (hidden_size)."""
     max_length: int
-    """Tokens, special ones included: the limit its card states, else the length its card uses."""
+    """Longest text in tokens, special tokens included: the model card's limit or usual length."""
     outputs: tuple[Output, ...] = ("dense",)
     vocab_size: int | None = None
-    """vocab_size of config.json; None where it could not be checked."""
+    """vocab_size in config.json; None if unknown."""
     query_instruction: str = ""
-    """Text only; the card's own one for retrieval."""
+    """Instruction of the model card for retrieval, without the format."""
     query_format: str = "{}{}"
     passage_instruction: str = ""
     passage_format: str = "{}{}"
     query_suffix: str = ""
-    """Put after the formatted query."""
+    """Text after the formatted query."""
     tasks: Mapping[str, tuple[str, str]] = field(default_factory=dict, hash=False)
-    """Query and passage instruction by task, in place of the two above."""
+    """Query and passage instruction by task; these replace the two instructions above."""
     dtype: ComputeDtype = "float16"
-    """For computing on a GPU."""
+    """Compute type on a GPU."""
     remote_code: bool = False
-    """The checkpoint brings its own model code, and means something else, or nothing, without."""
+    """Whether the model needs the Python code of its checkpoint."""
     license: str = ""
-    """Only where it restricts use."""
+    """License, if it restricts use."""
     note: str = ""
-    """Only what a user must know."""
+    """Hint for the user."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,23 +59,23 @@ class RerankerRecord:
     """One published reranker."""
 
     name: str
-    """Hub id, owner/name."""
+    """Hub id (owner/name)."""
     kind: RerankerKind = "encoder"
     remote_code: bool = False
-    """The checkpoint brings its own model code."""
+    """Whether the model needs the Python code of its checkpoint."""
 
 
 def record_of(name: str) -> KnownModel | None:
-    """The record for a hub id, a bare name or a path, None where there is none.
+    """Return the record for a hub id, a bare name or a path; None for an unknown model.
 
-    The last part of the name decides, as in FlagEmbedding, whoever the owner: a local copy and its
-    `checkpoint-*` folders have the record of the model they are named for.
+    Only the last part of the name counts, as in FlagEmbedding. A local copy and its `checkpoint-*`
+    folders therefore have the record of the model they are named after.
     """
     return _MODEL_BY_NAME.get(_last_part(name))
 
 
 def reranker_record(name: str) -> RerankerRecord | None:
-    """As `record_of`, of a reranker."""
+    """Return the record of a reranker, found as in `record_of`."""
     return _RERANKER_BY_NAME.get(_last_part(name))
 
 
@@ -89,9 +87,9 @@ def _last_part(name: str) -> str:
 
 
 def nearest_names(name: str, published: Iterable[str] | None = None) -> list[str]:
-    """Up to three hub ids that `name` may have been meant for, the nearest first.
+    """Return up to three hub ids similar to `name`, the nearest first.
 
-    `published`: which there are; the embedders' when not given.
+    `published`: the hub ids to search; those of the embedding models when not given.
     """
     published = published or [record.name for record in MODELS]
     known = {each.rpartition("/")[2].lower(): each for each in published}
@@ -140,7 +138,7 @@ def _encoder(
     query_instruction: str = "",
     passage_instruction: str = "",
 ) -> KnownModel:
-    """An encoder of 512 tokens whose instructions, if any, are prefixes."""
+    """Return the record of an encoder with 512 tokens and instructions as prefixes."""
     return KnownModel(
         name=name,
         family=family,
@@ -162,7 +160,7 @@ _gte_qwen = partial(
     query_instruction=_WEB,
     query_format="Instruct: {}\nQuery: {}",
     remote_code=True,
-    note="attends both ways, in its own code; transformers' own qwen2 would attend causally",
+    note="its own code uses bidirectional attention; qwen2 of transformers is causal",
 )
 _qwen3 = partial(
     _decoder,
@@ -216,7 +214,7 @@ MODELS: tuple[KnownModel, ...] = (
         tasks=_LLM_EMBEDDER_TASKS,
         note="instruct queries and passages by task; the default is qa",
     ),
-    # E5: every text has one of the two prefixes, says its card
+    # E5: every text needs one of the two prefixes, according to the model card
     _encoder("intfloat/e5-large-v2", "bert", "mean", 1024, 30522, "query: ", "passage: "),
     _encoder("intfloat/e5-base-v2", "bert", "mean", 768, 30522, "query: ", "passage: "),
     _encoder("intfloat/e5-small-v2", "bert", "mean", 384, 30522, "query: ", "passage: "),
@@ -259,7 +257,7 @@ MODELS: tuple[KnownModel, ...] = (
         dim=768,
         vocab_size=250048,
         note="alibaba-nlp-community/gte-multilingual-base has these weights for "
-        "transformers' own gte",
+        "the gte class of transformers",
     ),
     _long_gte(name="Alibaba-NLP/gte-large-en-v1.5", dim=1024, vocab_size=30528),
     _long_gte(name="Alibaba-NLP/gte-base-en-v1.5", dim=768, vocab_size=30528),
@@ -286,7 +284,7 @@ MODELS: tuple[KnownModel, ...] = (
         query_format="<instruct>{}\n<query>{}",
         dtype="bfloat16",
         license="gemma",
-        note="its card computes in float16, where Gemma 2 is unstable: vLLM refuses that",
+        note="the model card uses float16, in which Gemma 2 is unstable; vLLM refuses float16",
     ),
     _decoder(
         name="BAAI/bge-code-v1",
@@ -297,7 +295,7 @@ MODELS: tuple[KnownModel, ...] = (
         query_instruction="Given a web search query, "
         "retrieve relevant code that can help answer the query.",
         query_format="<instruct>{}\n<query>{}",
-        note="instruct it by task: its card lists 16, this is CosQA's",
+        note="instruct queries by task: the model card lists 16; the default is that of CosQA",
     ),
     _decoder(
         name="BAAI/bge-reasoner-embed-qwen3-8b-0923",
@@ -305,7 +303,7 @@ MODELS: tuple[KnownModel, ...] = (
         dim=4096,
         max_length=8192,
         query_format="Instruct: {}\nQuery: {}",
-        note="instruct it by task, as FlagEmbedding's evaluation/bright/prompts.py does: "
+        note="instruct queries by task, as in FlagEmbedding's evaluation/bright/prompts.py: "
         "'Given a Biology post, retrieve relevant passages that help answer the post.'",
     ),
     _qwen3(name="Qwen/Qwen3-Embedding-0.6B", dim=1024, vocab_size=151669),
@@ -348,9 +346,9 @@ DECODER_KINDS: Mapping[str, RerankerKind] = {
     "LayerWiseMiniCPMForCausalLM": "layerwise",
     "CostWiseGemmaForCausalLM": "lightweight",
 }
-"""Architectures, as config.json names them, that only rerankers have; so do those that end in
-CLASSIFIER."""
+"""Kind by architecture in config.json, for architectures that only rerankers use."""
 CLASSIFIER = "ForSequenceClassification"
+"""End of the architecture's name of other rerankers."""
 
 _MODEL_BY_NAME = {record.name.rpartition("/")[2]: record for record in MODELS}
 _RERANKER_BY_NAME = {record.name.rpartition("/")[2]: record for record in RERANKERS}

@@ -1,4 +1,4 @@
-"""Reranker checkpoints: which files there are, and what kind they are. Imports no torch."""
+"""Find the files of a reranker and determine its kind. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from actors.models.registry import (
 
 @dataclass(frozen=True, kw_only=True)
 class RerankerFiles(Checkpoint):
-    """The resolved facts about one reranker on disk."""
+    """The files of a reranker and its properties."""
 
     name: str
     kind: RerankerKind
     family: Family | None
-    """None for architectures that only rerankers have."""
+    """None for architectures that only rerankers use."""
 
 
 def resolve_reranker(config: RerankerConfig) -> RerankerFiles:
-    """Find the files of `config.name`, and what kind of reranker they are.
+    """Find the files of `config.name` and determine the kind of reranker.
 
     Raises:
-        ModelError: not found, an embedder, an architecture or an option that is not its kind's,
-            code of its own that is not to be run, or fewer positions than `max_length`.
+        ModelError: the model is not found, is an embedder or needs its own code without permission;
+            or its kind does not support the architecture, an option or `max_length`.
     """
     if record_of(config.name) and not Path(config.name).expanduser().is_dir():
-        raise _not_a_reranker(config.name, "an embedder's name")  # before it is downloaded
+        raise _not_a_reranker(config.name, "an embedder's name")  # before the download
     folder = locate(config.name, config.revision, key=RERANKER_KEY)
     model = read_json(folder / "config.json")
     check_tokenizer(f"reranker {config.name!r}", folder)
@@ -55,8 +55,8 @@ def resolve_reranker(config: RerankerConfig) -> RerankerFiles:
     remote = "auto_map" in model and (record is None or record.remote_code) and kind == "encoder"
     if remote and not config.trust_remote_code:
         raise ModelError(
-            f"reranker {config.name!r}: needs the Python code of its repository, which is not run "
-            "unless the configuration says so.",
+            f"reranker {config.name!r}: needs the Python code of its repository, which only runs "
+            "if the configuration allows it.",
             "Read that code, then set trust_remote_code=true (batches are padded: slower).",
         )
     families = {"encoder": ENCODERS, "llm": DECODERS}.get(kind)
@@ -64,9 +64,8 @@ def resolve_reranker(config: RerankerConfig) -> RerankerFiles:
     if families is not None and found not in families and not remote:
         raise ModelError(
             f"reranker {config.name!r}: expected an architecture among "
-            f"{', '.join(sorted(families))} for one of kind {kind}, found {found!r} in "
-            "config.json.",
-            "Use a model of one of these.",
+            f"{', '.join(sorted(families))} for kind {kind}, found {found!r} in config.json.",
+            "Use a model with one of these architectures.",
         )
     _refuse_options(config, kind)
     family = FAMILIES.get(str(found))
@@ -91,12 +90,12 @@ def _not_a_reranker(name: str, found: str, record: RerankerRecord | None = None)
     wanted = f"a reranker of kind {record.kind}" if record else "a reranker"
     return ModelError(
         f"reranker {name!r}: expected {wanted}, found {found}.",
-        "An embedder gives vectors: name it as model.name." if not record else "",
+        "An embedder computes vectors: set it as model.name." if not record else "",
     )
 
 
 def _refuse_options(config: RerankerConfig, kind: RerankerKind) -> None:
-    """Those that mean nothing to a kind of reranker: the scores would not be what was asked."""
+    """Raise ModelError for options that this kind of reranker would ignore."""
     for key, kinds in (
         ("prompt", ("llm", "layerwise", "lightweight")),
         ("cutoff_layers", ("layerwise", "lightweight")),
@@ -106,5 +105,5 @@ def _refuse_options(config: RerankerConfig, kind: RerankerKind) -> None:
             raise ModelError(
                 f"reranker.{key}: expected none for a reranker of kind {kind} ({config.name}), got "
                 f"{getattr(config, key)!r}.",
-                f"It is for {', '.join(kinds)}.",
+                f"Remove it; only rerankers of kind {', '.join(kinds)} use it.",
             )

@@ -1,7 +1,7 @@
-"""A tiny random-weight M3 in the real file formats: XLM-R backbone, both heads, tokenizer.
+"""Create a tiny M3 model with random weights in the real file formats, for tests and debugging.
 
-For debugging a pipeline in seconds, tests and CI. Its vectors mean nothing; every file of it is
-loaded by exactly the code that loads BAAI/bge-m3. Seeded: every machine writes the same weights.
+It has an XLM-R backbone, both heads and a tokenizer, and is loaded by the same code as BAAI/bge-m3.
+Its vectors have no meaning. The weights are seeded and equal on every machine.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 from actors.models.cache import cache_home
 
 HIDDEN = 64
-_VERSION = "1"  # part of the folder's name: raise it when anything written here changes
+_VERSION = "1"  # part of the folder's name: increase it when the files change
 _SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
 
 
 def ensure_tiny_m3(cache: Path | None = None) -> Path:
-    """The model's folder, written on first use; atomic, so that several actors may race to it."""
+    """Return the model's folder, creating it atomically at the first use."""
     cache = cache or cache_home()
     folder = cache / f"tiny-m3-{_VERSION}"
     if folder.exists():
@@ -29,11 +29,11 @@ def ensure_tiny_m3(cache: Path | None = None) -> Path:
     staging = Path(tempfile.mkdtemp(prefix=".tiny-m3-", dir=cache))
     try:
         _write(staging)
-        staging.chmod(0o755)  # mkdtemp's 0700 would hide it from other users of the node
+        staging.chmod(0o755)  # mkdtemp sets 0700, which excludes other users
         try:
             staging.rename(folder)
         except OSError:
-            if not folder.exists():  # else another process was first, with the same bytes
+            if not folder.exists():  # otherwise another process has written the same files
                 raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -71,7 +71,7 @@ def _write(folder: Path) -> None:
 
 
 def _vocabulary() -> list[tuple[str, float]]:
-    """Special tokens, then single characters and letter pairs, with or without a word start."""
+    """Return special tokens, single characters and letter pairs, with and without word start."""
     letters = string.ascii_letters + string.digits
     singles = [*letters, *string.punctuation, "▁", *(f"▁{c}" for c in letters)]
     lower = string.ascii_lowercase

@@ -1,4 +1,1 @@
-"""From texts to token ids, for passages, queries and pairs.
-
-Loads no torch.
-"""
+"""Tokenise passages, queries and pairs. Imports no torch."""

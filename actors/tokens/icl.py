@@ -1,8 +1,8 @@
-"""Queries of in-context learning (bge-en-icl): examples before them, a suffix after them.
+"""Tokenise queries for in-context learning (bge-en-icl), with examples before and a suffix after.
 
-FlagEmbedding 1.4.2's rule (ICLLLMEmbedder.encode_queries_single_device): the formatted query is
-tokenised without special tokens, cut so that it and the suffix fit `max_length`, and decoded; then
-examples, query and suffix are tokenised as one text, cut at a length that leaves room for all.
+As in FlagEmbedding 1.4.2 (ICLLLMEmbedder.encode_queries_single_device), the formatted query is
+tokenised without special tokens, truncated so that query and suffix fit `max_length`, and decoded.
+Examples, query and suffix are then tokenised as one text, truncated to a length with room for all.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from actors.tokens.tokenizer_files import load_tokenizer
 
 
 def query_tokenizer(files: ModelFiles) -> TextTokenizer | IclQueryTokenizer:
-    """The tokenizer a model's queries need."""
+    """Return the tokenizer for a model's queries."""
     prompts = files.prompts
     if prompts.query_suffix or prompts.examples:
         return IclQueryTokenizer(files.folder, files.query_max_length, prompts)
@@ -27,10 +27,10 @@ def query_tokenizer(files: ModelFiles) -> TextTokenizer | IclQueryTokenizer:
 
 
 class IclQueryTokenizer:
-    """Text to token ids, as `TextTokenizer.tokenize`."""
+    """A query tokenizer with the `tokenize` method of `TextTokenizer`."""
 
     def __init__(self, folder: Path, max_length: int, prompts: Prompts) -> None:
-        """`max_length` is the query's own: examples come on top."""
+        """`max_length`: limit of the query without the examples, in tokens."""
         self._tokenizer = load_tokenizer(folder)
         self._prompts = prompts
         own = len(self._bare("<s>")) + len(self._bare(f"{prompts.query_suffix}</s>"))
@@ -39,7 +39,7 @@ class IclQueryTokenizer:
         self.max_length = (around + max_length + 8) // 8 * 8 + 8
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
-        """Token ids of each query, special tokens on."""
+        """Return the token ids of each query, special tokens included."""
         queries, cut = [], []
         for text in texts:
             ids = self._bare(self._prompts.query.around(text))

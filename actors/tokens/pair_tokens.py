@@ -1,4 +1,4 @@
-"""Pairs as token ids: what a tokenizer makes of them, and how they travel as an Arrow column."""
+"""Token ids of pairs, as numpy arrays and as an Arrow column."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 import pyarrow as pa
 
 PAIR_TOKENS_TYPE = pa.struct([("ids", pa.list_(pa.int32())), ("passage_start", pa.int32())])
-"""A pair's token ids, and how many of them come before those of its passage."""
+"""Token ids of a pair, and the number of tokens before its passage."""
 
 
 @dataclass(frozen=True)
 class PairShape:
-    """What all pairs of one tokenizer have in common."""
+    """Properties that all pairs of one tokenizer share."""
 
     types: tuple[int, int]
-    """Token type of everything up to the passage, and from there on."""
+    """Token type before the passage, and from the passage on."""
     tail: int
-    """Tokens after those of the passage."""
+    """Number of tokens after the passage."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,17 @@ class PairTokens:
     """Token ids of N pairs; pair i is values[offsets[i]:offsets[i + 1]]."""
 
     values: np.ndarray
-    """int32 [T]."""
+    """Token ids, int32 [T]."""
     offsets: np.ndarray
-    """int64 [N + 1]."""
+    """Start of each pair and the end of the last, int64 [N + 1]."""
     types: np.ndarray
-    """int32 [T]: 1 for tokens of the second text, where the model tells them apart; else 0."""
+    """Token types, int32 [T]; all 0 for a model without types."""
     passage_starts: np.ndarray
-    """int64 [N]: how many tokens of a pair come before those of its passage."""
+    """Number of tokens before the passage of each pair, int64 [N]."""
     tail: int
-    """How many come after them in every pair."""
+    """Number of tokens after the passage of every pair."""
     truncated: np.ndarray
-    """bool [N]."""
+    """Whether the pair was truncated to the reranker's `max_length`, bool [N]."""
 
     @staticmethod
     def of(
@@ -48,7 +48,7 @@ class PairTokens:
         truncated: np.ndarray,
         shape: PairShape,
     ) -> PairTokens:
-        """With the types of a tokenizer's pairs."""
+        """Create an object, computing the token types from `shape`."""
         lengths = np.diff(offsets)
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
         is_second = within >= np.repeat(passage_starts, lengths)
@@ -58,10 +58,10 @@ class PairTokens:
 
     @staticmethod
     def from_arrow(column: pa.StructArray | pa.ChunkedArray, shape: PairShape) -> PairTokens:
-        """The inverse of `to_arrow`, but that nothing is `truncated`."""
+        """Convert a column of PAIR_TOKENS_TYPE; `truncated` is all false."""
         if isinstance(column, pa.ChunkedArray):
             column = column.combine_chunks()
-        ids, starts = column.flatten()  # of a slice: those of its rows
+        ids, starts = column.flatten()  # respects the offset of a sliced array
         offsets = ids.offsets.to_numpy().astype(np.int64)
         return PairTokens.of(
             values=ids.flatten().to_numpy(),
@@ -72,18 +72,18 @@ class PairTokens:
         )
 
     def to_arrow(self) -> pa.StructArray:
-        """A column of PAIR_TOKENS_TYPE."""
+        """Return a column of PAIR_TOKENS_TYPE, without `truncated`."""
         ids = pa.ListArray.from_arrays(pa.array(self.offsets, pa.int32()), pa.array(self.values))
         starts = pa.array(self.passage_starts, pa.int32())
         return pa.StructArray.from_arrays([ids, starts], fields=list(PAIR_TOKENS_TYPE))
 
     @property
     def lengths(self) -> np.ndarray:
-        """int64 [N]: tokens of each pair."""
+        """Number of tokens of each pair, int64 [N]."""
         return np.diff(self.offsets)
 
     def part(self, start: int, stop: int) -> PairTokens:
-        """Pairs `start` to `stop`."""
+        """Return pairs [start, stop)."""
         first, last = self.offsets[start], self.offsets[stop]
         return PairTokens(
             values=self.values[first:last],
@@ -96,7 +96,7 @@ class PairTokens:
 
     @staticmethod
     def joined(parts: Sequence[PairTokens]) -> PairTokens:
-        """All pairs of some parts, at least one, that one tokenizer made."""
+        """Concatenate one or more parts of the same tokenizer."""
         lengths = np.concatenate([part.lengths for part in parts])
         return PairTokens(
             values=np.concatenate([part.values for part in parts]),
@@ -108,9 +108,9 @@ class PairTokens:
         )
 
     def cut_passages(self, most: int) -> tuple[PairTokens, np.ndarray]:
-        """Pairs whose passages have at most `most` tokens each, and which of them were cut for it.
+        """Truncate passages to `most` tokens; return the pairs and which of them changed, bool [N].
 
-        `truncated` stays what it was: it says of pairs that were too long for the reranker.
+        `truncated` does not change: it only reports pairs that were too long for the reranker.
         """
         lengths = self.lengths
         passages = lengths - self.passage_starts - self.tail
@@ -127,7 +127,7 @@ class PairTokens:
         return cut, is_cut
 
     def rows(self) -> list[list[int]]:
-        """The ids of each pair."""
+        """Return the ids of each pair."""
         return [
             self.values[start:stop].tolist()
             for start, stop in zip(self.offsets[:-1], self.offsets[1:], strict=True)

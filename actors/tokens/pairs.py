@@ -1,6 +1,6 @@
-"""Pairs of a query and a passage as token ids, each text tokenised once.
+"""Tokenise pairs of a query and a passage, each distinct text once.
 
-Ids are put together, never decoded and tokenised again, as FlagEmbedding does up to transformers 4
+Token ids are joined without decoding, as FlagEmbedding does with transformers 4
 (inference/reranker: `tokenizer.prepare_for_model(..., truncation="only_second")`).
 """
 
@@ -32,21 +32,21 @@ LIGHTWEIGHT_PROMPT = "Predict whether passage B contains an answer to query A."
 
 
 class PairTokenizer(Protocol):
-    """What turns pairs into token ids."""
+    """Interface of the tokenizers of pairs."""
 
     @property
     def shape(self) -> PairShape:
-        """What all of its pairs have in common."""
+        """Properties that all pairs share."""
 
     def tokenize(self, pairs: Sequence[Pair], *, keep_end: bool = False) -> PairTokens:
-        """In the order given; `keep_end`: a text that is too long loses its beginning."""
+        """Tokenise pairs in order; `keep_end`: truncate a long text at its beginning."""
 
 
 def load_pair_tokenizer(files: RerankerFiles, config: RerankerConfig) -> PairTokenizer:
-    """The tokenizer of a reranker, as its kind puts two texts together.
+    """Return the tokenizer for this kind of reranker.
 
     Raises:
-        ModelError: lengths that leave no room for a passage, or no tokenizer there.
+        ModelError: the lengths leave no room for a passage, or there is no tokenizer.
     """
     if files.kind == "encoder":
         return EncoderPairs(files.folder, config)
@@ -54,7 +54,7 @@ def load_pair_tokenizer(files: RerankerFiles, config: RerankerConfig) -> PairTok
 
 
 def prompt_of(kind: RerankerKind, config: RerankerConfig) -> str:
-    """What comes after a pair; nothing for cross-encoders."""
+    """Return the prompt after a pair; "" for cross-encoders."""
     if kind == "encoder":
         return ""
     own = LIGHTWEIGHT_PROMPT if kind == "lightweight" else LLM_PROMPT
@@ -62,12 +62,10 @@ def prompt_of(kind: RerankerKind, config: RerankerConfig) -> str:
 
 
 class EncoderPairs:
-    """`<s> query </s></s> passage </s>`, or whatever the tokenizer's template for pairs says."""
+    """Tokenises by the tokenizer's template for pairs, as in `<s> query </s></s> passage </s>`."""
 
     def __init__(self, folder: Path, config: RerankerConfig) -> None:
-        """Raises:
-        ModelError: no tokenizer there, or lengths that leave no room for a passage.
-        """
+        """Raise ModelError if there is no tokenizer or the lengths leave no room for a passage."""
         self._tokenizer = load_tokenizer(folder)
         self._template = _Template.of(self._tokenizer, folder)
         self.shape = PairShape(self._template.types, len(self._template.parts[2]))
@@ -80,13 +78,13 @@ class EncoderPairs:
             )
         if self._query_limit >= room:
             raise ModelError(
-                f"reranker.query_max_length: expected less than {room} (max_length less "
+                f"reranker.query_max_length: expected less than {room} (max_length minus "
                 f"{self._template.special} special tokens), got {self._query_limit}.",
                 "Raise max_length, or lower query_max_length.",
             )
 
     def tokenize(self, pairs: Sequence[Pair], *, keep_end: bool = False) -> PairTokens:
-        """As `PairTokenizer`."""
+        """Tokenise pairs in order, as `PairTokenizer.tokenize`."""
         queries = _ids(self._tokenizer, [query for query, _ in pairs])
         passages = _ids(self._tokenizer, [passage for _, passage in pairs])
         before, between, after = self._template.parts
@@ -101,12 +99,10 @@ class EncoderPairs:
 
 
 class PromptedPairs:
-    """`<bos> A: query \\n B: passage \\n prompt`, for models that go on writing."""
+    """Tokenises as `<bos> A: query \\n B: passage \\n prompt`, for LLM rerankers."""
 
     def __init__(self, folder: Path, config: RerankerConfig, prompt: str) -> None:
-        """Raises:
-        ModelError: no tokenizer there.
-        """
+        """Raise ModelError if there is no tokenizer."""
         self._tokenizer = load_tokenizer(folder)
         self._query_limit, self._limit = _limits(config)
         self._separator = _ids(self._tokenizer, ["\n"])["\n"]
@@ -118,14 +114,14 @@ class PromptedPairs:
         self._bos = [bos] if bos is not None and bos != pad else []
 
     def first_id(self, text: str) -> int:
-        """The first token of a text, such as "Yes"."""
+        """Return the first token id of a text, such as "Yes"."""
         return _ids(self._tokenizer, [text])[text][0]
 
     def tokenize(self, pairs: Sequence[Pair], *, keep_end: bool = False) -> PairTokens:
-        """As `PairTokenizer`."""
+        """Tokenise pairs in order, as `PairTokenizer.tokenize`."""
         queries = _ids(self._tokenizer, [query for query, _ in pairs], "A: ")
         passages = _ids(self._tokenizer, [passage for _, passage in pairs], "B: ")
-        most = self._limit + len(self._tail)  # upstream: max_length + |separator| + |prompt|
+        most = self._limit + len(self._tail)  # FlagEmbedding: max_length + |separator| + |prompt|
         rows: list[_Row] = []
         for query, passage in pairs:
             first, second = queries[query], passages[passage]
@@ -137,7 +133,7 @@ class PromptedPairs:
 
 
 def _ids(tokenizer: Tokenizer, texts: Sequence[str], prefix: str = "") -> dict[str, list[int]]:
-    """Token ids by text, without special tokens; `prefix` is before each."""
+    """Return {text: token ids of prefix + text}, without special tokens."""
     different = list(dict.fromkeys(texts))
     found = tokenizer.encode_batch_fast(
         [prefix + text for text in different], add_special_tokens=False
@@ -150,12 +146,12 @@ _LEAST_ROOM = 2  # a token of the query and one of the passage
 
 @dataclass(frozen=True)
 class _Template:
-    """What a tokenizer puts around two texts."""
+    """The special tokens that a tokenizer puts around two texts."""
 
     parts: tuple[list[int], list[int], list[int]]
-    """Before the first, between them, after the second."""
+    """Token ids before the first text, between the texts and after the second."""
     types: tuple[int, int]
-    """Token type of everything up to the second text, and from there on."""
+    """Token type before the second text, and from the second text on."""
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, folder: Path) -> _Template:
@@ -178,7 +174,7 @@ class _Template:
 
 
 _Row = tuple[list[int], list[int], bool]
-"""A pair's ids up to its passage, its ids from there on, and whether a text was cut."""
+"""Token ids before the passage, ids from the passage on, and whether a text was truncated."""
 
 
 def _tokens(rows: Sequence[_Row], shape: PairShape) -> PairTokens:

@@ -1,7 +1,7 @@
-"""Text to token ids, exactly as tokenizer.json says.
+"""Tokenise texts exactly as defined in tokenizer.json.
 
-The pipeline in tokenizer.json is run by the `tokenizers` library itself: transformers 5 rebuilds
-some pipelines (XLM-R) from the vocabulary and gives other ids. Knows no torch and no model.
+The `tokenizers` library runs the pipeline directly, because transformers 5 rebuilds some pipelines
+(XLM-R) from the vocabulary and returns other ids. Imports no torch.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from actors.tokens.tokenizer_files import load_tokenizer
 TOKENS_COLUMN = "input_ids"
 """Name of the list<int32> column of a token block."""
 
-# A text is first cut at so many characters a token: few texts need a second, longer cut.
+# A text is first cut at this many characters per token; few texts need a second, longer cut.
 _CHARACTERS_PER_TOKEN = 16
 _LEAST_CHARACTERS = 1_024
 _LONGER = 8
 
-# Where a word is so long that it has to be cut: sentencepiece's longest piece, the longest word
-# that WordPiece does not give up on, and the length from which a run of one character ("-----"),
-# whose tokens may depend on its length to the end, is cut all the same.
+# Limits for cutting inside a long word: the longest piece of sentencepiece, the longest word that
+# WordPiece splits, and the length from which a run of one character ("-----") is cut, although its
+# tokens may depend on its total length.
 _LONGEST_TOKEN = 16
 _LONGEST_WHOLE_WORD = 100
 _ENDLESS_WORD = 1 << 20
 
-# Encodings weigh some hundred bytes a token: they are made and let go in batches of this size.
+# Encodings take a few hundred bytes per token, so texts are encoded in batches of this size.
 _BATCH_CHARACTERS = 1 << 20
 
 
@@ -45,34 +45,34 @@ class TokenizedTexts:
     """Token ids of several texts as one flat buffer: the layout of an Arrow ListArray."""
 
     values: np.ndarray
-    """int32 [total tokens], special tokens included."""
+    """Token ids of all texts, special tokens included, int32 [tokens]."""
     offsets: np.ndarray
-    """int32 [texts + 1]."""
+    """Start of each text in `values` and the end of the last, int32 [texts + 1]."""
     truncated: np.ndarray
-    """bool [texts]: the text had more tokens than fit."""
+    """Whether the text was truncated, bool [texts]."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     @classmethod
     def from_rows(cls, rows: Sequence[np.ndarray], truncated: Sequence[bool]) -> TokenizedTexts:
-        """One text a row of int32 ids."""
+        """Join one array of int32 ids per text."""
         offsets = np.zeros(len(rows) + 1, dtype=np.int32)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
         values = np.concatenate([np.empty(0, dtype=np.int32), *rows])
         return cls(values, offsets, np.array(truncated, dtype=bool))
 
     def rows(self) -> list[np.ndarray]:
-        """The ids of each text, as views."""
+        """Return the ids of each text as views."""
         return np.split(self.values, self.offsets[1:-1]) if len(self) else []
 
     @property
     def lengths(self) -> np.ndarray:
-        """int32 [texts]: tokens of each text."""
+        """Number of tokens of each text, int32 [texts]."""
         return np.diff(self.offsets)
 
     def to_arrow(self) -> pa.ListArray:
-        """The same two buffers as list<int32>, without a copy."""
+        """Return the ids as a list<int32> array without a copy."""
         return pa.ListArray.from_arrays(pa.array(self.offsets), pa.array(self.values))
 
 
@@ -81,26 +81,26 @@ class TokenSpan(NamedTuple):
 
     id: int
     token: str
-    """The vocabulary's entry."""
+    """Entry of the vocabulary."""
     special: bool
     start: int | None
-    """First character in the text; None where it is not the text's: special, or the prompt's."""
+    """First character in the text; None for a special token or a token of the prompt."""
     stop: int | None
 
 
 def encoder_input(title: str | None, text: str) -> str:
-    """What is encoded of a passage: its title and a newline before it, nothing for a blank title.
+    """Return the passage with its title and a newline before it, unless the title is blank.
 
-    An instruction comes around this; `TextTokenizer` adds it.
+    `TextTokenizer` adds the instruction.
     """
     return f"{title}\n{text}" if title and not title.isspace() else text
 
 
 class TextTokenizer:
-    """A model's tokenizer with its padding off, its truncation ours, a prompt around each text.
+    """A model's tokenizer, which adds a prompt to each text, truncates and does not pad.
 
-    One tokenizer in memory (400 MB for XLM-R's vocabulary), whose truncation is switched as
-    needed: threads may share it only while they ask for the same limit.
+    It keeps one tokenizer in memory (400 MB for XLM-R) and changes its truncation as needed.
+    Threads may share it only if they use the same limit.
     """
 
     def __init__(self, folder: Path, max_length: int, prompt: Prompt = _NO_PROMPT) -> None:
@@ -111,14 +111,14 @@ class TextTokenizer:
         self._limit: int | None = max_length
         self._tokenizer.enable_truncation(max_length)
         self.overhead = len(self._tokenizer.encode(prompt.around("")).ids)
-        """Tokens that are not the text's own: special ones and the prompt's."""
+        """Number of special tokens and tokens of the prompt."""
 
     def tokenize(self, texts: Sequence[str], limit: int | None = None) -> TokenizedTexts:
-        """Token ids of each text, special tokens on, cut at `limit` (`max_length` at most).
+        """Return the token ids of each text, special tokens included, truncated to `limit`.
 
-        Takes time for what is kept, not for what is cut off: a text's first words have the same
-        tokens whatever follows them, so that only as much is tokenised as fills the limit. (But a
-        text that begins with one word of a million characters may have others.)
+        `limit`: at most `max_length`, which is the default. Only as much of a text is tokenised as
+        fills the limit, because the tokens of its first words do not depend on the rest. A text
+        that begins with a word of a million characters may get other tokens.
         """
         limit = min(limit or self.max_length, self.max_length)
         rows: list[np.ndarray] = []
@@ -130,21 +130,21 @@ class TextTokenizer:
         return TokenizedTexts.from_rows(rows, truncated)
 
     def token(self, token_id: int) -> str:
-        """The vocabulary's entry; "" for an id it has not."""
+        """Return the vocabulary's entry of an id; "" for an unknown id."""
         return self._tokenizer.id_to_token(token_id) or ""
 
     def count(self, text: str) -> int:
-        """How many tokens `tokenize` would give without a limit."""
+        """Return the number of tokens of the text with its prompt, without truncation."""
         self._cut_at(None)
         return len(self._tokenizer.encode(self.prompt.around(text)).ids)
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        """The characters [start, end) of each token of the text alone: no prompt, no cut."""
+        """Return the characters [start, end) of each token, without prompt or truncation."""
         self._cut_at(None)
         return self._tokenizer.encode(text, add_special_tokens=False).offsets
 
     def pieces(self, text: str) -> list[TokenSpan]:
-        """The tokens of a text and of what comes around it, uncut."""
+        """Return all tokens of the text, the prompt and special tokens, without truncation."""
         self._cut_at(None)
         found = self._tokenizer.encode(self.prompt.around(text))
         before, length = len(self.prompt.before), len(text)
@@ -169,7 +169,7 @@ class TextTokenizer:
         return found
 
     def _encode_more(self, text: str, tried: int, size: int) -> Encoding:
-        """A text whose first `tried` characters, all words within `size`, have too few tokens."""
+        """Encode a text whose first `tried` of `size` characters had too few tokens."""
         while True:
             if tried < size // 2 and (found := self._encode_in_word(text, size)):
                 return found
@@ -181,10 +181,10 @@ class TextTokenizer:
             tried = len(head)
 
     def _encode_in_word(self, text: str, size: int) -> Encoding | None:
-        """A text cut inside a word, or none where what follows could change the tokens kept.
+        """Encode a text cut inside a word; return None if the rest could change the kept tokens.
 
-        The best tokens of a longer text begin with those of one of its heads that end less than
-        a token before the cut: where these agree, the tokens do not depend on what follows.
+        The tokens of the whole text begin with those of a prefix that ends within one token before
+        the cut. If the tokens of all such prefixes agree, they do not depend on the rest.
         """
         found = self._tokenizer.encode(self._input(text, text[:size]))
         if not found.overflowing:
@@ -197,7 +197,7 @@ class TextTokenizer:
         return found
 
     def _input(self, text: str, head: str) -> str:
-        """The encoder's input, as far as a head of the text decides it."""
+        """Return the text with its prompt, or the start of it if `head` is only a prefix."""
         return self.prompt.around(text) if len(head) == len(text) else self.prompt.before + head
 
     def _cut_at(self, limit: int | None) -> None:
@@ -211,7 +211,7 @@ class TextTokenizer:
 
 
 def _head(text: str, size: int) -> str:
-    """The words that end within the first `size` characters: none where the first is longer."""
+    """Return the whole words within the first `size` characters; "" if the first is longer."""
     if len(text) <= size:
         return text
     stop = max(text.rfind(" ", 0, size), text.rfind("\n", 0, size), 0)
@@ -219,7 +219,7 @@ def _head(text: str, size: int) -> str:
 
 
 def _batches(texts: Sequence[str], most: int) -> Iterator[Sequence[str]]:
-    """Runs of texts of which no more than `most` characters each are looked at."""
+    """Yield batches of about _BATCH_CHARACTERS, counting at most `most` characters per text."""
     start = size = 0
     for i, text in enumerate(texts):
         size += min(len(text), most)

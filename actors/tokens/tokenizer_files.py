@@ -1,4 +1,4 @@
-"""A model folder's tokenizer: its pipeline as it is, and which of its tokens mean no word."""
+"""Load the tokenizer of a model folder and find its special tokens."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from tokenizers import Tokenizer, processors
 from actors.errors import ModelError
 from actors.models.files import read_json
 
-# Special tokens that carry no lexical meaning (FlagEmbedding's list, plus BERT's [SEP], which is
-# XLM-R's eos under another name).
+# Special tokens without lexical meaning: FlagEmbedding's list and BERT's [SEP], which corresponds
+# to eos in XLM-R.
 _NON_LEXICAL = ("cls_token", "sep_token", "eos_token", "pad_token", "unk_token")
 
 
 def non_lexical_ids(folder: Path) -> frozenset[int]:
-    """Ids that never enter a sparse vector: cls, sep, eos, pad and unk (mask is kept).
+    """Return the ids that never enter a sparse vector: cls, sep, eos, pad and unk (not mask).
 
-    From special_tokens_map.json and tokenizer_config.json, resolved through tokenizer.json.
+    Their names come from special_tokens_map.json and tokenizer_config.json.
     """
     tokenizer, records = load_tokenizer(folder), token_records(folder)
     ids = (special_id(tokenizer, record, key) for record in records for key in _NON_LEXICAL)
@@ -26,19 +26,19 @@ def non_lexical_ids(folder: Path) -> frozenset[int]:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The pipeline of `folder`/tokenizer.json, with the special tokens its configuration asks for.
+    """Load `folder`/tokenizer.json with the special tokens that its configuration requests.
 
-    It neither pads, as some published files do (to 128), nor truncates.
+    Padding and truncation are off; some published files pad to 128 tokens.
 
     Raises:
-        ModelError: missing or damaged.
+        ModelError: the file is missing or damaged.
     """
     path = folder / "tokenizer.json"
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust side raises nothing narrower
+    except Exception as error:  # tokenizers raises no narrower type
         raise ModelError(
-            f"{path}: expected a tokenizer, found: {error!s:.120}.", "Download it again."
+            f"{path}: expected a tokenizer, found: {error!s:.120}.", "Download the file again."
         ) from error
     _add_configured_tokens(tokenizer, folder)
     tokenizer.no_padding()
@@ -47,10 +47,10 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def _add_configured_tokens(tokenizer: Tokenizer, folder: Path) -> None:
-    """Llama-like tokenizers (Mistral, Gemma): `add_eos_token` counts, whatever tokenizer.json does.
+    """Add the tokens of `add_bos_token` and `add_eos_token`, as transformers does.
 
-    transformers makes a post-processor of it when it loads one; without the last token a decoder
-    that is pooled there gives plausible, wrong vectors.
+    Llama-like tokenizers (Mistral, Gemma) may lack them in tokenizer.json. Without the eos token a
+    decoder with last-token pooling returns plausible, wrong vectors.
     """
     path = folder / "tokenizer_config.json"
     config = read_json(path) if path.exists() else {}
@@ -75,14 +75,14 @@ def _add_configured_tokens(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def token_records(folder: Path) -> Iterator[dict[str, object]]:
-    """What special_tokens_map.json, then tokenizer_config.json say, where they exist."""
+    """Yield special_tokens_map.json and tokenizer_config.json, if they exist."""
     for filename in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / filename).exists():
             yield read_json(folder / filename)
 
 
 def special_id(tokenizer: Tokenizer, record: dict[str, object], key: str) -> int | None:
-    """Look up a special token, where such a file names it."""
+    """Return the id of the special token that `record` names under `key`; None if it has none."""
     token = record.get(key)
     if isinstance(token, dict):
         token = token.get("content")
