@@ -2,6 +2,7 @@
 
     encoder = load_encoder(ModelConfig(name="BAAI/bge-m3", outputs=("dense", "sparse", "colbert")))
     encoder.encode_passages(["Ray is a distributed engine."])     # pyarrow.Table with one row
+    encoder.encode_queries(["what is ray"])["dense"]              # pyarrow.ChunkedArray
 
 A table has one row for each text, in input order, and one column for each output:
 
@@ -54,6 +55,7 @@ class Encoder:
         self, *, files: ModelFiles, forward: Forward, heads: OutputHeads, info: EncoderInfo
     ) -> None:
         self.info = info
+        """Properties of the model, such as `dim`, `max_length` and `space_fingerprint`."""
         self._forward = forward
         self._heads = heads
         # Windows queued on the device while the host converts the previous one to columns.

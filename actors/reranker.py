@@ -2,6 +2,7 @@
 
     reranker = load_reranker(RerankerConfig(name="BAAI/bge-reranker-v2-m3"))
     reranker.score([("what is ray", "Ray is a distributed engine.")])     # float32, shape [1]
+    reranker.score(pairs, normalize=True)                                 # values from 0 to 1
 
 Pairs are packed without padding: a hundred passages of one query take a few forward passes of
 about equal numbers of tokens. Each distinct query is tokenised once per call. Shape suffixes: N
@@ -58,6 +59,7 @@ class Reranker:
         max_batch_tokens: int | None,
     ) -> None:
         self.info = info
+        """Properties of the reranker, such as `kind`, `max_length` and `cutoff_layers`."""
         self._pairs, self._scorer = pairs, scorer
         self._device = torch.device(info.device)
         self._first_position = first_position

@@ -131,11 +131,7 @@ class SimulatedEncoder:
 
 
 def load_simulated(config: ModelConfig) -> SimulatedEncoder:
-    """Return a simulated encoder with the speed `config.simulated_tokens_per_second`.
-
-    Raises:
-        ModelError: the model is not found or lacks a head.
-    """
+    """Return a simulated encoder for the configuration; raise as `resolve_model`."""
     assert config.simulated_tokens_per_second, "the configuration sets a speed"
     device = SimulatedDevice(config.simulated_tokens_per_second)
     return SimulatedEncoder(config, resolve_model(config), device)

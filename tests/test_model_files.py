@@ -176,8 +176,8 @@ FAMILIES = "among bert, gemma, gemma2, mistral, qwen2, qwen3, roberta, xlm-rober
         # sentence-transformers concatenates two: neither alone is this model's vector.
         ({POOLING: {CLS: True, MEAN: True}}, POOLINGS + CLS, "Set model.pooling."),
         ({"modules.json": MODULES}, "found Dense", "use another checkpoint"),
-        ({"config.json": {"model_type": "t5"}}, FAMILIES + "'t5'", "Use a model of one of these"),
-        ({"config.json": {"model_type": None}}, FAMILIES + "None", "Use a model of one of these"),
+        ({"config.json": {"model_type": "t5"}}, FAMILIES + "'t5'", "Use a model with one of these"),
+        ({"config.json": {"model_type": None}}, FAMILIES + "None", "Use a model with one of these"),
         *(
             ({name: content}, f"{name}: expected a JSON object", "")
             for name in ("config.json", "tokenizer_config.json", POOLING)
@@ -195,7 +195,7 @@ FAMILIES = "among bert, gemma, gemma2, mistral, qwen2, qwen3, roberta, xlm-rober
         (
             {"config.json": {"architectures": ["BertForSequenceClassification"]}},
             "found a reranker (BertForSequenceClassification)",
-            "name it as reranker.name.",
+            "set it as reranker.name.",
         ),
     ],
     ids=str,
@@ -234,13 +234,17 @@ RERANKER = "expected an embedder, found a reranker"
 @pytest.mark.parametrize(
     ("name", "said", "remedy"),
     [
-        ("owner/name", "'owner/name': no such folder, and the hub did not give it", "Without netw"),
+        (
+            "owner/name",
+            "'owner/name': expected a folder or a model of the hub, found neither",
+            "Without netw",
+        ),
         *((name, NEITHER.format(name), "Check the path.") for name in ("/no/such", "a/b/c", "a b")),
         ("package:no_such/model", "'no_such', which is not installed", "pip install no-such"),
         ("package:no_such.inner/x", "'no_such.inner', which is not installed", "pip install no-s"),
-        ("BAAI/bge-reranker-v2-m3", f"{RERANKER}.", "name it as reranker.name"),  # not downloaded
+        ("BAAI/bge-reranker-v2-m3", f"{RERANKER}.", "set it as reranker.name"),  # not downloaded
         *(
-            (MODELS / name, f"{RERANKER} ({found}).", "name it as reranker.name")
+            (MODELS / name, f"{RERANKER} ({found}).", "set it as reranker.name")
             for name, found in {
                 "bge-reranker-v2-m3": "XLMRobertaForSequenceClassification",
                 "bge-reranker-v2-gemma": "GemmaForCausalLM",

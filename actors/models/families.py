@@ -28,9 +28,9 @@ class Family:
     forward_arguments: Mapping[str, Any] = field(default_factory=dict)
     """Arguments for the forward pass."""
     token_types: bool = False
-    """Whether it has an embedding of token types; packvec passes type 0."""
+    """Whether the model has an embedding of token types."""
     packed: bool = True
-    """Whether it uses packed attention; otherwise it gets padded batches with a mask."""
+    """Whether the model uses packed attention; otherwise it gets padded batches with a mask."""
 
     def first_position(self, model: Mapping[str, Any]) -> int:
         """Return the position id of a passage's first token; `model`: its config.json."""
@@ -91,11 +91,7 @@ def family_of(
 
 
 def remote_family(name: str, *, trust_remote_code: bool) -> Family:
-    """Return the record of a model that runs its own code.
-
-    Raises:
-        ModelError: `trust_remote_code` is false.
-    """
+    """Return the record of a model that runs its own code; raise ModelError without permission."""
     if not trust_remote_code:
         raise ModelError(
             f"model {name!r}: needs the Python code of its repository, which only runs if the "

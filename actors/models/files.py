@@ -241,11 +241,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def load_json(path: Path, expected: str) -> Any:
-    """Read any JSON value; `expected`: its description in messages.
-
-    Raises:
-        ModelError: the file is missing or damaged.
-    """
+    """Read a JSON file; raise ModelError if it is missing or damaged. `expected`: for messages."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:

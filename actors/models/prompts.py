@@ -122,8 +122,7 @@ def prompts_of(config: ModelConfig, record: KnownModel | None) -> Prompts:
     """Return the prompts of the configuration, by default those of the record.
 
     Raises:
-        ModelError: a format does not have two {}, an example lacks a key, or the record lacks the
-            task.
+        ModelError: a format lacks its two {}, an example lacks a key, or the task is unknown.
     """
     record = record or _PLAIN
     query, passage = record.query_instruction, record.passage_instruction

@@ -67,10 +67,10 @@ def attend(
     `query`: [T, heads, head_dim]; `key` and `value`: [T, key heads, head_dim]. Returns a contiguous
     tensor of the shape of `query`. On a CPU, finite padding rows may follow the rows of `packed`;
     no token attends to them, and their results are finite. `first_only`: `query` is
-    [N, heads, head_dim], the first token of each passage; needs a rule without mask and cap.
+    [N, heads, head_dim], the first token of each passage; `rule` must only have a scale.
     """
     if first_only and (rule.causal, rule.window, rule.softcap) != (False, None, None):
-        raise NotImplementedError(f"first_only: expected a rule without mask and cap, got {rule}")
+        raise NotImplementedError(f"first_only: expected a rule with only a scale, got {rule}")
     if query_THD.is_cuda and rule.softcap is not None:
         return attend_flex(query_THD, key_TKD, value_TKD, packed, rule)
     kernel = _attend_varlen if _has_flash(query_THD) else _attend_runs
@@ -203,7 +203,7 @@ def _attend_alone(
     packed: PackedBatch,
     rule: AttentionRule,
 ) -> torch.Tensor:
-    """Compute attention over one passage without copying its rows, which costs more than that."""
+    """Compute attention over one passage without a copy, which costs most for a short query."""
     rows, length = len(query_THD), packed.max_seqlen
     q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query_THD, key_TKD, value_TKD))
     mask = None if rows == length else _mask(length, rows, q.dtype)

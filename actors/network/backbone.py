@@ -98,10 +98,7 @@ def load_pretrained(
 
 
 def fastest(model: torch.nn.Module, family: Family) -> Backbone:
-    """Return the fastest function that computes the model's last hidden states.
-
-    Takes over the weights: `model` itself cannot be used afterwards.
-    """
+    """Return the fastest implementation of `model`, which cannot be used itself afterwards."""
     if family.packed and can_take(model):
         return PackedBert(model)
     return functools.partial(run, model, family)
@@ -127,10 +124,7 @@ def run(model: torch.nn.Module, family: Family, packed: PackedBatch) -> torch.Te
 
 
 def padded(model: torch.nn.Module, packed: PackedBatch) -> tuple[Any, torch.Tensor]:
-    """Run a checkpoint's own code on rows padded on the right.
-
-    Returns its output and the mask [N, L], true for tokens.
-    """
+    """Run a model's own code on right-padded rows; return its output and the token mask [N, L]."""
     lengths_N = packed.lengths_N
     column_L = torch.arange(packed.max_seqlen, device=lengths_N.device)
     mask_NL = column_L[None] < lengths_N[:, None]

@@ -67,7 +67,7 @@ class BatchRunner:
         return failures
 
     def _cut(self, rows: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:
-        """Yield micro-batches of rows; on a CPU their number is a multiple of the threads."""
+        """Yield micro-batches of rows; on a CPU about an equal number for each thread."""
         ends = np.concatenate(([0], np.cumsum(lengths)))
         tokens, most = int(ends[-1]), self.max_batch_tokens
         threads = min(torch.get_num_threads(), max(tokens // _LEAST_TOKENS, 1))

@@ -124,7 +124,7 @@ class OutputHeads:
             finite_N &= dense_ND.isfinite().all(dim=1)
         if "sparse" in outputs:
             sparse_T = torch.relu(self._linears["sparse"](hidden_TH)).squeeze(-1).float()
-            # ReLU keeps NaN, and turns -Inf into 0, which is its right weight.
+            # ReLU keeps NaN. It turns -Inf into 0, which is the correct weight.
             finite_N &= _all_by_passage(sparse_T.isfinite(), packed.lengths_N)
         if "colbert" in outputs:
             others_N = packed.lengths_N - 1
@@ -165,10 +165,7 @@ class OutputHeads:
         )
 
     def _colbert(self, hidden_TH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the vectors of tokens, and which vectors are finite.
-
-        Tokens are processed in blocks, since float32 intermediates of a long passage are large.
-        """
+        """Return vectors and which are finite, in blocks to bound the size of float32 copies."""
         linear = self._linears["colbert"]
         made_TD = hidden_TH.new_empty(
             (len(hidden_TH), self.colbert_dim or 0), dtype=self._vector_dtype

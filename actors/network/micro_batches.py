@@ -30,10 +30,7 @@ class TokenRows:
 
 
 def micro_batches(offsets: np.ndarray, max_tokens: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) rows of consecutive passages within a token budget, in input order.
-
-    A passage longer than the budget is a micro-batch on its own.
-    """
+    """Yield (start, stop) rows within a token budget, in order; a longer passage is alone."""
     start, rows = 0, len(offsets) - 1
     while start < rows:
         stop = next_stop(offsets, start, max_tokens)

@@ -89,10 +89,7 @@ class TokenSpan(NamedTuple):
 
 
 def encoder_input(title: str | None, text: str) -> str:
-    """Return the passage with its title and a newline before it, unless the title is blank.
-
-    `TextTokenizer` adds the instruction.
-    """
+    """Return the passage with its title and a newline before it, unless the title is blank."""
     return f"{title}\n{text}" if title and not title.isspace() else text
 
 
@@ -169,7 +166,7 @@ class TextTokenizer:
         return found
 
     def _encode_more(self, text: str, tried: int, size: int) -> Encoding:
-        """Encode a text whose first `tried` of `size` characters had too few tokens."""
+        """Encode a text whose words within `size` characters (`tried` long) have too few tokens."""
         while True:
             if tried < size // 2 and (found := self._encode_in_word(text, size)):
                 return found
