@@ -164,7 +164,7 @@ def test_deaths_beyond_what_one_run_may_take_stop_it_naming_the_slice(store):
             raise SystemExit
     with pytest.raises(EmbedError, match=f"{SLICE}.*died {MOST_DEATHS + 1} times") as caught:
         one(store).deaths(SLICE)
-    assert "run the same command again" in caught.value.remedy
+    assert "run the command again: finished slices are kept" in caught.value.remedy
     assert one(store, "s2").deaths(SLICE).total() == MOST_DEATHS + 1  # another try goes on
 
 

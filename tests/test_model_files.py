@@ -322,7 +322,7 @@ def test_resolve_model_of_an_empty_place_or_unknown_store_is_model_error(stored)
     for name, said in (
         (f"{stored}/nothing", "found nothing"),
         (f"{stored}/../other", "found nothing"),
-        ("nonsense://models/bert", "cannot be read"),
+        ("nonsense://models/bert", "expected a readable model folder"),
     ):
         with pytest.raises(ModelError, match=said):
             resolve_model(ModelConfig(name=name))

@@ -358,7 +358,7 @@ def test_other_pairs_or_another_reranker_are_refused_over_committed_scores(make:
     ) as refused:
         rerank_pairs(make(many(4)))
     assert "reindex" not in str(refused.value)
-    with pytest.raises(IndexStateError, match=r"what differs: model\.query_max_length"):
+    with pytest.raises(IndexStateError, match=r"with another model\.query_max_length"):
         rerank_pairs(make(many(4), reranker={"query_max_length": 10}))
     assert rerank_pairs(make(many(4)), fresh=True).counts.documents == 4
 

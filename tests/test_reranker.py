@@ -183,7 +183,7 @@ def test_reranker_that_cannot_be_is_refused(name, options, said):
         load_reranker(RerankerConfig(name=str(name), **options))
 
 
-OTHER_KIND = "an architecture among .* of kind {}, found"
+OTHER_KIND = "an architecture among .* for kind {}, found"
 
 
 @pytest.mark.parametrize(

@@ -277,7 +277,7 @@ def test_scores_of_what_does_not_fit_refused(pairs):
         *((score, [three], [four]) for score in (colbert_matrix, colbert_pairs)),
     ]
     for score, of_queries, of_passages in scores:
-        with pytest.raises(ModelError, match="found 3 for queries and 4 for passages"):
+        with pytest.raises(ModelError, match="of the same dimension, found 3 and 4"):
             score(of_queries, of_passages)
 
 

@@ -542,7 +542,7 @@ def test_folder_that_is_none_is_named_as_the_setting_it_is(
     history: History, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match=r"search\.folder: expected a folder") as error:
+    with pytest.raises(StorageError, match=r"search\.folder: expected a writable folder") as error:
         ShardFiles(history.index, history.index.parts, tmp_path / "file").open(["dense"])
     assert "search.folder=" in error.value.remedy
 

@@ -159,7 +159,7 @@ def test_shard_takes_columns_of_the_same_blocks_and_makes_no_copy_of_them():
     shard: Any = Shard(in_blocks(ids, []), {"dense": in_blocks(column, [])})
     address = shard._blocks[0].rows["dense"]._rows_BD.data_ptr()
     assert address == column.flatten().buffers()[1].address
-    with pytest.raises(ValueError, match="the same rows"):
+    with pytest.raises(ValueError, match="chunks of the same length in every column"):
         Shard(in_blocks(ids, [2]), {"dense": in_blocks(column, [1])})
 
 

@@ -11,6 +11,7 @@ import boto3
 import pyarrow as pa
 import pytest
 import typer
+from chaos import TOLERANCE, largest_difference
 from s3_server import KEY, REGION, SECRET, S3Server, s3_server
 from typer.testing import CliRunner
 
@@ -87,6 +88,13 @@ def rows(config: RunConfig, **options: Any) -> pa.Table:
     return open_index(config.index.uri, **options).to_table().sort_by("passage_id").combine_chunks()
 
 
+def assert_same(one: pa.Table, other: pa.Table) -> None:
+    """Vectors may differ by rounding: another kind of CPU made the older ones."""
+    vectors = ["dense", "sparse", "colbert"]
+    assert one.drop(vectors).equals(other.drop(vectors))
+    assert largest_difference(one, other) <= TOLERANCE
+
+
 def command(app: typer.Typer, *arguments: str) -> None:
     """Run a command that must succeed."""
     result = CliRunner().invoke(app, arguments)
@@ -97,10 +105,10 @@ def test_index_written_earlier_is_read_as_a_new_one_of_the_same_documents(put_so
     old, new = config_of("committed"), config_of("new")
     put_source("source")
     embed_corpus(new)
-    assert rows(old, generation=1).equals(rows(new))
+    assert_same(rows(old, generation=1), rows(new))
     put_source("source-edited")
     reindex(new)
-    assert rows(old).equals(rows(new))
+    assert_same(rows(old), rows(new))
     counts = [open_index(c.index.uri).info.counts for c in (old, new)]
     assert counts[0] == counts[1]
 
@@ -115,7 +123,7 @@ def test_index_written_earlier_is_reindexed(put_source, config_of):
     put_source("source")
     manifest = reindex(config)
     assert (manifest.generation, manifest.parent) == (3, 2)
-    assert rows(config).equals(rows(config, generation=1))
+    assert_same(rows(config), rows(config, generation=1))
     assert manifest.counts.reused > 0  # vectors are taken from the parts of the earlier version
 
 
@@ -125,7 +133,7 @@ def test_index_written_earlier_is_whole_and_stays_so_when_compacted(config_of):
     command(verify_index.app, config.index.uri, "--deep")
     command(compact_index.app, config.index.uri, "--force")
     assert open_index(config.index.uri).info.generation == 3
-    assert rows(config).equals(before)
+    assert_same(rows(config), before)
     command(verify_index.app, config.index.uri, "--deep")
 
 
@@ -139,7 +147,7 @@ def test_embedding_interrupted_earlier_is_resumed_with_its_slices(put_source, co
     assert {str(path) for path in written} < parts
     assert manifest.run_id == written[0].parent.name
     embed_corpus(new)
-    assert rows(config).equals(rows(new))
+    assert_same(rows(config), rows(new))
 
 
 def test_reindexing_interrupted_earlier_is_resumed_with_its_slices(put_source, config_of):
@@ -151,4 +159,4 @@ def test_reindexing_interrupted_earlier_is_resumed_with_its_slices(put_source, c
         if folder.name != open_index(config.index.uri).info.run_id
     ]
     assert reindex(config).run_id == run
-    assert rows(config).equals(rows(whole))
+    assert_same(rows(config), rows(whole))
