@@ -19,20 +19,22 @@ from pipelines.index.reader import Index, describe_index, open_index
 from pipelines.terminal.cli import Generation, IndexUri, exit_with_one_line, new_app
 
 _SHOWN = ("passage_id", "title", "text", "n_tokens", *COMPUTED_COLUMNS)
-_OTHERS_WIDTH = 70  # terminal columns for everything except title and text
+_OTHERS_WIDTH = 70  # terminal columns for everything except the text
 
 
 def look(index: Index, rows: int, width: int) -> Table:
     """Return the first rows as a table `width` columns wide, with abbreviated vectors."""
     names = [name for name in _SHOWN if name in index.schema.names]
     found = index.scanner(names).head(rows)
-    if "title" in names and found["title"].null_count == found.num_rows:
+    if {"title", "text"} <= set(names):  # in one column, which fits 80 columns
         names.remove("title")
     table = Table(box=box.SIMPLE)
     for name in names:
         table.add_column(name, no_wrap=True)
-    text_width = max((width - _OTHERS_WIDTH) // (2 if "title" in names else 1), 12)
+    text_width = max(width - _OTHERS_WIDTH, 12)
     for row in found.to_pylist():
+        if row.get("title") and row.get("text"):
+            row["text"] = f"{row['title']}: {row['text']}"
         table.add_row(*(_cell(name, row[name], text_width) for name in names))
     return table
 

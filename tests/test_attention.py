@@ -261,9 +261,7 @@ def test_attention_that_is_not_computed_is_refused():
     qkv = torch.zeros(3, HEADS, HEAD_DIM)
     for change in ({"causal": True}, {"window": 2}, {"softcap": 1.0}):
         rule = dataclasses.replace(FULL, **change)
-        with pytest.raises(
-            NotImplementedError, match="expected a rule with only a scale"
-        ):
+        with pytest.raises(NotImplementedError, match="expected a rule with only a scale"):
             attention.attend(qkv[:1], qkv, qkv, packed_of([3]), rule, first_only=True)
     mask, packed = torch.ones(1, 1, 4, 4, dtype=torch.bool), packed_of([4])
     with pytest.raises(NotImplementedError, match="expected no attention_mask"):

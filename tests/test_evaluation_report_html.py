@@ -73,9 +73,7 @@ def test_gains_are_drawn_for_each_query_or_for_a_sample_of_many():
     half = {query: {"d": 1.0} for i, query in enumerate(qrels) if i % 2}
     found = evaluation({"dense": {}, "sparse": half}, qrels)
     chart = gains_chart(found, found.mode("sparse"))
-    assert chart.caption.startswith(
-        "1,000 queries better, 0 worse, 1,000 the same; +0.500 on average"
-    )
+    assert chart.caption.startswith("1,000 queries better, 0 worse, 1,000 the same; +0.500 on")
     assert len(chart.html()) < 100_000
 
 

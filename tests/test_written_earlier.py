@@ -133,7 +133,7 @@ def test_index_written_earlier_is_whole_and_stays_so_when_compacted(config_of):
     command(verify_index.app, config.index.uri, "--deep")
     command(compact_index.app, config.index.uri, "--force")
     assert open_index(config.index.uri).info.generation == 3
-    assert_same(rows(config), before)
+    assert rows(config).equals(before)
     command(verify_index.app, config.index.uri, "--deep")
 
 
