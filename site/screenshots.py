@@ -33,6 +33,12 @@ PORT = 8137
 WIDTHS = {"wide": (1200, 900), "narrow": (400, 860)}
 QUERY = "how do volcanoes erupt"
 READY_SECONDS = 180
+_HIDE_ROOT = """root => {
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    walker.currentNode.nodeValue = walker.currentNode.nodeValue.replaceAll(root, "~/packvec");
+  }
+}"""
 
 
 def main() -> None:
@@ -119,6 +125,8 @@ def take(browser: Browser, name: str, url: str, wait: str | None = None) -> None
             page.goto(url, wait_until="networkidle")
             if wait:
                 page.wait_for_selector(wait, timeout=30_000)
+            # The reader's checkout is elsewhere.
+            page.evaluate(_HIDE_ROOT, str(ROOT))
             page.screenshot(path=ASSETS / f"{name}-{theme}-{width}.png")
             page.close()
 
